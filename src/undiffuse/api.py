@@ -1,0 +1,161 @@
+"""The three functions of `import undiffuse`: train, sample, load; the command does the same through them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from undiffuse import data, images
+from undiffuse.config import Config, make_config
+from undiffuse.denoiser import Denoiser
+from undiffuse.errors import UserError
+from undiffuse.run import Run
+from undiffuse.sampling import Frame, trajectory
+from undiffuse.session import Began, train_session
+from undiffuse.training import Event, in_precision
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+Where = str | os.PathLike[str]
+
+
+def train(
+    out: Where = "runs/fast",
+    preset: str = "fast",
+    *,
+    watch: Callable[[Began | Event], None] | None = None,
+    **fields: Any,
+) -> Path:
+    """Train a run in folder `out`, or go on with it; returns the folder. The command `undiffuse train` in Python.
+
+    fields: any of `Config`'s, such as minutes=3 or data="photos/". watch: called with each event as it happens.
+    A finished run is left as it is. Raises UserError for anything that does not fit, before anything is written."""
+    return train_config(make_config(preset, **fields), Path(out), watch=watch)
+
+
+def train_config(
+    config: Config,
+    path: Path,
+    *,
+    replay: Path | None = None,
+    started: float | None = None,
+    watch: Callable[[Began | Event], None] | None = None,
+) -> Path:
+    """`train` for a whole configuration. started: see `train_session`."""
+    for event in train_session(config, path, replay=replay, started=started):
+        if watch:
+            watch(event)
+    return path
+
+
+def load(run: Where) -> Denoiser:
+    """The denoiser of a run folder: its averaged weights, fp32, in evaluation mode. Raises UserError where there is none."""
+    return Run(Path(run)).denoiser()[0]
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to draw from a run; None stands for the run's own default.
+
+    labels: class numbers to cycle through, in a conditional run; by default all of them in turn."""
+
+    n: int = 64
+    sampler: str | None = None
+    steps: int | None = None
+    grid: str | None = None
+    labels: Sequence[int] | None = None
+    guidance: float | None = None
+    clip: bool = True
+    seed: int = 0
+    batch_size: int = 256
+    precision: str = "fp32"
+
+
+@dataclass
+class Drawing:
+    """A request made ready: the denoiser, the class of each image (n,) or None, and `trajectory`'s options.
+
+    calls: network calls for each image, known after the first batch."""
+
+    denoiser: Denoiser
+    request: Request
+    label: Tensor | None
+    options: dict[str, Any]
+    calls: int = 0
+
+    def frames(self, first: int, count: int) -> Iterator[Frame]:
+        """The steps of the images with numbers first..first + count - 1, as one batch."""
+        label = None if self.label is None else self.label[first : first + count]
+        for frame in trajectory(self.denoiser, range(first, first + count), label=label, **self.options):
+            self.calls = frame.calls
+            yield frame
+
+    def batches(self) -> Iterator[Tensor]:
+        """The images, uint8 (B, C, H, W), a batch at a time."""
+        size = self.request.batch_size
+        for first in range(0, self.request.n, size):
+            *_, last = self.frames(first, min(size, self.request.n - first))
+            yield data.to_uint8(last.x_s)
+
+    def stages(self, count: int) -> list[Tensor]:
+        """The first `count` images at every time from 1 to 0, uint8 (count, C, H, W) each."""
+        frames = list(self.frames(0, min(count, self.request.n)))
+        return [data.to_uint8(x) for x in (frames[0].x_t, *(frame.x_s for frame in frames))]
+
+
+def prepare(run: Where, request: Request) -> Drawing:
+    """Read the run and check the request. Raises UserError for what the run cannot do."""
+    folder = Run(Path(run))
+    config = folder.config()
+    denoiser, _ = folder.denoiser()
+    classes = len(denoiser.classes)
+    if request.n < 1 or request.batch_size < 1:
+        raise UserError(f"--n and --batch-size must be at least 1, not {min(request.n, request.batch_size)}")
+    if not classes and request.labels is not None:
+        raise UserError(
+            f"{run} was trained without labels, so it can't be asked for one; train a run with --conditional"
+        )
+    if not classes and request.guidance not in (None, 1.0):
+        raise UserError(
+            f"{run} was trained without labels, so there is nothing to guide by; train a run with --conditional"
+        )
+    wrong = [label for label in request.labels or () if not 0 <= label < classes]
+    if wrong:
+        raise UserError(
+            f"{run} has no class {wrong[0]}; its classes are 0 to {classes - 1}: {', '.join(denoiser.classes)}"
+        )
+    label = None
+    if classes:
+        cycle = torch.tensor(request.labels if request.labels is not None else range(classes))
+        label = cycle[torch.arange(request.n) % len(cycle)]
+    options = {
+        "sampler": request.sampler or config.sampler,
+        "steps": request.steps if request.steps is not None else config.sample_steps,
+        "grid": request.grid or config.grid,
+        "guidance": request.guidance if request.guidance is not None else config.guidance,
+        "clip": request.clip,
+        "seed": request.seed,
+    }
+    quick = Denoiser(
+        in_precision(denoiser.network, request.precision),
+        denoiser.schedule,
+        denoiser.prediction,
+        denoiser.shape,
+        denoiser.classes,
+    )
+    return Drawing(quick, request, label, options)
+
+
+def sample(run: Where, n: int = 64, **request: Any) -> NDArray[np.uint8]:
+    """Draw n images from a run: uint8 (n, H, W), or (n, H, W, 3) in colour. Other arguments: `Request`'s.
+
+    The same seed gives the same images, whatever the batch size. Raises UserError for what the run cannot do."""
+    return images.as_array(torch.cat(list(prepare(run, Request(n=n, **request)).batches())))

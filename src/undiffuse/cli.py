@@ -1,0 +1,204 @@
+"""The command `undiffuse`: one function a verb."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import tyro
+from pydantic import ValidationError
+from tyro.conf import OmitArgPrefixes, Positional
+
+from undiffuse import __version__, machine
+from undiffuse.config import Config, complaint, make_config
+from undiffuse.errors import UserError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+STOPPED = 128  # plus the signal's number: 130 after Ctrl-C, 143 after SIGTERM
+
+
+def train_verb(preset: Config) -> Callable[..., None]:
+    """The verb `train`, whose flags have the preset's values as defaults."""
+
+    def train(
+        config: OmitArgPrefixes[Config] = preset,
+        out: Path | None = None,
+        replay: Path | None = None,
+        plan: bool = False,
+    ) -> None:
+        """Train a diffusion model, or go on with an unfinished run: the same command again resumes it.
+
+        Args:
+            out: the run folder (default: runs/PRESET)
+            replay: repeat this finished run step by step, to the same weights; needs --out
+            plan: time a few steps, print what the budget allows, and train nothing
+        """
+        from undiffuse import api
+        from undiffuse.console import Watcher
+        from undiffuse.plan import plan as make_plan
+        from undiffuse.run import Run
+        from undiffuse.session import Stopped
+
+        console = stdout()
+        if plan:
+            console.print(make_plan(config), highlight=False)
+            return
+        if replay is not None:
+            if out is None:
+                raise UserError("--replay needs --out, a new folder for the repeated run")
+            config = Run(replay).config()
+        path = out or Path("runs") / config.preset
+        done = Run(path).exists() and Run(path).finished()
+        try:
+            with Watcher(config, path, console, machine.STARTED) as watcher:
+                api.train_config(config, path, replay=replay, started=machine.STARTED, watch=watcher)
+        except Stopped as stopped:
+            console.print(f"{path}: stopped by {stopped} and saved; the same command goes on from here")
+            raise SystemExit(STOPPED + stopped.signal) from None
+        end = Run(path).finished()
+        assert end is not None
+        state = "was already finished" if done else "finished"
+        console.print(f"{path}: {state}, {end['step']:,} steps in {end['time'] / 60:.1f} minutes", highlight=False)
+        console.print(f"  {path}/samples/step_{end['step']:06d}.png  its last samples", highlight=False)
+        console.print(f"  {path}/timeline.png, {path}/loss.png", highlight=False)
+        console.print(
+            f"  {sys.argv[0] if '/' in sys.argv[0] else 'undiffuse'} sample {path}  draws more", highlight=False
+        )
+
+    return train
+
+
+def sample(
+    run: Positional[Path],
+    n: int = 64,
+    sampler: str | None = None,
+    steps: int | None = None,
+    grid: str | None = None,
+    label: tuple[int, ...] | None = None,
+    guidance: float | None = None,
+    clip: bool = True,
+    seed: int = 0,
+    batch_size: int = 256,
+    precision: Literal["fp32", "bf16"] = "fp32",
+    out: str | None = None,
+    trajectory: Path | None = None,
+) -> None:
+    """Draw new images from a run.
+
+    Args:
+        run: the run folder
+        n: how many images
+        sampler: mean (7) | ddpm (8) | ddpm-printed | ddim:eta=0 | euler | heun | dpmpp-2m (default: the run's)
+        steps: sampling steps, any number; each is one network call (heun: two, the last one) (default: the run's)
+        grid: the times visited: uniform | log-snr | karras (default: the run's)
+        label: only this class, or these, in a conditional run (default: all in turn)
+        guidance: classifier-free guidance, 1 is none; two network calls a step (default: the run's)
+        clip: clip the guessed image to the range of images
+        seed: the same seed draws the same images, whatever the batch size
+        batch_size: images at a time
+        precision: bf16 is faster where the processor has it, and moves grey levels by a few
+        out: a grid FILE.png, an archive FILE.npz (images, labels), or FOLDER/ for one PNG an image (default: RUN/samples.png)
+        trajectory: also draw the way from noise to image of the first ten, as FILE.gif or as FILE.png
+    """
+    import time
+
+    import torch
+
+    from undiffuse import api, export
+
+    to = export.destination(out or str(run / "samples.png"))
+    ready = api.prepare(
+        run,
+        api.Request(n, sampler, steps, grid, label, guidance, clip, seed, batch_size, precision),
+    )
+    if trajectory is not None:
+        export.check_trajectory(trajectory)
+    console = stdout()
+    begin = time.monotonic()
+    images: list[torch.Tensor] = []
+    with console.status(f"drawing {n} images") as status:
+        for batch in ready.batches():
+            images.append(batch)
+            status.update(f"drawn {sum(map(len, images)):,} of {n:,}")
+    seconds = time.monotonic() - begin
+    export.save_images(to, torch.cat(images), ready.label, ready.denoiser.classes)
+    console.print(
+        f"{to}: {n:,} images by {ready.options['sampler']}, {ready.options['steps']} steps, {ready.calls} network calls each, "
+        f"in {seconds:.1f} s",
+        highlight=False,
+        soft_wrap=True,
+    )
+    if trajectory is not None:
+        export.save_trajectory(trajectory, ready.stages(10))
+        console.print(f"{trajectory}: the way from noise of the first {min(n, 10)}", highlight=False)
+
+
+def info(run: Positional[Path]) -> None:
+    """Show what a run is: its state, its data, and every hyperparameter with its reason.
+
+    Args:
+        run: the run folder
+    """
+    from undiffuse.console import describe
+    from undiffuse.run import Run
+
+    stdout().print(describe(Run(run)))
+
+
+def stdout() -> Console:
+    from rich.console import Console
+
+    return Console(soft_wrap=False)
+
+
+def main() -> None:
+    """Run the command. A user's mistake is one sentence and exit code 2."""
+    arguments = sys.argv[1:]
+    if arguments == ["--version"]:
+        print(f"undiffuse {__version__}")
+        return
+    try:
+        verbs: dict[str, Callable[..., Any]] = {
+            "train": train_verb(preset_of(arguments)),
+            "sample": sample,
+            "info": info,
+        }
+        tyro.extras.subcommand_cli_from_dict(
+            verbs,
+            prog="undiffuse",
+            description="Understand, train and trust a small diffusion model on a CPU. 'undiffuse train' begins; see 'undiffuse VERB --help'.",
+            args=arguments,
+        )
+    except UserError as error:
+        fail(str(error))
+    except ValidationError as error:
+        fail(complaint(error))
+    except KeyboardInterrupt:
+        raise SystemExit(STOPPED + 2) from None
+    except BrokenPipeError:
+        raise SystemExit(STOPPED + 13) from None
+
+
+def fail(sentence: str) -> None:
+    print(f"undiffuse: {sentence}", file=sys.stderr)
+    raise SystemExit(2)
+
+
+def preset_of(arguments: list[str]) -> Config:
+    """The preset that `--preset NAME` chooses, without its minutes where another budget is asked for."""
+    name = "fast"
+    for flag, value in zip(arguments, [*arguments[1:], ""], strict=True):
+        if flag.startswith("--preset="):
+            name = flag.partition("=")[2]
+        elif flag == "--preset":
+            name = value
+    other = any(argument.partition("=")[0] in ("--epochs", "--steps") for argument in arguments)
+    return (
+        make_config(name)
+        if not other or arguments[:1] != ["train"]
+        else make_config(name).model_copy(update={"minutes": None})
+    )

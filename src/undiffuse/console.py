@@ -1,0 +1,147 @@
+"""What the terminal shows of a session: a live line where there is a terminal, a line now and then where there is none."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from typing import TYPE_CHECKING
+
+from rich import box
+from rich.console import Console, Group
+from rich.progress import BarColumn, Progress, TextColumn
+from rich.table import Table
+
+from undiffuse.clock import Decision
+from undiffuse.run import Run
+from undiffuse.session import Began
+from undiffuse.training import Decided, Ended, Event, Skipped, Snapshot, Stepped, Validated
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from undiffuse.config import Config
+
+LINE_SECONDS = 20.0  # between lines where there is no terminal
+
+
+def duration(seconds: float) -> str:
+    minutes, seconds = divmod(max(0, round(seconds)), 60)
+    return f"{minutes}:{seconds:02d}"
+
+
+class Watcher:
+    """Shows the events of one session. Call it with each; use it as a context manager."""
+
+    def __init__(self, config: Config, path: Path, console: Console, started: float) -> None:
+        self.config, self.path, self.console, self.started = config, path, console, started
+        self.spent = 0.0
+        self.losses: deque[float] = deque(maxlen=50)
+        self.seconds: deque[float] = deque(maxlen=50)
+        self.validation: float | None = None
+        self.printed = time.monotonic()
+        self.epoch_images = 1
+        self.decaying = False
+        self.progress = Progress(
+            BarColumn(bar_width=30),
+            TextColumn("{task.percentage:>3.0f}%"),
+            TextColumn("{task.fields[words]}"),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+        self.task = self.progress.add_task("", total=1.0, words="starting")
+
+    def __enter__(self) -> Watcher:
+        self.progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.progress.stop()
+
+    def __call__(self, event: Began | Event) -> None:
+        match event:
+            case Began():
+                self.began(event)
+            case Stepped():
+                self.stepped(event)
+            case Validated():
+                self.validation = event.loss
+                self.console.print(f"  step {event.step:>6,}  held-out loss {event.loss:.4f}", highlight=False)
+            case Skipped():
+                self.console.print(f"  step {event.step:>6,}  skipped: {event.reason}", style="yellow")
+            case Decided(decision=Decision() as decision) if not self.decaying:
+                self.decaying = True
+                self.console.print(
+                    f"  step {decision.step:>6,}  from here on the learning rate falls, to 0 at about step {decision.end:,}",
+                    highlight=False,
+                )
+            case Snapshot() | Ended() | Decided():
+                pass
+
+    def began(self, event: Began) -> None:
+        self.spent = event.seconds
+        facts = event.facts
+        self.epoch_images = facts.training
+        c, h, w = facts.shape
+        what = f"{facts.training:,} images of '{facts.name}' ({h}x{w}x{c}), {facts.validation:,} held out"
+        how = f"{self.config.net}, {event.parameters / 1e6:.2f} million parameters, {event.precision}{', compiled' if event.compiled else ''}"
+        self.console.print(f"{self.path}: {what}; {how}", highlight=False)
+        for note in event.notes:
+            self.console.print(f"  note: {note}", style="yellow")
+        if event.step:
+            self.console.print(
+                f"  resumed at step {event.step:,}, after {duration(event.seconds)} min", highlight=False
+            )
+        self.progress.update(self.task, words="compiling the network, up to a minute" if event.compiled else "starting")
+
+    def stepped(self, event: Stepped) -> None:
+        self.losses.append(event.loss)
+        self.seconds.append(event.seconds)
+        elapsed = self.spent + time.monotonic() - self.started
+        pace = sorted(self.seconds)[len(self.seconds) // 2]
+        if self.config.minutes is not None:
+            share, left = elapsed / (60 * self.config.minutes), 60 * self.config.minutes - elapsed
+        else:
+            end = event.end or event.step
+            share, left = event.step / end, (end - event.step) * pace
+        words = (
+            f"step {event.step:,}{f'/{event.end:,}' if event.end else ''}"
+            f"  epoch {event.step * self.config.batch_size / self.epoch_images:.2f}"
+            f"  {self.config.batch_size / pace:,.0f} images/s  loss {sum(self.losses) / len(self.losses):.4f}"
+            + (f"  held-out {self.validation:.4f}" if self.validation is not None else "")
+            + f"  {duration(elapsed)} min, {duration(left)} to go"
+        )
+        self.progress.update(self.task, completed=min(1.0, share), words=words)
+        if not self.console.is_terminal and time.monotonic() - self.printed > LINE_SECONDS:
+            self.printed = time.monotonic()
+            self.console.print("  " + words, highlight=False, soft_wrap=True)
+
+
+def describe(run: Run) -> Group:
+    """A run's state, data and hyperparameters, for the terminal."""
+    content, config, facts = run.read_config(), run.config(), run.facts()
+    steps, end = run.events("step"), run.finished()
+    spent = max((event["time"] for event in run.log()), default=0.0)
+    state = "finished" if end else "unfinished; the same command goes on with it"
+    shape = "x".join(str(n) for n in (*facts.shape[1:], facts.shape[0]))
+    lines = {
+        "state": f"{state}; {len(steps):,} steps in {spent / 60:.1f} minutes",
+        "data": f"{facts.name}, {facts.training:,} images of {shape} to train on, {facts.validation:,} held out",
+        "classes": ", ".join(facts.classes) or "none",
+        "loss": f"{steps[-1]['loss']:.4f} at the last step" if steps else "none yet",
+    }
+    for event in run.events("validation")[-1:]:
+        lines["held-out loss"] = f"{event['loss']:.4f} at step {event['step']:,}"
+    for event in run.events("session")[-1:]:
+        lines["machine"] = ", ".join(f"{key} {value}" for key, value in event["machine"].items())
+    if content["replay_of"]:
+        lines["replays"] = content["replay_of"]
+    about = Table(box=None, show_header=False, title=str(run.path), title_justify="left", title_style="bold")
+    for key, value in lines.items():
+        about.add_row(key, value)
+    table = Table("hyperparameter", "value", "why", box=box.SIMPLE_HEAD)
+    for name, why in content["reasons"].items():
+        value = getattr(config, name)
+        if value is not None:
+            table.add_row(name.replace("_", "-"), str(value), why)
+    return Group(about, table)

@@ -1,0 +1,88 @@
+"""Where drawn images go: a grid, an archive, a folder of PNGs, an animation or a strip."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from undiffuse import images as pictures
+from undiffuse.errors import UserError
+from undiffuse.run import write_atomic
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Destination:
+    """A file or folder to write images to; kind: "png", "npz" or "folder"."""
+
+    path: Path
+    kind: str
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+
+def destination(text: str) -> Destination:
+    """FILE.png, FILE.npz, or FOLDER/ (a slash at its end, or a folder that exists). Raises UserError for another ending."""
+    path = Path(text)
+    if text.endswith("/") or path.is_dir():
+        kind = "folder"
+    elif path.suffix.lower() in (".png", ".npz"):
+        kind = path.suffix.lower()[1:]
+    else:
+        raise UserError(
+            f"--out {text}: write FILE.png for a grid, FILE.npz for an archive, or FOLDER/ for one PNG an image"
+        )
+    if kind != "folder" and not path.parent.is_dir():
+        raise UserError(f"--out {text}: there is no folder {path.parent}")
+    return Destination(path, kind)
+
+
+def save_images(to: Destination, images: Tensor, labels: Tensor | None, classes: tuple[str, ...]) -> None:
+    """Write images uint8 (N, C, H, W), and their class numbers (N,) where there are some."""
+    if to.kind == "png":
+        columns = pictures.columns_for(len(images), 0 if labels is None else len(set(labels.tolist())))
+        write_atomic(to.path, pictures.png_bytes(pictures.grid(images, columns)))
+    elif to.kind == "npz":
+        import numpy as np
+
+        arrays = {"images": pictures.as_array(images)} | ({} if labels is None else {"labels": labels.numpy()})
+        out = io.BytesIO()
+        np.savez_compressed(out, **arrays)
+        write_atomic(to.path, out.getvalue())
+    else:
+        for i, image in enumerate(images):
+            name = f"{i:05d}.png" if labels is None else f"{i:05d}_{safe(classes[labels[i]])}.png"
+            write_atomic(to.path / name, pictures.png_bytes(pictures.picture(image)))
+
+
+def safe(name: str) -> str:
+    """A class name as part of a file name."""
+    return "".join(c if c.isalnum() or c in "-." else "_" for c in name)[:60]
+
+
+def check_trajectory(path: Path) -> None:
+    """UserError unless a trajectory can be written to `path`."""
+    if path.suffix.lower() not in (".gif", ".png"):
+        raise UserError(f"--trajectory {path}: write FILE.gif for an animation or FILE.png for a strip")
+    if not path.parent.is_dir():
+        raise UserError(f"--trajectory {path}: there is no folder {path.parent}")
+
+
+def save_trajectory(path: Path, stages: list[Tensor]) -> None:
+    """Write the stages from noise to images, uint8 (N, C, H, W) each: as a GIF, or as a PNG with a row an image."""
+    if path.suffix.lower() == ".gif":
+        frames = [
+            pictures.grid(stage, columns=len(stage)).convert("P" if stage.shape[1] == 3 else "L") for stage in stages
+        ]
+        write_atomic(path, pictures.animation_bytes(frames))
+    else:
+        import torch
+
+        shown = [stages[round(k * (len(stages) - 1) / 11)] for k in range(12)] if len(stages) > 12 else stages
+        sheet = torch.stack(shown, dim=1).flatten(0, 1)  # (N * stages, C, H, W)
+        write_atomic(path, pictures.png_bytes(pictures.grid(sheet, columns=len(shown))))

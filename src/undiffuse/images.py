@@ -1,0 +1,80 @@
+"""Pictures of images: grids, strips and animations of uint8 tensors, as PIL images."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+    from PIL import Image
+    from torch import Tensor
+
+
+def picture(image: Tensor) -> Image.Image:
+    """One image, uint8 (C, H, W) with C = 1 or 3."""
+    from PIL import Image
+
+    array = image.numpy()
+    return Image.fromarray(array[0] if len(array) == 1 else array.transpose(1, 2, 0))
+
+
+def as_array(images: Tensor) -> NDArray[np.uint8]:
+    """(N, C, H, W) as (N, H, W) for one channel, (N, H, W, C) for several."""
+    array: NDArray[np.uint8] = (images[:, 0] if images.shape[1] == 1 else images.movedim(1, -1)).numpy()
+    return array
+
+
+def columns_for(count: int, classes: int = 0) -> int:
+    """Columns of a grid of `count` images: one a class where labels cycle through the classes, else about a square."""
+    return classes if 0 < classes <= min(count, 20) else math.ceil(math.sqrt(count))
+
+
+GAP = 2  # pixels between the images of a grid, before enlargement
+
+
+def enlargement(height: int, width: int) -> int:
+    """Whole factor by which images are enlarged in a grid: to about 56 pixels a side."""
+    return max(1, round(56 / max(height, width)))
+
+
+def grid(images: Tensor, columns: int) -> Image.Image:
+    """Images uint8 (N, C, H, W), row by row, enlarged."""
+    import torch
+
+    n, c, h, w = images.shape
+    rows = math.ceil(n / columns)
+    sheet = torch.zeros(c, rows * (h + GAP) + GAP, columns * (w + GAP) + GAP, dtype=torch.uint8)
+    for i, image in enumerate(images):
+        top, left = GAP + i // columns * (h + GAP), GAP + i % columns * (w + GAP)
+        sheet[:, top : top + h, left : left + w] = image
+    scale = enlargement(h, w)
+    return picture(sheet.repeat_interleave(scale, 1).repeat_interleave(scale, 2))
+
+
+def tiles(sheet: Image.Image, height: int, width: int) -> list[Image.Image]:
+    """The inverse of `grid`: its images of height x width pixels, still enlarged, row by row; the last may be empty."""
+    scale = enlargement(height, width)
+    tops = range(GAP * scale, sheet.height, (height + GAP) * scale)
+    lefts = range(GAP * scale, sheet.width, (width + GAP) * scale)
+    return [sheet.crop((x, y, x + width * scale, y + height * scale)) for y in tops for x in lefts]
+
+
+def animation_bytes(frames: Sequence[Image.Image], milliseconds: int = 80) -> bytes:
+    """A looping GIF that rests on its last frame."""
+    import io
+
+    out = io.BytesIO()
+    durations = [milliseconds] * (len(frames) - 1) + [1500]
+    frames[0].save(out, format="GIF", save_all=True, append_images=frames[1:], duration=durations, loop=0)
+    return out.getvalue()
+
+
+def png_bytes(image: Image.Image) -> bytes:
+    import io
+
+    out = io.BytesIO()
+    image.save(out, format="PNG", optimize=True)
+    return out.getvalue()

@@ -1,0 +1,75 @@
+"""What this machine can do, and how the network's arithmetic is run on it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import platform
+import shutil
+import sys
+import time
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
+    from undiffuse.config import Config
+
+STARTED = time.monotonic()
+"""When the package was imported: the start of the process, to within its first tenth of a second."""
+
+
+def has_bf16() -> bool:
+    """Whether the processor multiplies bfloat16 itself (AVX512-BF16, AMX), so that it is the faster of the two."""
+    import torch
+
+    probes = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    return any(probe() for probe in (getattr(torch.cpu, name, None) for name in probes) if probe is not None)
+
+
+def has_compiler() -> bool:
+    """Whether torch.compile finds a C++ compiler: $CXX, g++ or clang++."""
+    return any(shutil.which(name) for name in (os.environ.get("CXX", "g++"), "g++", "clang++"))
+
+
+def resolve(config: Config) -> tuple[str, bool, list[str]]:
+    """(precision, whether to compile, what to tell the user of it) of a run on this machine."""
+    notes = []
+    precision = config.precision
+    if precision == "auto":
+        precision = "bf16" if has_bf16() else "fp32"
+        if precision == "fp32":
+            notes.append("this processor has no bfloat16 arithmetic, so training runs in fp32, at about half the speed")
+    long_enough = config.minutes is None or config.minutes >= 2
+    if config.minutes is None and (config.steps or 10**9) * config.batch_size < 50_000:
+        long_enough = False
+    compiled = config.compile == "on" or (config.compile == "auto" and long_enough)
+    if compiled and not has_compiler():
+        compiled = False
+        notes.append(
+            "no C++ compiler was found, so the network is not compiled; training is slower (see README); install g++ for full speed"
+        )
+    return precision, compiled, notes
+
+
+def arithmetic(precision: str) -> AbstractContextManager[Any]:
+    """The context in which the network computes: autocast to bfloat16, or nothing."""
+    import torch
+
+    return torch.autocast("cpu", torch.bfloat16) if precision == "bf16" else contextlib.nullcontext()
+
+
+def facts() -> dict[str, Any]:
+    """What a resumed run compares, because bits depend on it; and what a reader of the run wants to know."""
+    import torch
+
+    from undiffuse import __version__
+
+    return {
+        "undiffuse": __version__,
+        "python": sys.version.split()[0],
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+        "cpu": torch.backends.cpu.get_cpu_capability(),
+        "platform": platform.platform(),
+    }

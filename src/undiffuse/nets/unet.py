@@ -1,0 +1,171 @@
+"""`unet`: a small UNet for two CPU cores.
+
+Most of the arithmetic happens at a half and a quarter of the image's resolution, where a 3x3 convolution
+has enough channels to run near the processor's peak: the image is cut into 2x2 patches (pixel-unshuffle),
+every level is a stack of residual blocks, and global attention is used at the lowest level only, where
+28x28 digits are 7x7 = 49 tokens. The activations are channels-last and the norm is over channels, so that
+each norm reads contiguous memory.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from undiffuse.errors import UserError
+from undiffuse.nets import NETWORKS
+
+FEATURES = 64  # Fourier features of the log-SNR
+
+
+def fourier_features(log_snr: Tensor) -> Tensor:
+    """Cosines and sines of the log-SNR, at wavelengths from 60, twice its whole range, to 1.  (B,) -> (B, FEATURES)"""
+    frequencies = 2 * math.pi * torch.logspace(-math.log10(60), 0, FEATURES // 2, device=log_snr.device)
+    phase = log_snr.float()[:, None] * frequencies
+    return torch.cat([phase.cos(), phase.sin()], dim=1)
+
+
+class ChannelNorm(nn.Module):
+    """RMS norm over the channels of each pixel (Karras et al. 2024, arXiv:2312.02696, call it pixel norm), with a gain."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.gain = nn.Parameter(torch.ones(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x32 = x.float()
+        scale = torch.rsqrt(x32.square().mean(dim=1, keepdim=True) + 1e-6)
+        return (x32 * scale * self.gain[:, None, None]).to(x.dtype)
+
+
+def zero(module: nn.Module) -> nn.Module:
+    """The same module, its parameters set to zero: a block that starts as the identity."""
+    for parameter in module.parameters():
+        nn.init.zeros_(parameter)
+    return module
+
+
+class ResidualBlock(nn.Module):
+    """norm, SiLU, conv, twice; the condition scales and shifts the second norm."""
+
+    def __init__(self, channels_in: int, channels: int, embedding: int, dropout: float) -> None:
+        super().__init__()
+        self.norm_1 = ChannelNorm(channels_in)
+        self.conv_1 = nn.Conv2d(channels_in, channels, 3, padding=1)
+        self.condition = nn.Linear(embedding, 2 * channels)
+        self.norm_2 = ChannelNorm(channels)
+        self.dropout = nn.Dropout(dropout)
+        self.conv_2 = zero(nn.Conv2d(channels, channels, 3, padding=1))
+        self.skip = nn.Conv2d(channels_in, channels, 1) if channels_in != channels else nn.Identity()
+
+    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+        h = self.conv_1(F.silu(self.norm_1(x)))
+        scale, shift = self.condition(embedding)[:, :, None, None].chunk(2, dim=1)
+        h = self.norm_2(h) * (1 + scale) + shift
+        return self.skip(x) + self.conv_2(self.dropout(F.silu(h)))
+
+
+class Attention(nn.Module):
+    """Self-attention over all pixels, with learned positions.
+
+    Written as two matrix products: the fused kernel's backward pass is many times slower on a CPU at 49 tokens."""
+
+    def __init__(self, channels: int, heads: int, pixels: int) -> None:
+        super().__init__()
+        if channels % heads:
+            raise UserError(f"network 'unet': {channels} channels can't be shared between {heads} heads of attention")
+        self.heads = heads
+        self.norm = ChannelNorm(channels)
+        self.position = nn.Parameter(torch.randn(pixels, channels) * 0.02)
+        self.qkv = nn.Linear(channels, 3 * channels)
+        self.out = zero(nn.Linear(channels, channels))
+
+    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+        b, c, h, w = x.shape
+        tokens = self.norm(x).flatten(2).transpose(1, 2) + self.position  # (B, HW, C)
+        q, k, v = self.qkv(tokens).view(b, h * w, 3, self.heads, c // self.heads).permute(2, 0, 3, 1, 4)
+        weights = (q @ k.transpose(-2, -1) * (c // self.heads) ** -0.5).softmax(dim=-1)  # (B, heads, HW, HW)
+        mixed = weights.to(v.dtype) @ v
+        mixed = self.out(mixed.transpose(1, 2).reshape(b, h * w, c))
+        return x + mixed.transpose(1, 2).reshape(b, c, h, w)
+
+
+class Stage(nn.ModuleList):
+    """Blocks and attention layers one after the other, each told the embedding."""
+
+    def forward(self, h: Tensor, embedding: Tensor) -> Tensor:
+        for layer in self:
+            h = layer(h, embedding)
+        return h
+
+
+@NETWORKS.add
+class UNet(nn.Module):
+    """channels: of each level; the first works at half the image's resolution, each further one at half of that.
+    blocks: residual blocks of a level on the way down, and again on the way up; of the lowest level, in all.
+    attention: whether a level's blocks are each followed by attention, with `heads` heads. Images are padded to a
+    multiple of 2^levels. Raises UserError where these do not fit together."""
+
+    def __init__(
+        self,
+        *,
+        shape: tuple[int, int, int],
+        classes: int,
+        channels: Sequence[int],
+        blocks: Sequence[int],
+        attention: Sequence[bool],
+        heads: int,
+        dropout: float,
+    ) -> None:
+        super().__init__()
+        colours, *size = shape
+        self.multiple = 2 ** len(channels)
+        height, width = (s + -s % self.multiple for s in size)
+        embedding = 4 * channels[0]
+        self.embed = nn.Sequential(nn.Linear(FEATURES, embedding), nn.SiLU(), nn.Linear(embedding, embedding))
+        self.label = nn.Embedding(classes + 1, embedding) if classes else None
+
+        def stage(level: int, first_in: int, count: int) -> Stage:
+            pixels = (height * width) >> 2 * (level + 1)
+            layers = Stage()
+            for i in range(count):
+                layers.append(ResidualBlock(channels[level] if i else first_in, channels[level], embedding, dropout))
+                if attention[level]:
+                    layers.append(Attention(channels[level], heads, pixels))
+            return layers
+
+        upper = range(len(channels) - 1)
+        self.stem = nn.Conv2d(4 * colours, channels[0], 3, padding=1)
+        self.down = nn.ModuleList(stage(i, channels[i], blocks[i]) for i in upper)
+        self.downsample = nn.ModuleList(nn.Conv2d(channels[i], channels[i + 1], 2, stride=2) for i in upper)
+        self.trunk = stage(len(upper), channels[-1], blocks[-1])
+        self.upsample = nn.ModuleList(nn.Conv2d(channels[i + 1], 4 * channels[i], 1) for i in upper)
+        self.up = nn.ModuleList(stage(i, 2 * channels[i], blocks[i]) for i in upper)
+        self.norm = ChannelNorm(channels[0])
+        self.out = zero(nn.Conv2d(channels[0], 4 * colours, 3, padding=1))
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's annotations
+
+    def forward(self, x: Tensor, log_snr: Tensor, label: Tensor | None = None) -> Tensor:
+        height, width = x.shape[-2:]
+        embedding = self.embed(fourier_features(log_snr))
+        if self.label is not None:
+            embedding = embedding + self.label(label)
+        embedding = F.silu(embedding)  # (B, E)
+
+        x = F.pad(x, (0, -width % self.multiple, 0, -height % self.multiple))
+        h = self.stem(F.pixel_unshuffle(x, 2).contiguous(memory_format=torch.channels_last))
+        skips = []
+        for blocks, downsample in zip(self.down, self.downsample, strict=True):
+            h = blocks(h, embedding)
+            skips.append(h)
+            h = downsample(h)
+        h = self.trunk(h, embedding)
+        for blocks, upsample in zip(reversed(self.up), reversed(self.upsample), strict=True):
+            h = torch.cat([F.pixel_shuffle(upsample(h), 2), skips.pop()], dim=1)
+            h = blocks(h, embedding)
+        out = F.pixel_shuffle(self.out(F.silu(self.norm(h))).float(), 2)
+        return out[..., :height, :width]

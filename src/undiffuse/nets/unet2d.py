@@ -1,0 +1,86 @@
+"""`unet2d`: UNet2DModel of the diffusers library, the network that the handout suggests.
+
+It sees x_t / sqrt(alpha^2 + sigma^2) and the (0-based) step of the linear 1000-step schedule that has the same SNR,
+whatever the schedule in use. So its weights serve in diffusers' own pipelines.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from undiffuse.errors import UserError
+from undiffuse.nets import NETWORKS
+from undiffuse.schedule import linear_table
+
+try:
+    from diffusers import UNet2DModel
+except ImportError as error:
+    raise UserError(
+        "network 'unet2d' needs the diffusers library; install it with: pip install 'undiffuse[diffusers]'"
+    ) from error
+
+
+def linear_step(log_snr: Tensor) -> Tensor:
+    """The 0-based step of Ho et al.'s linear schedule with this log-SNR, a fraction between steps; any shape.
+
+    Step k is time (k + 1)/1000, so a time before the first step, 1/1000, gives a number in (-1, 0)."""
+    table = linear_table(1e-4, 0.02).to(log_snr.device)
+    log_alpha_bar = F.logsigmoid(log_snr.double())
+    right = torch.searchsorted(-table, -log_alpha_bar).clamp(1, len(table) - 1)
+    fraction = (table[right - 1] - log_alpha_bar) / (table[right - 1] - table[right])
+    return (right - 1 + fraction.clamp(0, 1) - 1).to(log_snr.dtype)
+
+
+@NETWORKS.add
+class UNet2D(nn.Module):
+    """channels, blocks, attention: UNet2DModel's block_out_channels, layers_per_block (the same at every level), and
+    which levels have attention. heads: attention heads of the first level with attention. Images are padded to a
+    multiple of 2^(levels - 1)."""
+
+    def __init__(
+        self,
+        *,
+        shape: tuple[int, int, int],
+        classes: int,
+        channels: Sequence[int],
+        blocks: Sequence[int],
+        attention: Sequence[bool],
+        heads: int,
+        dropout: float,
+    ) -> None:
+        super().__init__()
+        if len(set(blocks)) != 1:
+            raise UserError(
+                f"network 'unet2d' has the same number of blocks at every level, so --blocks {blocks} will not do"
+            )
+        groups = next(g for g in (32, 16, 8, 4, 2, 1) if all(c % g == 0 for c in channels))
+        self.multiple = 2 ** (len(channels) - 1)
+        _, height, width = shape
+        self.model = UNet2DModel(
+            sample_size=(padded(height, self.multiple), padded(width, self.multiple)),
+            in_channels=shape[0],
+            out_channels=shape[0],
+            layers_per_block=blocks[0],
+            block_out_channels=tuple(channels),
+            down_block_types=tuple("AttnDownBlock2D" if a else "DownBlock2D" for a in attention),
+            up_block_types=tuple("AttnUpBlock2D" if a else "UpBlock2D" for a in reversed(attention)),
+            add_attention=any(attention),
+            attention_head_dim=max(channels[-1] // heads, 1),
+            norm_num_groups=groups,
+            dropout=dropout,
+            num_class_embeds=classes + 1 if classes else None,
+        )
+
+    def forward(self, x: Tensor, log_snr: Tensor, label: Tensor | None = None) -> Tensor:
+        height, width = x.shape[-2:]
+        x = F.pad(x, (0, -width % self.multiple, 0, -height % self.multiple))
+        out: Tensor = self.model(x, linear_step(log_snr), class_labels=label).sample
+        return out[..., :height, :width].float()
+
+
+def padded(size: int, multiple: int) -> int:
+    return size + -size % multiple

@@ -1,0 +1,63 @@
+"""What a budget allows on this machine: a few timed steps, before anything is spent."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+from undiffuse import machine
+from undiffuse.clock import FINISH_SECONDS, Clock
+from undiffuse.run import build_network, make_denoiser
+from undiffuse.session import prepare, total_steps
+from undiffuse.training import Stepped, fit, new_state
+
+if TYPE_CHECKING:
+    from undiffuse.config import Config
+
+TIMED_STEPS = 8
+
+
+def plan(config: Config) -> str:
+    """A few lines on how many steps and epochs the configuration's budget gives, after timing some; writes nothing."""
+    training, held_out, facts = prepare(config)
+    precision, compiled, notes = machine.resolve(config)
+    network = build_network(config, facts)
+    clock = Clock(lambda: 0.0, config.decay, steps=TIMED_STEPS + 1)
+    begin = time.monotonic()
+    ready = first = 0.0
+    events = fit(
+        config, make_denoiser(network, config, facts), new_state(config, network), training, held_out, clock,
+        precision=precision, compiled=compiled,
+    )  # fmt: skip
+    for event in events:
+        now = time.monotonic()
+        if not isinstance(event, Stepped):
+            ready = now - begin
+        elif event.step == 1:
+            first = now - begin - ready
+        elif event.step > TIMED_STEPS:
+            break
+    pace = sorted(clock.durations)[len(clock.durations) // 2]
+    starting = begin - machine.STARTED + first
+    snapshots = config.snapshots * clock.snapshot_seconds + FINISH_SECONDS
+    if config.minutes is not None:
+        steps = max(1, int((60 * config.minutes - starting - snapshots) / pace))
+    else:
+        steps = total_steps(config, len(training)) or 1
+    minutes = (starting + snapshots + steps * pace) / 60
+    seen = steps * config.batch_size
+    largest = min(seen, len(training))
+    lines = [
+        *(f"note: {note}" for note in notes),
+        f"a step of {config.batch_size} images takes {pace:.3f} s here: {config.batch_size / pace:,.0f} images/s ({precision}{', compiled' if compiled else ''})",
+        f"starting takes {starting:.0f} s{', most of it compiling' if compiled else ''}; {config.snapshots} snapshots take {snapshots:.0f} s",
+        f"in {minutes:.1f} minutes: {steps:,} steps, {seen:,} images, {seen / len(training):.2f} epochs of {len(training):,} images",
+    ]
+    if seen >= len(training):
+        lines.append(f"largest sensible subset: all {len(training):,} images, each is seen at least once")
+    else:
+        lines.append(
+            f"largest sensible subset: {largest:,} of {len(training):,} images, each seen once (--subset {largest}); "
+            "a step costs the same with more, but they would not all be seen"
+        )
+    return "\n".join(lines)

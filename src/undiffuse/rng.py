@@ -1,0 +1,51 @@
+"""Random numbers as a function of where they are used, never of how many were drawn before.
+
+Every stream is keyed by (seed, purpose, index, ...): the noise of training step 1,234 is the same in a run
+that was resumed at step 1,000, and digit 7 of seed 0 is the same whichever batch it is drawn in. The streams are
+Philox (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3"), whose key and counter are set directly.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import numpy as np
+    from torch import Tensor
+
+
+def stream(seed: int, purpose: str, *indices: int) -> np.random.Generator:
+    """The random stream of (seed, purpose, *indices): up to two indices, each below 2^64.
+
+    The key is a hash of seed and purpose. The indices are the upper counter words: streams of other indices
+    start 2^128 blocks away, so they never overlap."""
+    import numpy as np
+
+    if len(indices) > 2:
+        raise ValueError("a stream has at most two indices")
+    digest = hashlib.blake2b(f"{seed}/{purpose}".encode(), digest_size=16).digest()
+    key = np.frombuffer(digest, dtype="<u8")
+    counter = np.array([0, 0, *indices, *[0] * (2 - len(indices))], dtype=np.uint64)
+    return np.random.Generator(np.random.Philox(key=key, counter=counter))
+
+
+def normal(shape: Sequence[int], seed: int, purpose: str, *indices: int) -> Tensor:
+    """Standard normal numbers, float32, of `shape`, from one stream."""
+    import numpy as np
+    import torch
+
+    return torch.from_numpy(stream(seed, purpose, *indices).standard_normal(tuple(shape), dtype=np.float32))
+
+
+def normal_each(samples: Sequence[int], shape: Sequence[int], seed: int, purpose: str, step: int) -> Tensor:
+    """Standard normal numbers (len(samples), *shape): one stream a sample, so the batch never changes a sample."""
+    import numpy as np
+    import torch
+
+    noise = np.empty((len(samples), *shape), dtype=np.float32)
+    for row, sample in zip(noise, samples, strict=True):
+        stream(seed, purpose, step, sample).standard_normal(dtype=np.float32, out=row)
+    return torch.from_numpy(noise)

@@ -1,0 +1,218 @@
+"""The run folder: everything that training leaves, and every file format.
+
+    config.json              the configuration with its reasons, the data's facts, the version
+    log.jsonl                one event a line: sessions, the clock's decisions, steps, validations, snapshots, the end
+    samples/step_*.png       grids of the same noise, drawn during training
+    checkpoint.safetensors   all that is needed to go on: weights, their average, the optimiser's moments
+    model.safetensors        the averaged weights of a finished run
+    loss.png, timeline.png   drawn at the end
+
+All files are data, none is code. Whole files are written beside their place and then renamed, so that what has a
+name is complete.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from undiffuse import __version__, nets
+from undiffuse.config import Config, reasons, validated
+from undiffuse.denoiser import Denoiser
+from undiffuse.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class DataFacts:
+    """What a run must know of its data: its name, an image's shape, the class names, how many images it trains on
+    and holds out, and the SHA-256 of them, so that another data set in the same place is noticed."""
+
+    name: str
+    shape: tuple[int, int, int]
+    classes: tuple[str, ...]
+    training: int
+    validation: int
+    sha256: str
+
+
+def write_atomic(path: Path, content: bytes) -> None:
+    """Write a file so that under its name there is the old or the new content, never a part. UserError if it can't be."""
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise UserError(f"{path} could not be written: {error.strerror}; make room or choose another folder") from error
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run folder, by its path. Nothing is read or written before it is asked for."""
+
+    path: Path
+
+    @property
+    def checkpoint_path(self) -> Path:
+        return self.path / "checkpoint.safetensors"
+
+    @property
+    def model_path(self) -> Path:
+        return self.path / "model.safetensors"
+
+    @property
+    def log_path(self) -> Path:
+        return self.path / "log.jsonl"
+
+    def exists(self) -> bool:
+        return (self.path / "config.json").is_file()
+
+    # --- config.json ---
+
+    def create(self, config: Config, facts: DataFacts, replay_of: str | None) -> None:
+        """Begin the folder. Raises UserError where it holds other things."""
+        if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
+            raise UserError(f"{self.path} exists and is no run folder; choose another with --out")
+        content = {
+            "format": FORMAT,
+            "version": __version__,
+            "replay_of": replay_of,
+            "data": asdict(facts),
+            "config": config.model_dump(mode="json"),
+            "reasons": reasons(config),
+        }
+        write_atomic(self.path / "config.json", json.dumps(content, indent=2).encode())
+
+    def read_config(self) -> dict[str, Any]:
+        path = self.path / "config.json"
+        if not path.is_file():
+            raise UserError(f"{self.path} is no run folder: it has no config.json; undiffuse train makes one")
+        try:
+            content = json.loads(path.read_bytes())
+            if content["format"] != FORMAT:
+                raise UserError(f"{path} has format {content['format']}, this version reads format {FORMAT}")
+            return dict(content)
+        except (ValueError, KeyError, TypeError) as error:
+            if isinstance(error, UserError):
+                raise
+            raise UserError(f"{path} is damaged: {error}") from error
+
+    def config(self) -> Config:
+        return validated(self.read_config()["config"])
+
+    def facts(self) -> DataFacts:
+        facts = self.read_config()["data"]
+        return DataFacts(**{**facts, "shape": tuple(facts["shape"]), "classes": tuple(facts["classes"])})
+
+    # --- log.jsonl ---
+
+    def log(self) -> Iterator[dict[str, Any]]:
+        """The log's events in order. A last line that a crash cut off is passed over."""
+        if not self.log_path.is_file():
+            return
+        for number, line in enumerate(self.log_path.read_bytes().splitlines(keepends=True), start=1):
+            if not line.endswith(b"\n"):
+                return
+            try:
+                yield dict(json.loads(line))
+            except (ValueError, TypeError) as error:
+                raise UserError(f"{self.log_path} line {number} is damaged: {error}") from error
+
+    def append(self, event: dict[str, Any]) -> None:
+        """Add one event to the log: it has at least `event`, its kind, `step` and `time`, seconds of the run so far."""
+        with self.log_path.open("ab") as file:
+            file.write(json.dumps(event).encode() + b"\n")
+
+    def events(self, kind: str) -> list[dict[str, Any]]:
+        return [event for event in self.log() if event["event"] == kind]
+
+    def rewind_log(self, step: int) -> None:
+        """Drop what was logged after `step` steps: the resumed run will log it again."""
+        kept = [e for e in self.log() if e["step"] <= step or e["event"] == "session"]
+        write_atomic(self.log_path, b"".join(json.dumps(e).encode() + b"\n" for e in kept))
+
+    def finished(self) -> dict[str, Any] | None:
+        """The event that ended the run, None where it is unfinished."""
+        ends = self.events("finished")
+        return ends[-1] if ends else None
+
+    def write(self, name: str, content: bytes) -> None:
+        """Write a picture or another whole file into the folder."""
+        write_atomic(self.path / name, content)
+
+    # --- weights ---
+
+    def save_tensors(self, path: Path, tensors: dict[str, Tensor], step: int) -> None:
+        from safetensors.torch import save
+
+        write_atomic(path, save({k: v.contiguous() for k, v in tensors.items()}, metadata={"step": str(step)}))
+
+    def load_tensors(self, path: Path, prefix: str = "") -> tuple[dict[str, Tensor], int]:
+        """(the tensors whose names begin with `prefix`, without it; the step that they are of)."""
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(path, framework="pt") as file:
+                step = int(file.metadata()["step"])
+                names = [name for name in file.keys() if name.startswith(prefix)]  # noqa: SIM118 - no mapping
+                return {name.removeprefix(prefix): file.get_tensor(name) for name in names}, step
+        except (SafetensorError, KeyError, TypeError, ValueError, OSError) as error:
+            raise UserError(f"{path} is damaged or no checkpoint: {error}") from error
+
+    def denoiser(self) -> tuple[Denoiser, int]:
+        """(the run's denoiser with averaged weights, in evaluation mode; the step that they are of)."""
+        if self.model_path.is_file():
+            path, prefix = self.model_path, ""
+        elif self.checkpoint_path.is_file():
+            path, prefix = self.checkpoint_path, "ema/"
+        else:
+            self.read_config()
+            raise UserError(f"{self.path} has no weights yet; train it on with: undiffuse train --out {self.path}")
+        config, facts = self.config(), self.facts()
+        network = build_network(config, facts)
+        weights, step = self.load_tensors(path, prefix)
+        try:
+            network.load_state_dict(weights)
+        except RuntimeError as error:
+            raise UserError(f"{path} does not fit the network in config.json") from error
+        return make_denoiser(network.eval(), config, facts), step
+
+
+def build_network(config: Config, facts: DataFacts) -> nn.Module:
+    """The configured network for images like the data's, with the seed's random weights."""
+    import torch
+
+    torch.manual_seed(config.seed)
+    network: nn.Module = nets.NETWORKS[config.net](
+        shape=facts.shape,
+        classes=len(facts.classes) if config.conditional else 0,
+        channels=config.channels,
+        blocks=config.blocks,
+        attention=config.attention,
+        heads=config.heads,
+        dropout=config.dropout,
+    )
+    return network
+
+
+def make_denoiser(network: nn.Module, config: Config, facts: DataFacts) -> Denoiser:
+    classes = facts.classes if config.conditional else ()
+    return Denoiser(network, config.schedule, config.predict, facts.shape, classes)

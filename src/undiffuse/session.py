@@ -1,0 +1,235 @@
+"""One session of training: begins or resumes a run folder, and writes into it what `fit` yields.
+
+A run is what the same command makes, in however many sessions. A session ends when the budget is used up, or on
+Ctrl-C or SIGTERM, after which the same command goes on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from undiffuse import data, figures, images, machine
+from undiffuse.clock import Clock, Decision, Outlook
+from undiffuse.config import Config, differences
+from undiffuse.errors import UserError
+from undiffuse.run import DataFacts, Run, build_network, make_denoiser
+from undiffuse.training import Decided, Ended, Event, Skipped, Snapshot, Stepped, Validated, fit, new_state
+
+if TYPE_CHECKING:
+    from undiffuse.data import Dataset
+
+SAVE_SECONDS = 60.0
+
+
+class Stopped(Exception):
+    """A signal ended the session before the run was finished; the run can go on. signal: its number."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(signal.Signals(number).name)
+        self.signal = number
+
+
+@dataclass(frozen=True)
+class Began:
+    """The session's first event: a new run, or one resumed at `step` of which `seconds` were already spent."""
+
+    step: int
+    seconds: float
+    facts: DataFacts
+    parameters: int
+    precision: str
+    compiled: bool
+    notes: list[str]
+
+
+def prepare(config: Config) -> tuple[Dataset, Dataset, DataFacts]:
+    """(training set, held-out set, their facts) of a configuration. Raises UserError for unusable data."""
+    dataset = data.load(config.data, config.size)
+    if config.subset is not None:
+        dataset = data.subset(dataset, config.subset, config.seed)
+    if config.conditional and not dataset.classes:
+        raise UserError(f"--conditional needs class labels, and '{config.data}' has none")
+    training, held_out = data.split(dataset, config.seed)
+    digest = hashlib.sha256(training.images.numpy().tobytes())
+    if training.labels is not None:
+        digest.update(training.labels.numpy().tobytes())
+    return (
+        training,
+        held_out,
+        DataFacts(dataset.name, dataset.shape, dataset.classes, len(training), len(held_out), digest.hexdigest()),
+    )
+
+
+def open_run(path: Path, config: Config, facts: DataFacts, replay_of: Path | None) -> Run:
+    """The run folder at `path`, begun if it isn't there. Raises UserError where another run is there."""
+    run = Run(path)
+    if not run.exists():
+        run.create(config, facts, str(replay_of) if replay_of else None)
+        return run
+    there = run.read_config()
+    different = differences(run.config(), config)
+    if different:
+        raise UserError(
+            f"{path} holds a run with another configuration ({'; '.join(different)}); begin a new one with another --out"
+        )
+    if there["replay_of"] != (str(replay_of) if replay_of else None):
+        raise UserError(
+            f"{path} holds a run that {'replays ' + there['replay_of'] if there['replay_of'] else 'is no replay'}; begin a new one with another --out"
+        )
+    if run.facts() != facts:
+        raise UserError(
+            f"{path} was trained on other images than '{config.data}' holds now; begin a new run with another --out"
+        )
+    return run
+
+
+def replayed_clock(source: Run) -> tuple[list[dict[str, Any]], list[Decision], Outlook | None]:
+    """The clock's records of a finished run, for a replay to copy. UserError where the run is unfinished."""
+    if not source.finished():
+        raise UserError(f"{source.path} is unfinished, so there is no whole run to replay; finish it first")
+    records = source.events("clock")
+    return records, *decisions_of(records)
+
+
+def decisions_of(records: list[dict[str, Any]]) -> tuple[list[Decision], Outlook | None]:
+    decisions = [Decision(**r["decision"]) for r in records if "decision" in r]
+    outlooks = [Outlook(**r["outlook"]) for r in records if "outlook" in r]
+    return decisions, outlooks[-1] if outlooks else None
+
+
+@contextmanager
+def stop_on_signals() -> Iterator[Callable[[], int]]:
+    """Within: Ctrl-C and SIGTERM are remembered, and the function returned gives the signal's number, or 0."""
+    received: list[int] = []
+
+    def remember(number: int, frame: object) -> None:
+        received.append(number)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: 0
+        return
+    old = {number: signal.signal(number, remember) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: received[0] if received else 0
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)
+
+
+def train_session(
+    config: Config, path: Path, *, replay: Path | None = None, started: float | None = None
+) -> Iterator[Began | Event]:
+    """Train the run at `path` to its end, or on from where it is; yields `Began`, then `fit`'s events, each already
+    written down. Nothing is yielded for a run that is already finished.
+
+    started: time.monotonic() at the start of the process. Raises UserError for anything that a user must mend, and
+    Stopped after a signal, when all is saved."""
+    started = time.monotonic() if started is None else started
+    copied: list[dict[str, Any]] = []
+    if replay:
+        copied, *_ = replayed_clock(Run(replay))
+    training, held_out, facts = prepare(config)
+    precision, compiled, notes = machine.resolve(config)
+    network = build_network(config, facts)
+    denoiser = make_denoiser(network, config, facts)
+    state = new_state(config, network)
+    run = open_run(path, config, facts, replay)
+    if run.finished():
+        return
+
+    spent = max((event["time"] for event in run.log()), default=0.0)
+    if run.checkpoint_path.is_file():
+        state.restore(*run.load_tensors(run.checkpoint_path))
+    run.rewind_log(state.step)
+    if not run.events("clock"):
+        for record in copied:
+            run.append(record)
+    decisions, outlook = decisions_of(run.events("clock"))
+
+    def elapsed() -> float:
+        return spent + time.monotonic() - started
+
+    earlier = run.events("session")
+    bits = {**machine.facts(), "precision": precision, "compiled": compiled}
+    changed = [key for key, value in bits.items() if earlier and earlier[-1]["machine"].get(key) != value]
+    if changed and state.step:
+        notes.append(
+            f"not the same machine or versions as before ({', '.join(changed)}): the resumed run is not exact to the bit"
+        )
+    clock = Clock(
+        elapsed,
+        config.decay,
+        budget=None if config.minutes is None else 60 * config.minutes,
+        steps=total_steps(config, len(training)),
+        decisions=decisions,
+        outlook=outlook,
+        replayed=replay is not None,
+    )
+    run.append({"event": "session", "step": state.step, "time": elapsed(), "machine": bits})
+    parameters = sum(p.numel() for p in network.parameters())
+    yield Began(state.step, spent, facts, parameters, precision, compiled, notes)
+
+    saved = time.monotonic()
+    with stop_on_signals() as stopped:
+        events = fit(
+            config, denoiser, state, training, held_out, clock,
+            precision=precision, compiled=compiled, stop=lambda: stopped() != 0,
+        )  # fmt: skip
+        for event in events:
+            write_down(run, event, elapsed(), facts)
+            due = time.monotonic() - saved > SAVE_SECONDS
+            if config.checkpoint_every:
+                due = event.step % config.checkpoint_every == 0
+            if isinstance(event, Ended) or (isinstance(event, Stepped) and due):
+                run.save_tensors(run.checkpoint_path, state.tensors(), state.step)
+                saved = time.monotonic()
+            if isinstance(event, Ended) and event.finished:
+                run.save_tensors(run.model_path, dict(state.average.state_dict()), state.step)
+                figures.loss_curve(run)
+                figures.timeline(run)
+                run.append({"event": "finished", "step": event.step, "time": elapsed()})
+            yield event
+    if stopped():
+        raise Stopped(stopped())
+
+
+def write_down(run: Run, event: Event, seconds: float, facts: DataFacts) -> None:
+    """The event, as a line of the log or a picture."""
+    line: dict[str, Any] = {"event": "", "step": event.step, "time": round(seconds, 3)}
+    match event:
+        case Decided(decision=decision):
+            kind = "decision" if isinstance(decision, Decision) else "outlook"
+            line |= {"event": "clock", kind: asdict(decision)}
+        case Stepped():
+            line |= {"event": "step", "loss": event.loss, "lr": event.lr}
+        case Skipped():
+            line |= {"event": "skipped", "reason": event.reason}
+        case Validated():
+            line |= {"event": "validation", "loss": event.loss, "levels": event.levels}
+        case Snapshot():
+            columns = images.columns_for(len(event.images), len(facts.classes))
+            name = f"samples/step_{event.step:06d}.png"
+            run.write(name, images.png_bytes(images.grid(event.images, columns)))
+            line |= {"event": "snapshot", "file": name}
+        case Ended():
+            line |= {"event": "stopped"}
+            if event.finished:
+                return
+    run.append(line)
+
+
+def total_steps(config: Config, training: int) -> int | None:
+    """The number of steps that --steps or --epochs asks for; None with a budget of minutes."""
+    if config.steps is not None:
+        return config.steps
+    if config.epochs is not None:
+        return max(1, round(config.epochs * training / config.batch_size))
+    return None

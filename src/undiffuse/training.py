@@ -1,0 +1,339 @@
+"""Training: `fit`, one visible loop that yields what happens as events.
+
+Who reads the events (the console, the run folder) decides what to do with them; the loop knows neither. All of its
+randomness is a function of (seed, step), so a state at step n is the same whichever sessions led there.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from undiffuse import data, machine, rng
+from undiffuse.clock import Clock, Decision, Outlook, lr_factor, snapshot_steps
+from undiffuse.denoiser import Denoiser
+from undiffuse.errors import UserError
+from undiffuse.objective import TIMES, WEIGHTINGS, Problem, draw_times, loss, regression
+from undiffuse.sampling import draw
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from undiffuse.config import Config
+    from undiffuse.data import Dataset
+    from undiffuse.denoiser import Network
+
+VALIDATION_IMAGES = 512
+LEVELS = 8  # of noise, for which the validation loss is given
+MAX_SKIPPED = 20
+
+
+@dataclass
+class State:
+    """What training changes: the network, its average over the steps, the optimiser, and the number of steps taken."""
+
+    network: nn.Module
+    average: nn.Module
+    optimizer: torch.optim.Optimizer
+    step: int = 0
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Everything that going on needs, by name."""
+        found = {f"weights/{name}": value for name, value in self.network.state_dict().items()}
+        found |= {f"ema/{name}": value for name, value in self.average.state_dict().items()}
+        names = [name for name, _ in self.network.named_parameters()]
+        for index, moments in self.optimizer.state_dict()["state"].items():
+            found |= {f"optimizer/{names[index]}/{key}": value for key, value in moments.items()}
+        return {name: value.detach() for name, value in found.items()}
+
+    def restore(self, tensors: dict[str, Tensor], step: int) -> None:
+        """The inverse of `tensors`. Raises UserError where they are of another network."""
+
+        def part(prefix: str) -> dict[str, Tensor]:
+            return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+
+        moments = part("optimizer/")
+        names = [name for name, _ in self.network.named_parameters()]
+        saved = self.optimizer.state_dict()
+        keys = {name.rpartition("/")[2] for name in moments}
+        try:
+            self.network.load_state_dict(part("weights/"))
+            self.average.load_state_dict(part("ema/"))
+            saved["state"] = {
+                i: {key: moments[f"{name}/{key}"] for key in keys} for i, name in enumerate(names) if keys
+            }
+            self.optimizer.load_state_dict(saved)
+        except (RuntimeError, KeyError) as error:
+            raise UserError(f"the checkpoint does not fit the network in config.json: {error}") from error
+        self.step = step
+
+
+def new_state(config: Config, network: nn.Module) -> State:
+    optimizer = torch.optim.AdamW(
+        network.parameters(),
+        lr=config.lr,
+        betas=(config.beta_1, config.beta_2),
+        weight_decay=config.weight_decay,
+        fused=True,
+    )
+    return State(network, copy.deepcopy(network).eval().requires_grad_(False), optimizer)
+
+
+# --- Events ---
+
+
+@dataclass(frozen=True)
+class Decided:
+    """The clock decided; it acts after this was read."""
+
+    step: int
+    decision: Decision | Outlook
+
+
+@dataclass(frozen=True)
+class Stepped:
+    """One optimiser step, which was number `step` (from 1). end: the last step, as far as that is known."""
+
+    step: int
+    loss: float
+    lr: float
+    seconds: float
+    end: int | None
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A step whose loss or gradient was not finite: nothing was learnt from it, no weight was changed."""
+
+    step: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class Validated:
+    """Held-out loss of the averaged weights, at the same noise each time; by noise level: (log-SNR, loss) pairs."""
+
+    step: int
+    loss: float
+    levels: list[tuple[float, float]]
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """Samples from the same noise each time, uint8 (N, C, H, W)."""
+
+    step: int
+    images: Tensor
+
+
+@dataclass(frozen=True)
+class Ended:
+    """The last event. finished: the budget is used up, rather than training was asked to stop."""
+
+    step: int
+    finished: bool
+
+
+Event = Decided | Stepped | Skipped | Validated | Snapshot | Ended
+
+
+# --- The loop ---
+
+
+def fit(
+    config: Config,
+    denoiser: Denoiser,
+    state: State,
+    training: Dataset,
+    held_out: Dataset,
+    clock: Clock,
+    *,
+    precision: str,
+    compiled: bool,
+    stop: Callable[[], bool] = lambda: False,
+) -> Iterator[Event]:
+    """Train `state` from where it is to the clock's end, or until stop() is true; yields events.
+
+    denoiser: around state.network; its schedule and prediction define the loss. Raises UserError where training has
+    diverged."""
+    weighting, distribution = WEIGHTINGS[config.weighting], TIMES[config.times]
+    images, labels = training.images, training.labels if config.conditional else None
+    averaged = Denoiser(
+        in_precision(state.average, precision), config.schedule, config.predict, denoiser.shape, denoiser.classes
+    )
+    parameters: list[Tensor] = list(state.network.parameters())
+    average: list[Tensor] = list(state.average.parameters())
+    exponent = ema_exponent(config.ema)
+    sheet = min(config.snapshot_images, 256)
+
+    def batch_loss(problem: Problem, label: Tensor | None) -> Tensor:
+        with machine.arithmetic(precision):
+            return loss(state.network, problem, label).mean()
+
+    if compiled:
+        batch_loss = torch.compile(batch_loss, dynamic=False)
+
+    def snapshots() -> list[int]:
+        return snapshot_steps(clock.outlook.steps, config.snapshots) if clock.outlook else [0]
+
+    def look() -> Iterator[Event]:
+        """Validation loss and samples of the averaged weights."""
+        begin = time.monotonic()
+        if len(held_out):
+            yield validate(averaged, weighting, distribution, config, held_out, state.step)
+        yield Snapshot(state.step, snapshot(averaged, config, sheet))
+        clock.snapshot_seconds = time.monotonic() - begin
+
+    skipped = 0
+    first = True  # of this session: it compiles, so its time says nothing of the others'
+    if state.step == 0:
+        yield from look()
+    last = time.monotonic()
+    while True:
+        step = state.step
+        if outlook := clock.look_ahead(step, snapshots()):
+            yield Decided(step, outlook)
+        if decision := clock.decide(step, snapshots()):
+            yield Decided(step, decision)
+        if clock.end is not None and step >= clock.end:
+            break
+        if stop():
+            yield Ended(step, finished=False)
+            return
+
+        rows = data.batch_indices(len(images), config.batch_size, step, config.seed)
+        x_0 = data.to_float(images[rows])
+        noise = rng.normal(x_0.shape, config.seed, "noise", step)
+        t = draw_times(
+            distribution,
+            len(rows),
+            rng.stream(config.seed, "times", step),
+            stratified=config.stratified,
+            steps=config.chain,
+        )
+        label = None if labels is None else hide_labels(labels[rows], len(training.classes), config, step)
+        torch.manual_seed(int(rng.stream(config.seed, "dropout", step).integers(2**63)))
+
+        lr = config.lr * lr_factor(step, config.warmup, clock.decisions)
+        for group in state.optimizer.param_groups:
+            group["lr"] = lr
+        value = batch_loss(regression(denoiser, weighting, x_0, noise, t), label)
+        value.backward()
+        norm = torch.nn.utils.clip_grad_norm_(parameters, config.grad_clip)
+        finite = math.isfinite(value.item()) and math.isfinite(norm.item())
+        if finite:
+            state.optimizer.step()
+            torch._foreach_lerp_(average, parameters, 1 - ema_decay(step + 1, exponent))
+        state.optimizer.zero_grad()
+        state.step += 1
+
+        now = time.monotonic()
+        seconds, last = now - last, now
+        if not first:
+            clock.durations.append(seconds)
+        first = False
+        if finite:
+            skipped = 0
+            yield Stepped(state.step, value.item(), lr, seconds, clock.end)
+        else:
+            skipped += 1
+            what = "loss" if not math.isfinite(value.item()) else "gradient"
+            yield Skipped(state.step, f"the {what} was not finite")
+            if skipped >= MAX_SKIPPED:
+                raise UserError(
+                    f"training diverged: {skipped} steps in a row had a loss or gradient that was not finite, up to step "
+                    f"{state.step}; begin again with a lower --lr than {config.lr:g}, or with --precision fp32"
+                )
+        if state.step in snapshots() and state.step != clock.end:
+            yield from look()
+            last = time.monotonic()
+
+    yield from look()
+    yield Ended(state.step, finished=True)
+
+
+def in_precision(network: Network, precision: str) -> Network:
+    """The network, computing in `precision` ("bf16" or "fp32"); its input and output are float32 either way."""
+
+    def call(x: Tensor, log_snr: Tensor, label: Tensor | None) -> Tensor:
+        with machine.arithmetic(precision):
+            out = network(x, log_snr, label)
+        return out.float()
+
+    return call
+
+
+def hide_labels(label: Tensor, classes: int, config: Config, step: int) -> Tensor:
+    """The labels, each replaced by "no label" with probability config.label_dropout."""
+    hidden = rng.stream(config.seed, "label dropout", step).random(len(label)) < config.label_dropout
+    return label.masked_fill(torch.from_numpy(hidden), classes)
+
+
+def ema_exponent(width: float) -> float:
+    """gamma of the power-function average whose width is `width` of the run: Karras et al. 2024 (arXiv:2312.02696), (126).
+
+    The width is sqrt((gamma + 1) / ((gamma + 2)^2 (gamma + 3))), which falls with gamma: solved by bisection."""
+    low, high = 0.0, 1e6
+    for _ in range(100):
+        gamma = (low + high) / 2
+        wide = math.sqrt((gamma + 1) / ((gamma + 2) ** 2 * (gamma + 3))) > width
+        low, high = (gamma, high) if wide else (low, gamma)
+    return (low + high) / 2
+
+
+def ema_decay(step: int, gamma: float) -> float:
+    """How much of the average step `step` (from 1) keeps: Karras et al. 2024 (arXiv:2312.02696), (127). 0 at step 1."""
+    return math.pow(1 - 1 / step, gamma + 1)
+
+
+@torch.no_grad()
+def validate(
+    denoiser: Denoiser,
+    weighting: Callable[[Tensor], Tensor],
+    distribution: Callable[[Tensor], Tensor],
+    config: Config,
+    held_out: Dataset,
+    step: int,
+) -> Validated:
+    """The loss (6) on held-out images, at times that cover all noise levels evenly; the same ones at every call."""
+    n = min(len(held_out), VALIDATION_IMAGES)
+    x_0 = data.to_float(held_out.images[:n])
+    noise = rng.normal(x_0.shape, config.seed, "validation noise")
+    t = draw_times(distribution, n, rng.stream(config.seed, "validation times"), stratified=True, steps=config.chain)
+    problem = regression(denoiser, weighting, x_0, noise, t)
+    label = held_out.labels[:n] if config.conditional and held_out.labels is not None else None
+    losses = torch.cat(
+        [
+            loss(denoiser.network, Problem(*(part[rows] for part in problem)), None if label is None else label[rows])
+            for rows in torch.split(torch.arange(n), config.batch_size)
+        ]
+    )
+    bins = [rows for rows in t.argsort().tensor_split(LEVELS) if len(rows)]
+    levels = [(problem.log_snr[rows].mean().item(), losses[rows].mean().item()) for rows in bins]
+    return Validated(step, losses.mean().item(), levels)
+
+
+def snapshot(denoiser: Denoiser, config: Config, count: int) -> Tensor:
+    """Samples by the run's own sampler, uint8 (count, C, H, W); labels, where there are some, cycle."""
+    label = cycle_labels(count, len(denoiser.classes)) if denoiser.classes else None
+    drawn = draw(
+        denoiser,
+        range(count),
+        label=label,
+        sampler=config.sampler,
+        steps=config.sample_steps,
+        grid=config.grid,
+        guidance=config.guidance,
+        seed=config.seed,
+    )
+    return data.to_uint8(drawn)
+
+
+def cycle_labels(count: int, classes: int) -> Tensor:
+    return torch.arange(count) % classes
