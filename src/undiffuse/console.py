@@ -14,7 +14,7 @@ from rich.table import Table
 from undiffuse.clock import Decision
 from undiffuse.run import Run
 from undiffuse.session import Began
-from undiffuse.training import Decided, Ended, Event, Skipped, Snapshot, Stepped, Validated
+from undiffuse.training import Decided, Ended, Event, Skipped, Snapshot, Stepped, Uncompiled, Validated
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -67,6 +67,11 @@ class Watcher:
             case Validated():
                 self.validation = event.loss
                 self.console.print(f"  step {event.step:>6,}  held-out loss {event.loss:.4f}", highlight=False)
+            case Uncompiled():
+                self.console.print(
+                    f"  note: torch.compile failed ({event.reason}); training goes on without it, more slowly",
+                    style="yellow",
+                )
             case Skipped():
                 self.console.print(f"  step {event.step:>6,}  skipped: {event.reason}", style="yellow")
             case Decided(decision=Decision() as decision) if not self.decaying:

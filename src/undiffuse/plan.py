@@ -20,7 +20,8 @@ TIMED_STEPS = 8
 def plan(config: Config) -> str:
     """A few lines on how many steps and epochs the configuration's budget gives, after timing some; writes nothing."""
     training, held_out, facts = prepare(config)
-    precision, compiled, notes = machine.resolve(config)
+    steps = total_steps(config, len(training))
+    precision, compiled, notes = machine.resolve(config, steps and steps * config.batch_size)
     network = build_network(config, facts)
     clock = Clock(lambda: 0.0, config.decay, steps=TIMED_STEPS + 1)
     begin = time.monotonic()
@@ -40,10 +41,9 @@ def plan(config: Config) -> str:
     pace = sorted(clock.durations)[len(clock.durations) // 2]
     starting = begin - machine.STARTED + first
     snapshots = config.snapshots * clock.snapshot_seconds + FINISH_SECONDS
-    if config.minutes is not None:
+    if steps is None:
+        assert config.minutes is not None
         steps = max(1, int((60 * config.minutes - starting - snapshots) / pace))
-    else:
-        steps = total_steps(config, len(training)) or 1
     minutes = (starting + snapshots + steps * pace) / 60
     seen = steps * config.batch_size
     largest = min(seen, len(training))

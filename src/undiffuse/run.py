@@ -61,7 +61,11 @@ def write_atomic(path: Path, content: bytes) -> None:
             os.close(folder)
     except OSError as error:
         temporary.unlink(missing_ok=True)
-        raise UserError(f"{path} could not be written: {error.strerror}; make room or choose another folder") from error
+        raise cannot_write(path, error) from error
+
+
+def cannot_write(path: Path, error: OSError) -> UserError:
+    return UserError(f"{path} could not be written ({error.strerror}); make room there, or choose another folder")
 
 
 @dataclass(frozen=True)
@@ -138,15 +142,25 @@ class Run:
 
     def append(self, event: dict[str, Any]) -> None:
         """Add one event to the log: it has at least `event`, its kind, `step` and `time`, seconds of the run so far."""
-        with self.log_path.open("ab") as file:
-            file.write(json.dumps(event).encode() + b"\n")
+        try:
+            with self.log_path.open("ab") as file:
+                file.write(json.dumps(event).encode() + b"\n")
+        except OSError as error:
+            raise cannot_write(self.log_path, error) from error
 
     def events(self, kind: str) -> list[dict[str, Any]]:
         return [event for event in self.log() if event["event"] == kind]
 
     def rewind_log(self, step: int) -> None:
-        """Drop what was logged after `step` steps: the resumed run will log it again."""
-        kept = [e for e in self.log() if e["step"] <= step or e["event"] == "session"]
+        """Drop what was logged after `step` steps, or of a snapshot that was cut off: the resumed run logs it again."""
+        looked = {event["step"] for event in self.events("snapshot")}
+        kept = [
+            event
+            for event in self.log()
+            if event["event"] == "session"
+            or event["step"] < step
+            or (event["step"] == step and (event["event"] != "validation" or step in looked))
+        ]
         write_atomic(self.log_path, b"".join(json.dumps(e).encode() + b"\n" for e in kept))
 
     def finished(self) -> dict[str, Any] | None:

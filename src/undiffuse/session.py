@@ -10,8 +10,7 @@ import hashlib
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +20,7 @@ from undiffuse.clock import Clock, Decision, Outlook
 from undiffuse.config import Config, differences
 from undiffuse.errors import UserError
 from undiffuse.run import DataFacts, Run, build_network, make_denoiser
-from undiffuse.training import Decided, Ended, Event, Skipped, Snapshot, Stepped, Validated, fit, new_state
+from undiffuse.training import Decided, Ended, Event, Skipped, Snapshot, Stepped, Uncompiled, Validated, fit, new_state
 
 if TYPE_CHECKING:
     from undiffuse.data import Dataset
@@ -29,8 +28,10 @@ if TYPE_CHECKING:
 SAVE_SECONDS = 60.0
 
 
-class Stopped(Exception):
-    """A signal ended the session before the run was finished; the run can go on. signal: its number."""
+class Stopped(BaseException):
+    """A signal ended the session before the run was finished; the run can go on. signal: its number.
+
+    A BaseException, like KeyboardInterrupt, since it may be raised inside of the compiler, which catches others."""
 
     def __init__(self, number: int) -> None:
         super().__init__(signal.Signals(number).name)
@@ -105,23 +106,27 @@ def decisions_of(records: list[dict[str, Any]]) -> tuple[list[Decision], Outlook
     return decisions, outlooks[-1] if outlooks else None
 
 
-@contextmanager
-def stop_on_signals() -> Iterator[Callable[[], int]]:
-    """Within: Ctrl-C and SIGTERM are remembered, and the function returned gives the signal's number, or 0."""
-    received: list[int] = []
+class Signals:
+    """Within: Ctrl-C and SIGTERM raise Stopped while there is nothing to save, and are remembered once there is."""
 
-    def remember(number: int, frame: object) -> None:
-        received.append(number)
+    def __init__(self) -> None:
+        self.something_to_save = False
+        self.received = 0
+        self.handlers: dict[int, Any] = {}
 
-    if threading.current_thread() is not threading.main_thread():
-        yield lambda: 0
-        return
-    old = {number: signal.signal(number, remember) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield lambda: received[0] if received else 0
-    finally:
-        for number, handler in old.items():
+    def __enter__(self) -> Signals:
+        if threading.current_thread() is threading.main_thread():
+            self.handlers = {number: signal.signal(number, self.receive) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self.handlers.items():
             signal.signal(number, handler)
+
+    def receive(self, number: int, frame: object) -> None:
+        self.received = self.received or number
+        if not self.something_to_save:
+            raise Stopped(number)
 
 
 def train_session(
@@ -137,7 +142,8 @@ def train_session(
     if replay:
         copied, *_ = replayed_clock(Run(replay))
     training, held_out, facts = prepare(config)
-    precision, compiled, notes = machine.resolve(config)
+    steps = total_steps(config, len(training))
+    precision, compiled, notes = machine.resolve(config, steps and steps * config.batch_size)
     network = build_network(config, facts)
     denoiser = make_denoiser(network, config, facts)
     state = new_state(config, network)
@@ -157,18 +163,18 @@ def train_session(
     def elapsed() -> float:
         return spent + time.monotonic() - started
 
-    earlier = run.events("session")
+    earlier = run.events("session") or (Run(replay).events("session") if replay else [])
     bits = {**machine.facts(), "precision": precision, "compiled": compiled}
     changed = [key for key, value in bits.items() if earlier and earlier[-1]["machine"].get(key) != value]
-    if changed and state.step:
+    if changed:
         notes.append(
-            f"not the same machine or versions as before ({', '.join(changed)}): the resumed run is not exact to the bit"
+            f"not the machine or versions of before ({', '.join(changed)}): the result will not be the same to the bit"
         )
     clock = Clock(
         elapsed,
         config.decay,
         budget=None if config.minutes is None else 60 * config.minutes,
-        steps=total_steps(config, len(training)),
+        steps=steps,
         decisions=decisions,
         outlook=outlook,
         replayed=replay is not None,
@@ -178,12 +184,14 @@ def train_session(
     yield Began(state.step, spent, facts, parameters, precision, compiled, notes)
 
     saved = time.monotonic()
-    with stop_on_signals() as stopped:
+    looked = {event["step"] for event in run.events("snapshot")}
+    with Signals() as signals:
         events = fit(
             config, denoiser, state, training, held_out, clock,
-            precision=precision, compiled=compiled, stop=lambda: stopped() != 0,
+            precision=precision, compiled=compiled, looked=looked, stop=lambda: signals.received != 0,
         )  # fmt: skip
         for event in events:
+            signals.something_to_save |= isinstance(event, Stepped)
             write_down(run, event, elapsed(), facts)
             due = time.monotonic() - saved > SAVE_SECONDS
             if config.checkpoint_every:
@@ -197,8 +205,8 @@ def train_session(
                 figures.timeline(run)
                 run.append({"event": "finished", "step": event.step, "time": elapsed()})
             yield event
-    if stopped():
-        raise Stopped(stopped())
+        if signals.received and not run.finished():
+            raise Stopped(signals.received)
 
 
 def write_down(run: Run, event: Event, seconds: float, facts: DataFacts) -> None:
@@ -212,6 +220,8 @@ def write_down(run: Run, event: Event, seconds: float, facts: DataFacts) -> None
             line |= {"event": "step", "loss": event.loss, "lr": event.lr}
         case Skipped():
             line |= {"event": "skipped", "reason": event.reason}
+        case Uncompiled():
+            line |= {"event": "uncompiled", "reason": event.reason}
         case Validated():
             line |= {"event": "validation", "loss": event.loss, "levels": event.levels}
         case Snapshot():

@@ -9,7 +9,8 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Callable, Iterator
+import warnings
+from collections.abc import Callable, Container, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -116,6 +117,14 @@ class Skipped:
 
 
 @dataclass(frozen=True)
+class Uncompiled:
+    """torch.compile failed, for the reason given; the same arithmetic goes on without it, slower."""
+
+    step: int
+    reason: str
+
+
+@dataclass(frozen=True)
 class Validated:
     """Held-out loss of the averaged weights, at the same noise each time; by noise level: (log-SNR, loss) pairs."""
 
@@ -140,7 +149,7 @@ class Ended:
     finished: bool
 
 
-Event = Decided | Stepped | Skipped | Validated | Snapshot | Ended
+Event = Decided | Stepped | Skipped | Uncompiled | Validated | Snapshot | Ended
 
 
 # --- The loop ---
@@ -156,11 +165,13 @@ def fit(
     *,
     precision: str,
     compiled: bool,
+    looked: Container[int] = (),
     stop: Callable[[], bool] = lambda: False,
 ) -> Iterator[Event]:
     """Train `state` from where it is to the clock's end, or until stop() is true; yields events.
 
-    denoiser: around state.network; its schedule and prediction define the loss. Raises UserError where training has
+    denoiser: around state.network; its schedule and prediction define the loss. looked: the steps of the snapshots
+    that an earlier session took. Raises UserError where training has
     diverged."""
     weighting, distribution = WEIGHTINGS[config.weighting], TIMES[config.times]
     images, labels = training.images, training.labels if config.conditional else None
@@ -176,7 +187,10 @@ def fit(
         with machine.arithmetic(precision):
             return loss(state.network, problem, label).mean()
 
+    eager_loss = batch_loss
     if compiled:
+        # diffusers caches a few constant functions; the warning is for its authors, not for the user of this package.
+        warnings.filterwarnings("ignore", message="Dynamo detected a call to a `functools.lru_cache`")
         batch_loss = torch.compile(batch_loss, dynamic=False)
 
     def snapshots() -> list[int]:
@@ -192,11 +206,12 @@ def fit(
 
     skipped = 0
     first = True  # of this session: it compiles, so its time says nothing of the others'
-    if state.step == 0:
-        yield from look()
     last = time.monotonic()
     while True:
         step = state.step
+        if step in snapshots() and step not in looked and step != clock.end:
+            yield from look()
+            last = time.monotonic()
         if outlook := clock.look_ahead(step, snapshots()):
             yield Decided(step, outlook)
         if decision := clock.decide(step, snapshots()):
@@ -223,7 +238,15 @@ def fit(
         lr = config.lr * lr_factor(step, config.warmup, clock.decisions)
         for group in state.optimizer.param_groups:
             group["lr"] = lr
-        value = batch_loss(regression(denoiser, weighting, x_0, noise, t), label)
+        problem = regression(denoiser, weighting, x_0, noise, t)
+        try:
+            value = batch_loss(problem, label)
+        except RuntimeError as error:
+            if not (first and compiled and config.compile == "auto"):
+                raise
+            yield Uncompiled(step, next(filter(None, str(error).splitlines()), type(error).__name__))
+            batch_loss = eager_loss
+            value = batch_loss(problem, label)
         value.backward()
         norm = torch.nn.utils.clip_grad_norm_(parameters, config.grad_clip)
         finite = math.isfinite(value.item()) and math.isfinite(norm.item())
@@ -250,11 +273,9 @@ def fit(
                     f"training diverged: {skipped} steps in a row had a loss or gradient that was not finite, up to step "
                     f"{state.step}; begin again with a lower --lr than {config.lr:g}, or with --precision fp32"
                 )
-        if state.step in snapshots() and state.step != clock.end:
-            yield from look()
-            last = time.monotonic()
 
-    yield from look()
+    if state.step not in looked:
+        yield from look()
     yield Ended(state.step, finished=True)
 
 

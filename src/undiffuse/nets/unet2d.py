@@ -24,11 +24,10 @@ except ImportError as error:
     ) from error
 
 
-def linear_step(log_snr: Tensor) -> Tensor:
+def linear_step(log_snr: Tensor, table: Tensor) -> Tensor:
     """The 0-based step of Ho et al.'s linear schedule with this log-SNR, a fraction between steps; any shape.
 
-    Step k is time (k + 1)/1000, so a time before the first step, 1/1000, gives a number in (-1, 0)."""
-    table = linear_table(1e-4, 0.02).to(log_snr.device)
+    table: log alpha_bar_i, i = 0..1000. Step k is time (k + 1)/1000, so a time before 1/1000 gives a number in (-1, 0)."""
     log_alpha_bar = F.logsigmoid(log_snr.double())
     right = torch.searchsorted(-table, -log_alpha_bar).clamp(1, len(table) - 1)
     fraction = (table[right - 1] - log_alpha_bar) / (table[right - 1] - table[right])
@@ -59,6 +58,8 @@ class UNet2D(nn.Module):
             )
         groups = next(g for g in (32, 16, 8, 4, 2, 1) if all(c % g == 0 for c in channels))
         self.multiple = 2 ** (len(channels) - 1)
+        self.table: Tensor
+        self.register_buffer("table", linear_table(1e-4, 0.02), persistent=False)
         _, height, width = shape
         self.model = UNet2DModel(
             sample_size=(padded(height, self.multiple), padded(width, self.multiple)),
@@ -78,7 +79,7 @@ class UNet2D(nn.Module):
     def forward(self, x: Tensor, log_snr: Tensor, label: Tensor | None = None) -> Tensor:
         height, width = x.shape[-2:]
         x = F.pad(x, (0, -width % self.multiple, 0, -height % self.multiple))
-        out: Tensor = self.model(x, linear_step(log_snr), class_labels=label).sample
+        out: Tensor = self.model(x, linear_step(log_snr, self.table), class_labels=label).sample
         return out[..., :height, :width].float()
 
 

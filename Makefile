@@ -1,0 +1,48 @@
+# make digits            train on MNIST for 10 minutes and draw new digits (MINUTES=3 for another budget)
+# make test              the checks and the fast tests;  make test-slow  the long ones
+# make bench             training speed beside diffusers' UNet2DModel and the machine's own, into bench.json
+# make setup             only set up .venv
+# PYTHON=python3.12 chooses the interpreter; RUN=runs/other the run folder of make digits.
+
+PYTHON  ?= python3
+MINUTES ?= 10
+RUN     ?= runs/digits
+BIN     := .venv/bin
+READY   := .venv/.ready
+
+.PHONY: digits test test-slow check bench setup clean
+.DEFAULT_GOAL := digits
+
+digits: setup
+	@$(BIN)/undiffuse train --conditional --minutes $(MINUTES) --out $(RUN) || { status=$$?; \
+	  if [ $$status -eq 2 ]; then echo "For a new run: make digits MINUTES=$(MINUTES) RUN=$(RUN)-$(MINUTES)min"; fi; exit $$status; }
+	@test -f $(RUN)/samples.png || $(BIN)/undiffuse sample $(RUN) --n 100
+
+test: check
+	$(BIN)/python -m pytest -m "not slow"
+
+test-slow: setup
+	$(BIN)/python -m pytest -m slow
+
+check: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: setup
+	$(BIN)/python benchmarks/bench.py
+
+setup: $(READY)
+
+# The marker is written last, so an interrupted set-up is begun again, and a changed lock is installed.
+$(READY): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "undiffuse needs Python 3.11 or newer; say which with: make PYTHON=python3.12"; exit 2; }
+	@echo "Setting up .venv: some minutes the first time, as torch is large"
+	@test -x $(BIN)/python && $(BIN)/python -c '' 2>/dev/null || $(PYTHON) -m venv --clear .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@touch $(READY)
+
+clean:
+	rm -rf .venv

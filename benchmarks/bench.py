@@ -1,0 +1,192 @@
+"""`make bench`: how fast the default network trains here, beside diffusers' UNet2DModel and the machine's own rate.
+
+All figures are taken in this one run, on this one machine, the contestants in turn; so the ratios mean something,
+and the absolute figures only here. Prints them, and writes them to bench.json.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from undiffuse import machine, training
+from undiffuse.clock import Clock
+from undiffuse.config import make_config
+from undiffuse.run import build_network, make_denoiser
+from undiffuse.session import prepare
+
+BATCH = 128
+ROUNDS = 3
+SECONDS = 12.0  # of training in a round, after the first step
+CONVOLUTIONS = ((64, 28), (64, 14), (128, 14), (128, 7), (256, 7))  # 3x3: channels, pixels a side
+
+
+def pace(step: Callable[[], object]) -> float:
+    """The median seconds of a step, after two that warm up and compile."""
+    step(), step()
+    seconds: list[float] = []
+    while sum(seconds) < SECONDS or len(seconds) < 3:
+        begin = time.perf_counter()
+        step()
+        seconds.append(time.perf_counter() - begin)
+    return statistics.median(seconds)
+
+
+def train_undiffuse(**changes: str) -> dict[str, float]:
+    """The preset `fast` with its own loop: data, noise, loss, optimiser, average; only snapshots are left out."""
+    config = make_config("fast", batch_size=BATCH, **changes)
+    images, held_out, facts = prepare(config)
+    precision, compiled, _ = machine.resolve(config, None)
+    network = build_network(config, facts)
+    with FlopCounterMode(display=False) as counter:
+        network(torch.zeros(1, *facts.shape), torch.zeros(1))
+    events = training.fit(
+        config,
+        make_denoiser(network, config, facts),
+        training.new_state(config, network),
+        images,
+        held_out.take(torch.arange(0)),
+        Clock(lambda: 0.0, config.decay, steps=10**6),
+        precision=precision,
+        compiled=compiled,
+    )
+
+    def step() -> None:
+        while not isinstance(next(events), training.Stepped):
+            pass
+
+    return {"seconds": pace(step), "flops": 3 * counter.get_total_flops()}
+
+
+def train_unet2d(best: bool) -> dict[str, float]:
+    """diffusers' UNet2DModel as the tutorials train it (fp32, eager), or at its `best` (bf16, compiled)."""
+    from diffusers import UNet2DModel
+
+    model = UNet2DModel(
+        sample_size=28,
+        in_channels=1,
+        out_channels=1,
+        layers_per_block=2,
+        block_out_channels=(32, 64, 64),
+        down_block_types=("DownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D"),
+        up_block_types=("AttnUpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
+    )
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
+    x, target = torch.randn(2, BATCH, 1, 28, 28)
+
+    def loss(t: Tensor) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16, enabled=best):
+            return nn.functional.mse_loss(model(x, t).sample.float(), target)
+
+    run = torch.compile(loss) if best else loss
+
+    def step() -> None:
+        run(torch.randint(0, 1000, (BATCH,))).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    with FlopCounterMode(display=False) as counter:
+        model(x[:1], torch.zeros(1))
+    return {"seconds": pace(step), "flops": 3 * counter.get_total_flops()}
+
+
+def convolution_rate() -> dict[str, float]:
+    """The machine's own rate: FLOP/s of a 3x3 convolution, forward and backward, in bf16, at the best of some shapes."""
+    rates = {}
+    for channels, side in CONVOLUTIONS:
+        layer = nn.Conv2d(channels, channels, 3, padding=1).to(torch.bfloat16, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        x = torch.randn(BATCH, channels, side, side, dtype=torch.bfloat16).contiguous(memory_format=torch.channels_last)
+        x.requires_grad_()
+        gradient = torch.randn_like(x)
+        flops = 3 * 2 * BATCH * 9 * channels**2 * side**2
+        seconds = []
+        for _ in range(12):
+            begin = time.perf_counter()
+            layer(x).backward(gradient)
+            seconds.append(time.perf_counter() - begin)
+        rates[f"{channels}x{side}x{side}"] = flops / statistics.median(seconds[2:])
+    return {"rate": max(rates.values()), **rates}
+
+
+CONTESTANTS: dict[str, Callable[[], dict[str, float]]] = {
+    "undiffuse": train_undiffuse,
+    "unet2d": lambda: train_unet2d(best=False),
+    "unet2d-best": lambda: train_unet2d(best=True),
+    "convolution": convolution_rate,
+    "undiffuse, not compiled": lambda: train_undiffuse(compile="off"),
+    "undiffuse, fp32": lambda: train_undiffuse(precision="fp32"),
+}
+ONCE = ("unet2d-best", "undiffuse, not compiled", "undiffuse, fp32")  # their ratios are only printed
+
+
+def measure(name: str) -> dict[str, float]:
+    """One contestant in a process of its own, so that its peak memory is its own."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "result.json"
+        subprocess.run([sys.executable, __file__, name, str(file)], check=True)
+        return dict(json.loads(file.read_text()))
+
+
+def main() -> None:
+    if len(sys.argv) == 3:  # the contestant's own process
+        result = CONTESTANTS[sys.argv[1]]()
+        result["memory_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        Path(sys.argv[2]).write_text(json.dumps(result))
+        return
+    rounds: dict[str, list[dict[str, float]]] = {name: [] for name in CONTESTANTS}
+    for turn in range(ROUNDS):
+        for name in CONTESTANTS:
+            if name in ONCE and turn:
+                continue
+            rounds[name].append(measure(name))
+            print(f"round {turn + 1} of {ROUNDS}: {name} done", flush=True)
+
+    def median(name: str, key: str) -> float:
+        return statistics.median(result[key] for result in rounds[name])
+
+    speed = {name: BATCH / median(name, "seconds") for name in CONTESTANTS if name != "convolution"}
+    rate = median("convolution", "rate")
+    reached = median("undiffuse", "flops") * speed["undiffuse"]
+    figures: dict[str, Any] = {
+        "train_images_per_s": speed["undiffuse"],
+        "unet2d_train_images_per_s": speed["unet2d"],
+        "unet2d_best_train_images_per_s": speed["unet2d-best"],
+        "ratio": statistics.median(
+            theirs["seconds"] / ours["seconds"]
+            for ours, theirs in zip(rounds["undiffuse"], rounds["unet2d"], strict=True)
+        ),
+        "ratio_to_unet2d_best": speed["undiffuse"] / speed["unet2d-best"],
+        "share_of_speed_not_compiled": speed["undiffuse, not compiled"] / speed["undiffuse"],
+        "share_of_speed_fp32": speed["undiffuse, fp32"] / speed["undiffuse"],
+        "conv_rate_gflops": rate / 1e9,
+        "train_gflops": reached / 1e9,
+        "conv_rate_share": reached / rate,
+        "peak_memory_mb": max(result["memory_mb"] for result in rounds["undiffuse"]),
+        "batch_size": BATCH,
+        "machine": {
+            **machine.facts(),
+            "cores": os.cpu_count(),
+            "processor": platform.processor() or platform.machine(),
+        },
+    }
+    Path("bench.json").write_text(json.dumps(figures, indent=2) + "\n")
+    for key, value in figures.items():
+        print(f"{key:32} {value:,.2f}" if isinstance(value, float) else f"{key:32} {value}")
+
+
+if __name__ == "__main__":
+    main()
