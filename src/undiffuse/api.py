@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -28,17 +29,17 @@ Where = str | os.PathLike[str]
 
 
 def train(
-    out: Where = "runs/fast",
+    out: Where | None = None,
     preset: str = "fast",
     *,
     watch: Callable[[Began | Event], None] | None = None,
     **fields: Any,
 ) -> Path:
-    """Train a run in folder `out`, or go on with it; returns the folder. The command `undiffuse train` in Python.
+    """Train a run in folder `out` (runs/PRESET), or go on with it; returns the folder. The command `undiffuse train` in Python.
 
     fields: any of `Config`'s, such as minutes=3 or data="photos/". watch: called with each event as it happens.
     A finished run is left as it is. Raises UserError for anything that does not fit, before anything is written."""
-    return train_config(make_config(preset, **fields), Path(out), watch=watch)
+    return train_config(make_config(preset, **fields), Path(out or f"runs/{preset}"), watch=watch)
 
 
 def train_config(
@@ -114,11 +115,16 @@ class Drawing:
 def prepare(run: Where, request: Request) -> Drawing:
     """Read the run and check the request. Raises UserError for what the run cannot do."""
     folder = Run(Path(run))
-    config = folder.config()
+    config = folder.about().config
     denoiser, _ = folder.denoiser()
     classes = len(denoiser.classes)
     if request.n < 1 or request.batch_size < 1:
         raise UserError(f"--n and --batch-size must be at least 1, not {min(request.n, request.batch_size)}")
+    guidance = request.guidance if request.guidance is not None else config.guidance
+    if not 0 <= guidance < math.inf:
+        raise UserError(f"guidance must be a finite number of at least 0, not {guidance}")
+    if request.precision not in ("fp32", "bf16"):
+        raise UserError(f"precision must be fp32 or bf16, not '{request.precision}'")
     if not classes and request.labels is not None:
         raise UserError(
             f"{run} was trained without labels, so it can't be asked for one; train a run with --conditional"
@@ -127,6 +133,8 @@ def prepare(run: Where, request: Request) -> Drawing:
         raise UserError(
             f"{run} was trained without labels, so there is nothing to guide by; train a run with --conditional"
         )
+    if request.labels is not None and len(request.labels) == 0:
+        raise UserError("an empty list of labels leaves nothing to draw; name at least one")
     wrong = [label for label in request.labels or () if not 0 <= label < classes]
     if wrong:
         raise UserError(
@@ -140,7 +148,7 @@ def prepare(run: Where, request: Request) -> Drawing:
         "sampler": request.sampler or config.sampler,
         "steps": request.steps if request.steps is not None else config.sample_steps,
         "grid": request.grid or config.grid,
-        "guidance": request.guidance if request.guidance is not None else config.guidance,
+        "guidance": guidance,
         "clip": request.clip,
         "seed": request.seed,
     }

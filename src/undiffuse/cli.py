@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from dataclasses import asdict, field, make_dataclass
+from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
-from pydantic import ValidationError
 from tyro.conf import OmitArgPrefixes, Positional
 
 from undiffuse import __version__, machine
-from undiffuse.config import Config, complaint, make_config
+from undiffuse.config import Config, make_config, validated
 from undiffuse.errors import UserError
 
 if TYPE_CHECKING:
@@ -21,11 +22,22 @@ if TYPE_CHECKING:
 STOPPED = 128  # plus the signal's number: 130 after Ctrl-C, 143 after SIGTERM
 
 
-def train_verb(preset: Config) -> Callable[..., None]:
-    """The verb `train`, whose flags have the preset's values as defaults."""
+def flags_of(preset: Config) -> Any:
+    """The fields of a configuration as a plain dataclass, with the preset's values.
+
+    The parser sees to their types only: what fits together is `validated`'s business, and its complaint one sentence."""
+    described = [
+        (name, Annotated[hyper.annotation, tyro.conf.arg(help=hyper.description)], field(default=getattr(preset, name)))
+        for name, hyper in Config.model_fields.items()
+    ]
+    return make_dataclass("hyperparameters", described, frozen=True)()
+
+
+def train_verb(preset: Any) -> Callable[..., None]:
+    """The verb `train`, whose flags have the values of `preset` as defaults."""
 
     def train(
-        config: OmitArgPrefixes[Config] = preset,
+        flags: Any = preset,
         out: Path | None = None,
         replay: Path | None = None,
         plan: bool = False,
@@ -44,13 +56,17 @@ def train_verb(preset: Config) -> Callable[..., None]:
         from undiffuse.session import Stopped
 
         console = stdout()
-        if plan:
-            console.print(make_plan(config), highlight=False)
-            return
         if replay is not None:
             if out is None:
                 raise UserError("--replay needs --out, a new folder for the repeated run")
-            config = Run(replay).config()
+            if flags != preset:
+                raise UserError("--replay repeats the other run's configuration, so it takes no flag beside --out")
+            config = Run(replay).about().config
+        else:
+            config = validated(asdict(flags))
+        if plan:
+            console.print(make_plan(config))
+            return
         path = out or Path("runs") / config.preset
         done = Run(path).exists() and Run(path).finished()
         try:
@@ -62,13 +78,12 @@ def train_verb(preset: Config) -> Callable[..., None]:
         end = Run(path).finished()
         assert end is not None
         state = "was already finished" if done else "finished"
-        console.print(f"{path}: {state}, {end['step']:,} steps in {end['time'] / 60:.1f} minutes", highlight=False)
-        console.print(f"  {path}/samples/step_{end['step']:06d}.png  its last samples", highlight=False)
-        console.print(f"  {path}/timeline.png, {path}/loss.png", highlight=False)
-        console.print(
-            f"  {sys.argv[0] if '/' in sys.argv[0] else 'undiffuse'} sample {path}  draws more", highlight=False
-        )
+        console.print(f"{path}: {state}, {end['step']:,} steps in {end['time'] / 60:.1f} minutes")
+        console.print(f"  {path}/samples/step_{end['step']:06d}.png  its last samples")
+        console.print(f"  {path}/timeline.png, {path}/loss.png")
+        console.print(f"  {sys.argv[0] if '/' in sys.argv[0] else 'undiffuse'} sample {path}  draws more")
 
+    train.__annotations__["flags"] = OmitArgPrefixes[type(preset)]
     return train
 
 
@@ -110,11 +125,8 @@ def sample(
 
     from undiffuse import api, export
 
+    ready = api.prepare(run, api.Request(n, sampler, steps, grid, label, guidance, clip, seed, batch_size, precision))
     to = export.destination(out or str(run / "samples.png"))
-    ready = api.prepare(
-        run,
-        api.Request(n, sampler, steps, grid, label, guidance, clip, seed, batch_size, precision),
-    )
     if trajectory is not None:
         export.check_trajectory(trajectory)
     console = stdout()
@@ -134,7 +146,7 @@ def sample(
     )
     if trajectory is not None:
         export.save_trajectory(trajectory, ready.stages(10))
-        console.print(f"{trajectory}: the way from noise of the first {min(n, 10)}", highlight=False)
+        console.print(f"{trajectory}: the way from noise of the first {min(n, 10)}")
 
 
 def info(run: Positional[Path]) -> None:
@@ -152,7 +164,7 @@ def info(run: Positional[Path]) -> None:
 def stdout() -> Console:
     from rich.console import Console
 
-    return Console(soft_wrap=False)
+    return Console(markup=False, emoji=False)
 
 
 def main() -> None:
@@ -163,7 +175,7 @@ def main() -> None:
         return
     try:
         verbs: dict[str, Callable[..., Any]] = {
-            "train": train_verb(preset_of(arguments)),
+            "train": train_verb(flags_of(preset_of(arguments))),
             "sample": sample,
             "info": info,
         }
@@ -175,8 +187,6 @@ def main() -> None:
         )
     except UserError as error:
         fail(str(error))
-    except ValidationError as error:
-        fail(complaint(error))
     except KeyboardInterrupt:
         raise SystemExit(STOPPED + 2) from None
     except BrokenPipeError:
@@ -191,7 +201,7 @@ def fail(sentence: str) -> None:
 def preset_of(arguments: list[str]) -> Config:
     """The preset that `--preset NAME` chooses, without its minutes where another budget is asked for."""
     name = "fast"
-    for flag, value in zip(arguments, [*arguments[1:], ""], strict=True):
+    for flag, value in pairwise([*arguments, ""]):
         if flag.startswith("--preset="):
             name = flag.partition("=")[2]
         elif flag == "--preset":

@@ -33,16 +33,18 @@ class Outlook:
 
 
 def lr_factor(step: int, warmup: int, decisions: Sequence[Decision]) -> float:
-    """The learning rate of 0-based step `step` as a share of its peak: linear warm-up, hold, and the decided decays.
+    """The learning rate of 0-based step `step` as a share of its peak: linear warm-up times the decided decay."""
+    return min(1.0, (step + 1) / (warmup + 1)) * decay_factor(step, decisions)
 
-    A later decision takes over from the rate that the earlier one has reached."""
+
+def decay_factor(step: int, decisions: Sequence[Decision]) -> float:
+    """1 until the first decision; each takes over from the factor that the earlier ones have reached."""
     if not decisions or step < decisions[0].step:
-        return min(1.0, (step + 1) / (warmup + 1))
+        return 1.0
     *earlier, last = decisions
     if step < last.step:
-        return lr_factor(step, warmup, earlier)
-    start = lr_factor(last.step, warmup, earlier)
-    return start * max(0, last.end - step) / max(1, last.end - last.step)
+        return decay_factor(step, earlier)
+    return decay_factor(last.step, earlier) * max(0, last.end - step) / max(1, last.end - last.step)
 
 
 def snapshot_steps(steps: int, count: int) -> list[int]:

@@ -6,154 +6,158 @@ and reason. The names that a field accepts are read from the tables, so a new sc
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from undiffuse.denoiser import PREDICTIONS
 from undiffuse.errors import UserError
 from undiffuse.nets import NETWORKS
 from undiffuse.objective import TIMES, WEIGHTINGS
-from undiffuse.registry import Table
 from undiffuse.sampling import GRIDS, SAMPLERS
 from undiffuse.schedule import SCHEDULES
 
-
-def named(table: Table) -> AfterValidator:
-    """A string that `table` understands."""
-
-    def check(spec: str) -> str:
-        table.check(spec)
-        return spec
-
-    return AfterValidator(check)
-
-
-def choices(table: Table) -> str:
-    return " | ".join(table)
+TABLES = {
+    "net": NETWORKS,
+    "schedule": SCHEDULES,
+    "predict": PREDICTIONS,
+    "weighting": WEIGHTINGS,
+    "times": TIMES,
+    "sampler": SAMPLERS,
+    "grid": GRIDS,
+}
+"""The fields that name an entry of a table."""
 
 
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Count = Annotated[int, Field(ge=1)]
+def hyper(default: Any, what: str, why: str, **constraints: Any) -> Any:
+    """A field of `Config`: its default, what it is, and the reason for the default."""
+    return Field(default, description=f"{what} - {why}", **constraints)
+
+
+def among(field: str, what: str = "") -> str:
+    """The names that a field may take, for its description."""
+    return f"{what}{' | '.join(TABLES[field])}"
 
 
 class Config(BaseModel):
-    """One run's hyperparameters. Each description says what the field is, and after the dash why it is what it is."""
+    """Every hyperparameter of a run; after the dash, why its default is what it is."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    preset: str = Field("fast", description="the preset that the other values start from")
+    preset: str = hyper("fast", "the preset that the other values start from", "the best digits for the minutes spent")
 
     # How long: one of the three.
-    minutes: Positive | None = Field(
-        None, description="wall-clock budget, from start to exit - the preset's, unless epochs or steps are set"
+    minutes: float | None = hyper(
+        None, "wall-clock budget from start to exit", "the preset's, unless epochs or steps are given", gt=0
     )
-    epochs: Positive | None = Field(None, description="passes over the training images, in place of minutes")
-    steps: Count | None = Field(None, description="optimiser steps, in place of minutes")
+    epochs: float | None = hyper(None, "passes over the training images, in place of minutes", "not used", gt=0)
+    steps: int | None = hyper(None, "optimiser steps, in place of minutes", "not used", ge=1)
 
     # On what.
-    data: str = Field(
-        "mnist", description="mnist, or a folder of IDX files or of PNG/JPEG images - the handout's data set"
-    )
-    size: int | None = Field(None, description="resize images to SIZE x SIZE - the images' own size")
-    subset: Count | None = Field(None, description="train on a random subset of this many images - all of them")
-    conditional: bool = Field(False, description="train with class labels - the handout's model has none")
-    label_dropout: float = Field(
-        0.1,
-        ge=0,
-        le=1,
-        description="share of labels hidden in training - guidance needs both guesses; 10% as in Ho & Salimans 2022",
+    data: str = hyper("mnist", "mnist, or a folder of IDX files or of PNG/JPEG images", "the handout's data set")
+    size: int | None = hyper(None, "resize images to SIZE x SIZE pixels", "the images' own size")
+    subset: int | None = hyper(None, "train on a random subset of this many images", "all of them", ge=1)
+    conditional: bool = hyper(False, "train with class labels", "the handout's model has none, nor have all data")
+    label_dropout: float = hyper(
+        0.1, "share of labels hidden in training", "guidance needs both guesses; Ho & Salimans 2022", ge=0, le=1
     )
 
     # The network.
-    net: Annotated[str, named(NETWORKS)] = Field("unet", description=f"{choices(NETWORKS)} - our own is the fast one")
-    channels: tuple[Count, ...] = Field(
-        (64, 128), description="channels of each level - convolutions of 64 and more run near the CPU's peak"
+    net: str = hyper("unet", among("net"), "our own is the fast one")
+    channels: tuple[int, ...] = hyper(
+        (64, 128), "channels of each level", "convolutions of 64 and more run near the CPU's peak"
     )
-    blocks: tuple[Count, ...] = Field(
-        (1, 3), description="residual blocks of each level - most depth where a block is cheapest, at 7x7"
+    blocks: tuple[int, ...] = hyper(
+        (1, 3), "residual blocks of each level", "most depth where a block is cheapest, at 7x7"
     )
-    attention: tuple[bool, ...] = Field(
-        (False, True), description="attention at each level - only at 7x7, where it costs little"
-    )
-    heads: Count = Field(2, description="attention heads - fewer are faster, more were not better")
-    dropout: float = Field(0.0, ge=0, lt=1, description="dropout inside the blocks - a few epochs do not overfit")
+    attention: tuple[bool, ...] = hyper((False, True), "attention at each level", "only at 7x7, where it costs little")
+    heads: int = hyper(2, "attention heads", "fewer are faster", ge=1)
+    dropout: float = hyper(0.0, "dropout inside the blocks", "a few epochs do not overfit", ge=0, lt=1)
 
     # What it learns.
-    schedule: Annotated[str, named(SCHEDULES)] = Field(
-        "cosine", description=f"{choices(SCHEDULES)} - cosine spends less time at pure noise than linear"
-    )
-    chain: int | None = Field(
+    schedule: str = hyper("cosine", among("schedule"), "less time at pure noise than linear")
+    chain: int | None = hyper(
         None,
+        "steps T of the chain trained on, t uniform on {2..T}",
+        "continuous time serves any number of sampling steps",
         ge=2,
-        description="steps T of the chain trained on, t uniform on {2..T} - continuous time serves any number of sampling steps",
     )
-    predict: Annotated[str, named(PREDICTIONS)] = Field(
-        "v", description=f"{choices(PREDICTIONS)} - v is well scaled at every noise level"
-    )
-    weighting: Annotated[str, named(WEIGHTINGS)] = Field(
-        "snr-plus-1", description=f"{choices(WEIGHTINGS)} - gives the v-prediction unit weight"
-    )
-    times: Annotated[str, named(TIMES)] = Field(
-        "uniform", description=f"how training draws t: {choices(TIMES)} - every level of the schedule alike"
-    )
-    stratified: bool = Field(
-        True, description="spread a batch's times evenly over all levels - lowers the gradient's variance for free"
+    predict: str = hyper("v", among("predict"), "well scaled at every noise level")
+    weighting: str = hyper("snr-plus-1", among("weighting"), "gives the v-prediction unit weight")
+    times: str = hyper("uniform", among("times", "how training draws t: "), "every level of the schedule alike")
+    stratified: bool = hyper(
+        True, "spread a batch's times evenly over all levels", "lowers the gradient's variance for free"
     )
 
     # How it learns.
-    batch_size: Count = Field(128, description="images a step - the smallest that keeps both cores busy")
-    lr: Positive = Field(2e-3, description="AdamW's peak learning rate")
-    beta_1: float = Field(0.9, ge=0, lt=1, description="AdamW's momentum - its usual value")
-    beta_2: float = Field(0.99, ge=0, lt=1, description="AdamW's decay of squared gradients - short, for short runs")
-    weight_decay: float = Field(0.01, ge=0, description="AdamW's decoupled weight decay - its usual value")
-    grad_clip: Positive = Field(
-        1.0, description="gradients are scaled down to this norm - one odd batch cannot derail a short run"
+    batch_size: int = hyper(128, "images a step", "enough to keep both cores busy, few enough for many steps", ge=1)
+    lr: float = hyper(
+        2e-3, "AdamW's peak learning rate", "a network of this size bears it, and short runs need it", gt=0
     )
-    warmup: int = Field(
-        100, ge=0, description="steps in which the learning rate rises from 0 - AdamW's moments need to settle"
+    beta_1: float = hyper(0.9, "AdamW's momentum", "its usual value", ge=0, lt=1)
+    beta_2: float = hyper(0.99, "AdamW's decay of squared gradients", "short, for short runs", ge=0, lt=1)
+    weight_decay: float = hyper(0.01, "AdamW's decoupled weight decay", "its usual value", ge=0)
+    grad_clip: float = hyper(
+        1.0, "gradients are scaled down to this norm", "one odd batch cannot derail a short run", gt=0
     )
-    decay: float = Field(
+    warmup: int = hyper(100, "steps in which the learning rate rises from 0", "AdamW's moments need to settle", ge=0)
+    decay: float = hyper(
         0.4,
+        "last part of the run, in which the learning rate falls to 0",
+        "so that it ends on the budget, at low noise",
         ge=0,
         le=1,
-        description="last part of the run in which the learning rate falls linearly to 0 - so that it ends on the budget",
     )
-    ema: float = Field(
+    ema: float = hyper(
         0.05,
+        "width of the weights' average, as a share of the run so far",
+        "follows the run's length; Karras et al. 2024",
         gt=0,
         le=0.25,
-        description="width of the weights' average, as a share of the run so far - follows the run's length (Karras et al. 2024)",
     )
-    seed: int = Field(0, ge=0, description="all of the run's randomness follows from it")
+    seed: int = hyper(0, "all of the run's randomness follows from it", "any will do", ge=0, lt=2**63)
 
     # On which machine, and what is kept.
-    precision: Literal["auto", "bf16", "fp32"] = Field(
-        "auto", description="of the network's arithmetic - auto: bf16 where the processor has it"
+    precision: Literal["auto", "bf16", "fp32"] = hyper(
+        "auto", "of the network's arithmetic", "bf16 where the processor has it"
     )
-    compile: Literal["auto", "on", "off"] = Field(
-        "auto",
-        description="torch.compile - auto: where there is a C++ compiler, and the run is long enough to win back the wait",
+    compile: Literal["auto", "on", "off"] = hyper(
+        "auto", "torch.compile", "where there is a C++ compiler and the run is long enough to win back the wait"
     )
-    checkpoint_every: Count | None = Field(None, description="steps between checkpoints - about one a minute")
-    snapshots: int = Field(
-        12, ge=2, description="how often a grid is drawn and the validation loss taken, first and last step included"
+    checkpoint_every: int | None = hyper(None, "steps between checkpoints", "about one a minute", ge=1)
+    snapshots: int = hyper(
+        12, "grids drawn and held-out losses taken, first and last step included", "enough to see the digits form", ge=2
     )
-    snapshot_images: Count = Field(40, description="images in each of these grids - cheap, and enough to see")
+    snapshot_images: int = hyper(40, "images in each of these grids", "cheap, and enough to see", ge=1)
 
     # How its samples are drawn where nothing else is asked for.
-    sampler: Annotated[str, named(SAMPLERS)] = Field(
-        "ddpm", description=f"{choices(SAMPLERS)} - fresh noise corrects an undertrained network's errors"
-    )
-    sample_steps: Count = Field(25, description="sampling steps - the point of diminishing returns")
-    grid: Annotated[str, named(GRIDS)] = Field(
-        "uniform", description=f"times visited by sampling: {choices(GRIDS)} - as training drew them"
-    )
-    guidance: float = Field(
+    sampler: str = hyper("ddpm", among("sampler"), "fresh noise corrects an undertrained network's errors")
+    sample_steps: int = hyper(25, "sampling steps", "the point of diminishing returns", ge=1)
+    grid: str = hyper("uniform", among("grid", "times that sampling visits: "), "as training draws them")
+    guidance: float = hyper(
         1.0,
+        "classifier-free guidance of conditional samples",
+        "1 is none: faithful to the data, at half the cost",
         ge=0,
-        description="classifier-free guidance of conditional samples - 1 is none: faithful to the data, and half the cost",
     )
+
+    @field_validator(*TABLES)
+    @classmethod
+    def is_known(cls, spec: str, info: ValidationInfo) -> str:
+        TABLES[str(info.field_name)].check(spec)
+        return spec
+
+    @field_validator("channels", "blocks")
+    @classmethod
+    def are_counts(cls, counts: tuple[int, ...]) -> tuple[int, ...]:
+        if not counts or min(counts) < 1:
+            raise UserError("one number of at least 1 for each level")
+        return counts
+
+    @field_validator("data")
+    @classmethod
+    def without_slash(cls, data: str) -> str:
+        return data.rstrip("/") or data
 
     @model_validator(mode="after")
     def fits_together(self) -> Config:
@@ -172,7 +176,7 @@ PRESETS: dict[str, dict[str, tuple[Any, str]]] = {
         "minutes": (10.0, "time for a coffee"),
     },
     "handout": {
-        "minutes": (45.0, "about ten passes over MNIST on two cores"),
+        "minutes": (40.0, "about nine passes over MNIST on two cores"),
         "net": ("unet2d", "the handout suggests diffusers' UNet2DModel"),
         "channels": ((32, 64, 64), "about 1.5 million parameters, which a laptop trains in an hour"),
         "blocks": ((2, 2, 2), "UNet2DModel's default"),
@@ -183,7 +187,7 @@ PRESETS: dict[str, dict[str, tuple[Any, str]]] = {
         "predict": ("x0", "the handout's network guesses the image"),
         "weighting": ("uniform", "the handout's (6) is plain squared error"),
         "stratified": (False, "the handout draws t independently"),
-        "lr": (1e-3, "higher is unstable for UNet2DModel's group norms"),
+        "lr": (1e-3, "the usual step for a UNet of this size"),
         "beta_2": (0.999, "AdamW's usual value"),
         "sampler": ("ddpm", "(8), corrected"),
     },
@@ -204,20 +208,15 @@ def make_config(preset: str = "fast", **chosen: Any) -> Config:
 
 
 def validated(values: dict[str, Any]) -> Config:
-    """Config(**values), with pydantic's complaint as one sentence of a UserError."""
+    """Config(**values); pydantic's first complaint becomes the one sentence of a UserError."""
     try:
         return Config(**values)
     except ValidationError as error:
-        raise UserError(complaint(error)) from None
-
-
-def complaint(error: ValidationError) -> str:
-    """Pydantic's first complaint as a sentence: which field, what is wrong, what was given."""
-    first = error.errors()[0]
-    where = ".".join(str(part) for part in first["loc"])
-    what = first["msg"].removeprefix("Value error, ")
-    given = f" (given: {first['input']!r})" if first["type"] != "value_error" else ""
-    return f"{where}: {what}{given}" if where else what
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        what = first["msg"].removeprefix("Value error, ")
+        given = f" (given: {first['input']!r})" if first["type"] != "value_error" else ""
+        raise UserError(f"{where}: {what}{given}" if where else what) from None
 
 
 def reasons(config: Config) -> dict[str, str]:
@@ -226,11 +225,10 @@ def reasons(config: Config) -> dict[str, str]:
     preset = PRESETS.get(config.preset, {})
     for name, field in Config.model_fields.items():
         value = getattr(config, name)
-        what, _, why = (field.description or "").partition(" - ")
         if name in preset and preset[name][0] == value:
             found[name] = preset[name][1]
         elif value == field.default:
-            found[name] = why or what
+            found[name] = (field.description or "").partition(" - ")[2]
         else:
             found[name] = "chosen for this run"
     return found

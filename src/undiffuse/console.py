@@ -66,7 +66,7 @@ class Watcher:
                 self.stepped(event)
             case Validated():
                 self.validation = event.loss
-                self.console.print(f"  step {event.step:>6,}  held-out loss {event.loss:.4f}", highlight=False)
+                self.console.print(f"  step {event.step:>6,}  held-out loss {event.loss:.4f}")
             case Uncompiled():
                 self.console.print(
                     f"  note: torch.compile failed ({event.reason}); training goes on without it, more slowly",
@@ -77,7 +77,7 @@ class Watcher:
             case Decided(decision=Decision() as decision) if not self.decaying:
                 self.decaying = True
                 self.console.print(
-                    f"  step {decision.step:>6,}  from here on the learning rate falls, to 0 at about step {decision.end:,}",
+                    f"  the learning rate falls from step {decision.step:,} on, to 0 at about step {decision.end:,}",
                     highlight=False,
                 )
             case Snapshot() | Ended() | Decided():
@@ -90,13 +90,11 @@ class Watcher:
         c, h, w = facts.shape
         what = f"{facts.training:,} images of '{facts.name}' ({h}x{w}x{c}), {facts.validation:,} held out"
         how = f"{self.config.net}, {event.parameters / 1e6:.2f} million parameters, {event.precision}{', compiled' if event.compiled else ''}"
-        self.console.print(f"{self.path}: {what}; {how}", highlight=False)
+        self.console.print(f"{self.path}: {what}; {how}")
         for note in event.notes:
             self.console.print(f"  note: {note}", style="yellow")
         if event.step:
-            self.console.print(
-                f"  resumed at step {event.step:,}, after {duration(event.seconds)} min", highlight=False
-            )
+            self.console.print(f"  resumed at step {event.step:,}, after {duration(event.seconds)} min")
         self.progress.update(self.task, words="compiling the network, up to a minute" if event.compiled else "starting")
 
     def stepped(self, event: Stepped) -> None:
@@ -119,12 +117,13 @@ class Watcher:
         self.progress.update(self.task, completed=min(1.0, share), words=words)
         if not self.console.is_terminal and time.monotonic() - self.printed > LINE_SECONDS:
             self.printed = time.monotonic()
-            self.console.print("  " + words, highlight=False, soft_wrap=True)
+            self.console.print("  " + words, soft_wrap=True)
 
 
 def describe(run: Run) -> Group:
     """A run's state, data and hyperparameters, for the terminal."""
-    content, config, facts = run.read_config(), run.config(), run.facts()
+    about = run.about()
+    config, facts = about.config, about.facts
     steps, end = run.events("step"), run.finished()
     spent = max((event["time"] for event in run.log()), default=0.0)
     state = "finished" if end else "unfinished; the same command goes on with it"
@@ -139,14 +138,13 @@ def describe(run: Run) -> Group:
         lines["held-out loss"] = f"{event['loss']:.4f} at step {event['step']:,}"
     for event in run.events("session")[-1:]:
         lines["machine"] = ", ".join(f"{key} {value}" for key, value in event["machine"].items())
-    if content["replay_of"]:
-        lines["replays"] = content["replay_of"]
-    about = Table(box=None, show_header=False, title=str(run.path), title_justify="left", title_style="bold")
+    if about.replay_of:
+        lines["replays"] = about.replay_of
+    summary = Table(box=None, show_header=False, title=str(run.path), title_justify="left", title_style="bold")
     for key, value in lines.items():
-        about.add_row(key, value)
+        summary.add_row(key, value)
     table = Table("hyperparameter", "value", "why", box=box.SIMPLE_HEAD)
-    for name, why in content["reasons"].items():
+    for name, why in about.reasons.items():
         value = getattr(config, name)
-        if value is not None:
-            table.add_row(name.replace("_", "-"), str(value), why)
-    return Group(about, table)
+        table.add_row(name.replace("_", "-"), "-" if value is None else str(value), why)
+    return Group(summary, table)

@@ -37,6 +37,10 @@ def destination(text: str) -> Destination:
         raise UserError(
             f"--out {text}: write FILE.png for a grid, FILE.npz for an archive, or FOLDER/ for one PNG an image"
         )
+    if kind == "folder" and path.exists() and any(path.iterdir()):
+        raise UserError(
+            f"--out {text}: the folder is not empty; choose a new one, so that old images don't mix with new ones"
+        )
     if kind != "folder" and not path.parent.is_dir():
         raise UserError(f"--out {text}: there is no folder {path.parent}")
     return Destination(path, kind)

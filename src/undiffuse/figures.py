@@ -79,7 +79,7 @@ def timeline(run: Run, each: int = 10) -> None:
     """timeline.png: the first images of every snapshot, a row a snapshot: the same noise, as training goes on."""
     from PIL import Image
 
-    _, height, width = run.facts().shape
+    _, height, width = run.about().facts.shape
     rows = []
     for event in run.events("snapshot"):
         with Image.open(run.path / event["file"]) as sheet:

@@ -13,6 +13,7 @@ name is complete.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Iterator
@@ -44,6 +45,17 @@ class DataFacts:
     sha256: str
 
 
+@dataclass(frozen=True)
+class About:
+    """The content of config.json. reasons: for each field of config. replay_of: the run that this one repeats."""
+
+    config: Config
+    facts: DataFacts
+    reasons: dict[str, str]
+    version: str
+    replay_of: str | None
+
+
 def write_atomic(path: Path, content: bytes) -> None:
     """Write a file so that under its name there is the old or the new content, never a part. UserError if it can't be."""
     temporary = path.with_name(path.name + ".tmp")
@@ -60,7 +72,8 @@ def write_atomic(path: Path, content: bytes) -> None:
         finally:
             os.close(folder)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink()
         raise cannot_write(path, error) from error
 
 
@@ -105,26 +118,31 @@ class Run:
         }
         write_atomic(self.path / "config.json", json.dumps(content, indent=2).encode())
 
-    def read_config(self) -> dict[str, Any]:
+    def about(self) -> About:
+        """What config.json says. Raises UserError, which names the file, where there is none or it cannot be so."""
         path = self.path / "config.json"
         if not path.is_file():
             raise UserError(f"{self.path} is no run folder: it has no config.json; undiffuse train makes one")
         try:
             content = json.loads(path.read_bytes())
             if content["format"] != FORMAT:
-                raise UserError(f"{path} has format {content['format']}, this version reads format {FORMAT}")
-            return dict(content)
-        except (ValueError, KeyError, TypeError) as error:
-            if isinstance(error, UserError):
-                raise
-            raise UserError(f"{path} is damaged: {error}") from error
-
-    def config(self) -> Config:
-        return validated(self.read_config()["config"])
-
-    def facts(self) -> DataFacts:
-        facts = self.read_config()["data"]
-        return DataFacts(**{**facts, "shape": tuple(facts["shape"]), "classes": tuple(facts["classes"])})
+                raise UserError(f"it has format {content['format']}, and this version reads format {FORMAT}")
+            facts = {
+                **content["data"],
+                "shape": tuple(content["data"]["shape"]),
+                "classes": tuple(content["data"]["classes"]),
+            }
+            return About(
+                config=validated(content["config"]),
+                facts=DataFacts(**facts),
+                reasons=dict(content["reasons"]),
+                version=str(content["version"]),
+                replay_of=content["replay_of"],
+            )
+        except KeyError as error:
+            raise UserError(f"{path} is damaged: it has no {error}") from error
+        except (ValueError, TypeError, OSError) as error:
+            raise UserError(f"{path} can't be read: {error}") from error
 
     # --- log.jsonl ---
 
@@ -136,9 +154,12 @@ class Run:
             if not line.endswith(b"\n"):
                 return
             try:
-                yield dict(json.loads(line))
-            except (ValueError, TypeError) as error:
+                event = json.loads(line)
+                if not {"event", "step", "time"} <= event.keys():
+                    raise ValueError("it lacks an event, a step or a time")
+            except (ValueError, AttributeError) as error:
                 raise UserError(f"{self.log_path} line {number} is damaged: {error}") from error
+            yield event
 
     def append(self, event: dict[str, Any]) -> None:
         """Add one event to the log: it has at least `event`, its kind, `step` and `time`, seconds of the run so far."""
@@ -198,16 +219,16 @@ class Run:
         elif self.checkpoint_path.is_file():
             path, prefix = self.checkpoint_path, "ema/"
         else:
-            self.read_config()
+            self.about()
             raise UserError(f"{self.path} has no weights yet; train it on with: undiffuse train --out {self.path}")
-        config, facts = self.config(), self.facts()
-        network = build_network(config, facts)
+        about = self.about()
+        network = build_network(about.config, about.facts)
         weights, step = self.load_tensors(path, prefix)
         try:
             network.load_state_dict(weights)
         except RuntimeError as error:
             raise UserError(f"{path} does not fit the network in config.json") from error
-        return make_denoiser(network.eval(), config, facts), step
+        return make_denoiser(network.eval(), about.config, about.facts), step
 
 
 def build_network(config: Config, facts: DataFacts) -> nn.Module:

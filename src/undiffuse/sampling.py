@@ -10,6 +10,7 @@ To add a sampler: a function Step -> x_s with `@SAMPLERS.add`. To add a grid: a 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -58,8 +59,11 @@ def karras(
     (arXiv:2206.00364), (5)."""
     import torch
 
-    first = first_level(schedule, -2 * torch.tensor(sigma_max).log().item())
-    largest = torch.tensor(-first / 2).exp().item()
+    if not 0 < sigma_min < sigma_max or rho <= 0:
+        raise UserError(
+            f"time grid karras: 0 < sigma_min < sigma_max and 0 < rho do not hold for {sigma_min}, {sigma_max}, {rho}"
+        )
+    largest = math.exp(-first_level(schedule, -2 * math.log(sigma_max)) / 2)
     ramp = torch.linspace(largest ** (1 / rho), sigma_min ** (1 / rho), steps, dtype=torch.float64)
     return times_at(schedule, -2 * rho * ramp.log())
 

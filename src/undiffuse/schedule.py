@@ -134,7 +134,7 @@ def time_of(schedule: Schedule, level: Tensor) -> Tensor:
         noisier = log_snr(*schedule(middle)) < level  # the log-SNR falls with t
         low, high = torch.where(noisier, low, middle), torch.where(noisier, middle, high)
     t = (low + high) / 2
-    return torch.where(high == 1, 1.0, torch.where(low == 0, 0.0, t))
+    return torch.where(high == 1, 1.0, torch.where(t < 1e-15, 0.0, t))
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,19 @@ from undiffuse.clock import Clock, Decision, Outlook
 from undiffuse.config import Config, differences
 from undiffuse.errors import UserError
 from undiffuse.run import DataFacts, Run, build_network, make_denoiser
-from undiffuse.training import Decided, Ended, Event, Skipped, Snapshot, Stepped, Uncompiled, Validated, fit, new_state
+from undiffuse.training import (
+    Decided,
+    Ended,
+    Event,
+    Skipped,
+    Snapshot,
+    Stepped,
+    Uncompiled,
+    Validated,
+    fit,
+    new_state,
+    rehearse,
+)
 
 if TYPE_CHECKING:
     from undiffuse.data import Dataset
@@ -71,21 +83,20 @@ def prepare(config: Config) -> tuple[Dataset, Dataset, DataFacts]:
 
 def open_run(path: Path, config: Config, facts: DataFacts, replay_of: Path | None) -> Run:
     """The run folder at `path`, begun if it isn't there. Raises UserError where another run is there."""
-    run = Run(path)
+    run, source = Run(path), str(replay_of.resolve()) if replay_of else None
     if not run.exists():
-        run.create(config, facts, str(replay_of) if replay_of else None)
+        run.create(config, facts, source)
         return run
-    there = run.read_config()
-    different = differences(run.config(), config)
+    there = run.about()
+    different = differences(there.config, config)
     if different:
         raise UserError(
             f"{path} holds a run with another configuration ({'; '.join(different)}); begin a new one with another --out"
         )
-    if there["replay_of"] != (str(replay_of) if replay_of else None):
-        raise UserError(
-            f"{path} holds a run that {'replays ' + there['replay_of'] if there['replay_of'] else 'is no replay'}; begin a new one with another --out"
-        )
-    if run.facts() != facts:
+    if there.replay_of != source:
+        is_what = f"replays {there.replay_of}" if there.replay_of else "is no replay"
+        raise UserError(f"{path} holds a run that {is_what}; begin a new one with another --out")
+    if there.facts != facts:
         raise UserError(
             f"{path} was trained on other images than '{config.data}' holds now; begin a new run with another --out"
         )
@@ -141,6 +152,7 @@ def train_session(
     copied: list[dict[str, Any]] = []
     if replay:
         copied, *_ = replayed_clock(Run(replay))
+    rehearse(config)
     training, held_out, facts = prepare(config)
     steps = total_steps(config, len(training))
     precision, compiled, notes = machine.resolve(config, steps and steps * config.batch_size)
@@ -153,10 +165,14 @@ def train_session(
 
     spent = max((event["time"] for event in run.log()), default=0.0)
     if run.checkpoint_path.is_file():
-        state.restore(*run.load_tensors(run.checkpoint_path))
+        try:
+            state.restore(*run.load_tensors(run.checkpoint_path))
+        except (RuntimeError, KeyError) as error:
+            raise UserError(f"{run.checkpoint_path} does not fit the network of {path}/config.json") from error
     run.rewind_log(state.step)
-    if not run.events("clock"):
-        for record in copied:
+    recorded = run.events("clock")
+    for record in copied:
+        if record not in recorded:
             run.append(record)
     decisions, outlook = decisions_of(run.events("clock"))
 

@@ -22,6 +22,7 @@ from undiffuse.denoiser import Denoiser
 from undiffuse.errors import UserError
 from undiffuse.objective import TIMES, WEIGHTINGS, Problem, draw_times, loss, regression
 from undiffuse.sampling import draw
+from undiffuse.schedule import SCHEDULES, log_snr
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -54,24 +55,27 @@ class State:
         return {name: value.detach() for name, value in found.items()}
 
     def restore(self, tensors: dict[str, Tensor], step: int) -> None:
-        """The inverse of `tensors`. Raises UserError where they are of another network."""
+        """The inverse of `tensors`. Raises RuntimeError or KeyError where they are of another network."""
 
         def part(prefix: str) -> dict[str, Tensor]:
             return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
 
+        def laid_out_like(parameter: Tensor, moment: Tensor) -> Tensor:
+            # Files hold contiguous tensors; the fused optimiser walks parameter and moments in memory order.
+            return torch.empty_like(parameter).copy_(moment) if moment.ndim else moment
+
         moments = part("optimizer/")
-        names = [name for name, _ in self.network.named_parameters()]
+        parameters = list(self.network.named_parameters())
         saved = self.optimizer.state_dict()
         keys = {name.rpartition("/")[2] for name in moments}
-        try:
-            self.network.load_state_dict(part("weights/"))
-            self.average.load_state_dict(part("ema/"))
-            saved["state"] = {
-                i: {key: moments[f"{name}/{key}"] for key in keys} for i, name in enumerate(names) if keys
-            }
-            self.optimizer.load_state_dict(saved)
-        except (RuntimeError, KeyError) as error:
-            raise UserError(f"the checkpoint does not fit the network in config.json: {error}") from error
+        self.network.load_state_dict(part("weights/"))
+        self.average.load_state_dict(part("ema/"))
+        saved["state"] = {
+            index: {key: laid_out_like(parameter, moments[f"{name}/{key}"]) for key in keys}
+            for index, (name, parameter) in enumerate(parameters)
+            if keys
+        }
+        self.optimizer.load_state_dict(saved)
         self.step = step
 
 
@@ -152,6 +156,35 @@ class Ended:
 Event = Decided | Stepped | Skipped | Uncompiled | Validated | Snapshot | Ended
 
 
+# --- Before the loop ---
+
+
+def rehearse(config: Config) -> None:
+    """Call every chosen function once, on one pixel: UserError for parameters that make no diffusion model.
+
+    So that they are refused before anything is written, and not at the first snapshot."""
+    specs = (
+        f"schedule {config.schedule}, prediction {config.predict}, weighting {config.weighting}, times {config.times}"
+    )
+    try:
+        t = torch.linspace(0, 1, 1001, dtype=torch.float64)
+        alpha, sigma = SCHEDULES[config.schedule](t)
+        if not ((alpha[0], sigma[0]) == (1, 0) and (log_snr(alpha, sigma).diff() < 0).all()):
+            raise UserError(
+                f"schedule '{config.schedule}' does not fall from the data to noise; give its parameters other values"
+            )
+        denoiser = Denoiser(lambda x, log_snr, label: 0 * x, config.schedule, config.predict, (1, 1, 1))
+        times = draw_times(TIMES[config.times], 100, rng.stream(0, "rehearsal"), stratified=True, steps=config.chain)
+        x_0 = torch.ones(len(times), 1, 1, 1)
+        problem = regression(denoiser, WEIGHTINGS[config.weighting], x_0, x_0, times)
+        possible = all(part.isfinite().all() for part in problem) and bool((problem.weight >= 0).all())
+    except (ArithmeticError, RuntimeError) as error:
+        raise UserError(f"{specs}: these can't be computed together ({error}); give other parameters") from error
+    if not possible:
+        raise UserError(f"{specs}: the loss would not be finite and positive; give other parameters")
+    draw(denoiser, [0], sampler=config.sampler, steps=config.sample_steps, grid=config.grid)
+
+
 # --- The loop ---
 
 
@@ -194,7 +227,11 @@ def fit(
         batch_loss = torch.compile(batch_loss, dynamic=False)
 
     def snapshots() -> list[int]:
-        return snapshot_steps(clock.outlook.steps, config.snapshots) if clock.outlook else [0]
+        if clock.outlook is None:
+            return [0]
+        # None before the outlook: the steps were not known then, and a replay must do the same.
+        planned = snapshot_steps(clock.outlook.steps, config.snapshots)
+        return [s for s in planned if s == 0 or s >= clock.outlook.step]
 
     def look() -> Iterator[Event]:
         """Validation loss and samples of the averaged weights."""

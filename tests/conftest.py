@@ -1,0 +1,84 @@
+"""What the tests share: tiny images, a configuration that trains on them in a second, and finished runs of it."""
+
+from __future__ import annotations
+
+import os
+import struct
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+# Before torch is imported, for the commands that tests run too: networks this small are slower on several threads.
+os.environ["OMP_NUM_THREADS"] = "1"
+
+
+def write_idx(folder: Path, images: np.ndarray, labels: Sequence[int] | None = None) -> Path:
+    """A folder of IDX files: images uint8 (N, H, W) or (N, H, W, C), and labels, if any."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, values in (("images", images), ("labels", labels)):
+        if values is not None:
+            array = np.asarray(values, dtype=np.uint8)
+            header = bytes((0, 0, 8, array.ndim)) + struct.pack(f">{array.ndim}I", *array.shape)
+            (folder / f"{name}-idx{array.ndim}-ubyte").write_bytes(header + array.tobytes())
+    return folder
+
+
+def as_flags(fields: dict[str, Any]) -> list[str]:
+    """The command's flags for fields of a configuration; those that are None are left out."""
+    given = {
+        name: value if isinstance(value, tuple) else (value,) for name, value in fields.items() if value is not None
+    }
+    return [part for name, values in given.items() for part in (f"--{name.replace('_', '-')}", *map(str, values))]
+
+
+@pytest.fixture(scope="session")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of 64 grey 8x8 images with labels 0..9: noise, brighter with the label; 3 are held out."""
+    rng = np.random.default_rng(0)
+    labels = np.arange(64) % 10
+    images = rng.integers(0, 120, (64, 8, 8)) + 15 * labels[:, None, None]
+    return write_idx(tmp_path_factory.mktemp("data") / "digits", images.astype(np.uint8), labels)
+
+
+@pytest.fixture(scope="session")
+def tiny(digits: Path) -> dict[str, Any]:
+    """Fields of a configuration that trains in about a second; dropout, so that all randomness is used."""
+    return {
+        "data": str(digits),
+        "steps": 12,
+        "net": "unet",
+        "channels": (8, 16),
+        "blocks": (1, 1),
+        "heads": 2,
+        "dropout": 0.1,
+        "batch_size": 8,
+        "warmup": 2,
+        "snapshots": 4,
+        "snapshot_images": 4,
+        "sample_steps": 3,
+        "compile": "off",
+        "precision": "fp32",
+    }
+
+
+@pytest.fixture(scope="session")
+def train(tmp_path_factory: pytest.TempPathFactory, tiny: dict[str, Any]) -> Callable[..., Path]:
+    """train(**fields): a finished run of `tiny` with some fields replaced."""
+    from undiffuse import api
+
+    return lambda **fields: api.train(tmp_path_factory.mktemp("runs") / "run", **{**tiny, **fields})
+
+
+@pytest.fixture(scope="session")
+def run(train: Callable[..., Path]) -> Path:
+    """A finished run without labels. Not to be changed: copy it first."""
+    return train()
+
+
+@pytest.fixture(scope="session")
+def labelled_run(train: Callable[..., Path]) -> Path:
+    """A finished conditional run of ten classes. Not to be changed: copy it first."""
+    return train(conditional=True)

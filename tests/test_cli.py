@@ -1,0 +1,372 @@
+"""The command: help without waiting, one sentence for a mistake, and the verbs from end to end."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import struct
+import subprocess
+import sys
+import time
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from gzip import compress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from conftest import as_flags, write_idx
+from undiffuse import __version__, api, cli, machine
+from undiffuse.config import Config
+from undiffuse.run import Run
+from undiffuse.schedule import SCHEDULES
+
+VERBS = ("train", "sample", "info")
+
+
+@dataclass(frozen=True)
+class Answer:
+    code: int
+    out: str
+    err: str
+
+    @property
+    def words(self) -> str:
+        """What stdout says, without line breaks and frames."""
+        return " ".join(self.out.split())
+
+
+Command = Callable[..., Answer]
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Command:
+    """The command, run in this process from within an empty folder."""
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    monkeypatch.setenv("COLUMNS", "300")
+
+    def run(*arguments: object) -> Answer:
+        monkeypatch.setattr(sys, "argv", ["undiffuse", *map(str, arguments)])
+        capsys.readouterr()
+        try:
+            cli.main()
+            code: Any = 0
+        except SystemExit as ended:
+            code = ended.code or 0
+        return Answer(code, *capsys.readouterr())
+
+    return run
+
+
+def assert_refused(answer: Answer, *parts: str) -> None:
+    """Exit code 2, a complaint on stderr that says these parts and nothing of the machinery, and nothing written."""
+    assert answer.code == 2
+    said = re.sub(r"[\s│╭╮╰╯─]+", " ", answer.err).strip()
+    for part in parts:
+        assert part in said
+    for machinery in ("Traceback", "pydantic", "tyro", "validation error", "input_value", "Annotated"):
+        assert machinery not in said
+    assert answer.out == ""
+    assert list(Path.cwd().iterdir()) == []
+
+
+def python(script: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-c", script, *map(str, arguments)], capture_output=True, text=True)
+
+
+# Help, and what a bare import costs
+
+
+def test_no_help_waits_for_torch() -> None:
+    """The verbs' helps, one after the other in one process, which has not imported torch at the end."""
+    script = f"""
+import sys
+from undiffuse import cli
+for arguments in (["--help"], ["--version"], *([verb, "--help"] for verb in {VERBS})):
+    sys.argv = ["undiffuse", *arguments]
+    try:
+        cli.main()
+    except SystemExit as ended:
+        assert not ended.code, arguments
+print(sorted({{"torch", "matplotlib", "diffusers", "PIL"}} & set(sys.modules)))
+"""
+    done = python(script)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.splitlines()[-1] == "[]"
+    for verb in VERBS:
+        assert f"undiffuse {verb}" in done.stdout
+    assert f"undiffuse {__version__}" in done.stdout
+
+
+def test_the_public_names_are_the_functions_whatever_else_was_imported() -> None:
+    script = """
+import sys
+import undiffuse
+assert "torch" not in sys.modules
+import undiffuse.training, undiffuse.sampling, undiffuse.data, undiffuse.session, undiffuse.plan, undiffuse.nets.unet
+from undiffuse import api
+assert (undiffuse.train, undiffuse.sample, undiffuse.load) == (api.train, api.sample, api.load)
+for name in undiffuse.__all__:
+    assert getattr(undiffuse, name) is not None
+assert set(undiffuse.__all__) <= set(dir(undiffuse))
+"""
+    done = python(script)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_every_hyperparameter_is_a_flag_and_its_help_says_why(command: Command) -> None:
+    answer = command("train", "--help")
+    assert answer.code == 0
+    for name, field in Config.model_fields.items():
+        assert f"--{name.replace('_', '-')}" in answer.out
+        assert (field.description or "").split(" - ")[-1].split()[0] in answer.words
+    for flag in ("--out", "--replay", "--plan"):
+        assert flag in answer.out
+    assert answer.err == ""
+
+
+def test_the_help_of_a_preset_shows_its_values(command: Command) -> None:
+    assert "(default: unet2d)" in command("train", "--preset", "handout", "--help").words
+    assert "(default: unet)" in command("train", "--help").words
+
+
+# A mistake is one sentence, exit code 2, and nothing written
+
+
+@pytest.mark.parametrize(
+    ("line", "parts"),
+    [
+        ("", ["train, sample, info"]),
+        ("draw", ["draw", "train, sample, info"]),
+        ("train --bogus 1", ["--bogus"]),
+        ("train --preset nonsense", ["no preset called 'nonsense'; there are: fast, handout"]),
+        ("train --preset=nonsense", ["no preset called 'nonsense'; there are: fast, handout"]),
+        ("train --schedule nonsense", [f"no schedule called 'nonsense'; there are: {', '.join(SCHEDULES)}"]),
+        ("train --schedule cosine:q=1", ["no parameter 'q'", "s=0.008"]),
+        ("train --net nonsense", ["no network called 'nonsense'; there are: unet, unet2d"]),
+        ("train --steps 5 --minutes 3", ["give one of --minutes, --epochs and --steps"]),
+        ("train --epochs 5 --steps 3", ["give one of --minutes, --epochs and --steps"]),
+        ("train --minutes 0", ["minutes", "greater than 0"]),
+        ("train --lr -1", ["lr", "greater than 0"]),
+        ("train --lr nan", ["lr", "finite"]),
+        ("train --lr high", ["--lr", "high"]),
+        ("train --steps 2.5", ["--steps", "2.5"]),
+        ("train --channels 8 --steps 2", ["--channels, --blocks and --attention"]),
+        ("train --compile maybe", ["--compile", "maybe"]),
+        ("train --steps 2 --data nowhere", ["'nowhere' is neither a data set (there are: mnist) nor a folder"]),
+        ("train --steps 2 --schedule cosine --predict eps", ["divides by zero at t = 1"]),
+        ("train --replay nowhere --out new", ["nowhere is no run folder"]),
+        ("train --replay nowhere", ["--replay needs --out"]),
+        ("info nowhere", ["nowhere is no run folder"]),
+        ("info", ["the run folder"]),
+        ("sample nowhere", ["nowhere is no run folder"]),
+        ("sample nowhere --out new.png", ["nowhere is no run folder"]),
+        ("sample", ["the run folder"]),
+    ],
+)
+def test_a_mistake_is_one_sentence(command: Command, line: str, parts: list[str]) -> None:
+    assert_refused(command(*line.split()), *parts)
+
+
+def test_a_flag_beside_replay_is_refused_rather_than_ignored(command: Command, run: Path) -> None:
+    assert_refused(command("train", "--replay", run, "--out", "new", "--lr", "0.5"), "--replay")
+
+
+def idx(images: int = 30, labels: int = 30) -> Callable[[Path], Path]:
+    """A maker of IDX files whose counts may differ; returns the file at fault."""
+
+    def make(folder: Path) -> Path:
+        write_idx(folder, np.zeros((images, 8, 8), np.uint8), [0] * labels)
+        return folder / ("images-idx3-ubyte" if images == labels else "labels-idx1-ubyte")
+
+    return make
+
+
+def spoilt(change: Callable[[bytes], bytes]) -> Callable[[Path], Path]:
+    """A maker of IDX files whose images file is then changed."""
+
+    def make(folder: Path) -> Path:
+        path = idx()(folder)
+        path.write_bytes(change(path.read_bytes()))
+        return path
+
+    return make
+
+
+def empty(folder: Path) -> Path:
+    folder.mkdir()
+    return folder
+
+
+def broken_picture(folder: Path) -> Path:
+    folder.mkdir()
+    Image.new("L", (8, 8)).save(folder / "a.png")
+    (folder / "b.png").write_bytes((folder / "a.png").read_bytes()[:40])
+    return folder / "b.png"
+
+
+def two_sizes(folder: Path) -> Path:
+    folder.mkdir()
+    for side in (8, 9):
+        Image.new("L", (side, side)).save(folder / f"{side}.png")
+    return folder / "9.png"
+
+
+def no_folder(folder: Path) -> Path:
+    folder.write_text("a file")
+    return folder
+
+
+BAD_DATA = {
+    "truncated": (spoilt(lambda content: content[:-1]), "cut short"),
+    "oversized": (spoilt(lambda content: content + b"\0"), "goes on after"),
+    "wrong magic number": (spoilt(lambda content: b"\0\0\x0d" + content[3:]), "starts with '00000d03'"),
+    "promises too much": (spoilt(lambda c: c[:4] + struct.pack(">I", 10**6) + c[8:]), "more than a file of"),
+    "counts that don't match": (idx(labels=29), "29 labels for the 30 images"),
+    "a gzip bomb": (spoilt(lambda c: compress(c[:4] + struct.pack(">3I", 30, 8, 8) + bytes(10**6))), "goes on after"),
+    "damaged gzip": (spoilt(lambda content: b"\x1f\x8b" + zlib.compress(content)), "damaged gzip"),
+    "an empty folder": (empty, "holds no images"),
+    "a broken image": (broken_picture, "broken"),
+    "images of two sizes": (two_sizes, "9 x 9"),
+    "a file": (no_folder, "neither a data set"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_DATA)
+def test_bad_data_are_named(command: Command, tiny: dict[str, Any], tmp_path: Path, case: str) -> None:
+    make, problem = BAD_DATA[case]
+    culprit = make(tmp_path / "data")
+    answer = command("train", "--out", "new", *as_flags({**tiny, "data": tmp_path / "data"}))
+    assert_refused(answer, str(culprit), problem)
+    assert answer.err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("flags", "parts"),
+    [
+        ("--label 7", ["trained without labels", "--conditional"]),
+        ("--guidance 2", ["trained without labels", "--conditional"]),
+        ("--sampler nonsense", ["no sampler called 'nonsense'; there are: mean, ddpm"]),
+        ("--sampler ddim:eta=2", ["eta must be between 0 and 1"]),
+        ("--grid nonsense", ["no time grid called 'nonsense'; there are: uniform"]),
+        ("--steps 0", ["at least 1 step"]),
+        ("--n 0", ["at least 1"]),
+        ("--out x.jpg", ["FILE.png", "FILE.npz", "FOLDER/"]),
+        ("--trajectory x.mp4", ["FILE.gif", "FILE.png"]),
+        ("--precision fp8", ["--precision", "fp8"]),
+    ],
+)
+def test_an_impossible_drawing_is_one_sentence(command: Command, run: Path, flags: str, parts: list[str]) -> None:
+    assert_refused(command("sample", run, *f"--out new.png {flags}".split()), *parts)
+
+
+# The verbs
+
+
+def test_train_then_again_then_otherwise(command: Command, run: Path, tiny: dict[str, Any], tmp_path: Path) -> None:
+    """The flags for the fixture's fields: the same weights. Again: it says so. Otherwise: refused."""
+    out = tmp_path / "run"
+    line = ["train", "--out", out, *as_flags(tiny)]
+    first = command(*line)
+    assert (first.code, first.err) == (0, "")
+    assert f"{out}: finished, 12 steps" in first.words
+    assert "61 images of 'digits' (8x8x1), 3 held out" in first.words
+    for named in re.findall(rf"{re.escape(str(out))}/\S+\.png", first.words):
+        assert Path(named).is_file()
+    assert (out / "model.safetensors").read_bytes() == (run / "model.safetensors").read_bytes()
+
+    changed = (out / "log.jsonl").stat().st_mtime_ns
+    again = command(*line)
+    assert (again.code, again.err) == (0, "")
+    assert f"{out}: was already finished, 12 steps" in again.words
+    assert_refused(command(*line, "--lr", "0.5"), "lr: 0.002 there, 0.5 asked", "--out")
+    assert (out / "log.jsonl").stat().st_mtime_ns == changed
+
+
+def test_replay_repeats_a_run(command: Command, run: Path) -> None:
+    assert command("train", "--replay", run, "--out", "again").code == 0
+    assert Path("again/model.safetensors").read_bytes() == (run / "model.safetensors").read_bytes()
+    assert f"replays {run}" in command("info", "again").words
+
+
+def test_the_default_folder_is_named_after_the_preset(command: Command, tiny: dict[str, Any]) -> None:
+    assert command("train", *as_flags({**tiny, "steps": 1, "snapshots": 2})).code == 0
+    assert Run(Path("runs/fast")).finished()
+
+
+def test_a_folder_with_brackets_in_its_name_is_printed_as_it_is(command: Command, tiny: dict[str, Any]) -> None:
+    answer = command("train", "--out", "a[b]/[/c]", *as_flags({**tiny, "steps": 1, "snapshots": 2}))
+    assert (answer.code, answer.err) == (0, "")
+    assert "a[b]/[/c]: finished" in answer.words
+
+
+@pytest.mark.parametrize(("budget", "steps"), [({"steps": 100}, 100), ({"epochs": 4}, 30), ({"minutes": 5}, None)])
+def test_plan_counts_and_writes_nothing(
+    monkeypatch: pytest.MonkeyPatch, command: Command, tiny: dict[str, Any], budget: dict[str, int], steps: int | None
+) -> None:
+    monkeypatch.setattr(machine, "STARTED", time.monotonic())  # or these tests' own time would count
+    answer = command("train", "--plan", *as_flags({**tiny, "steps": None, **budget}))
+    assert (answer.code, answer.err) == (0, "")
+    pattern = r"in ([\d.]+) minutes: ([\d,]+) steps, ([\d,]+) images, ([\d.]+) epochs of 61 images"
+    found = re.search(pattern, answer.words)
+    assert found
+    minutes, planned, seen, epochs = (float(group.replace(",", "")) for group in found.groups())
+    assert planned == steps if steps else minutes == pytest.approx(5, abs=0.1)
+    assert seen == 8 * planned
+    assert epochs == pytest.approx(seen / 61, abs=0.01)
+    assert "largest sensible subset: all 61 images" in answer.words
+    assert list(Path.cwd().iterdir()) == []
+
+
+def test_plan_says_which_subset_a_short_budget_sees(command: Command, tiny: dict[str, Any]) -> None:
+    answer = command("train", "--plan", *as_flags({**tiny, "steps": 3}))
+    assert "largest sensible subset: 24 of 61 images" in answer.words
+    assert "--subset 24" in answer.words
+
+
+def test_info_shows_every_hyperparameter_with_its_reason(command: Command, run: Path) -> None:
+    answer = command("info", run)
+    assert (answer.code, answer.err) == (0, "")
+    lines = [" ".join(line.split()) for line in answer.out.splitlines()]
+    content, config = json.loads((run / "config.json").read_bytes()), Run(run).about().config
+    for name, why in content["reasons"].items():
+        value = getattr(config, name)
+        if value is not None:
+            assert f"{name.replace('_', '-')} {value} {why}" in lines
+    assert "state finished; 12 steps" in answer.words
+    assert "61 images of 8x8x1 to train on, 3 held out" in answer.words
+    assert "classes 0, 1, 2, 3, 4, 5, 6, 7, 8, 9" in answer.words
+
+
+def test_info_of_an_unfinished_run_says_how_to_go_on(command: Command, run: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(run, tmp_path / "copy"))
+    lines = (copy / "log.jsonl").read_bytes().splitlines(keepends=True)
+    (copy / "log.jsonl").write_bytes(b"".join(lines[:-1]))
+    assert "unfinished; the same command goes on" in command("info", copy).words
+
+
+def test_sample_draws_what_the_python_function_draws(command: Command, labelled_run: Path) -> None:
+    flags = "--n 5 --label 7 3 --guidance 1.5 --seed 2 --sampler ddim --steps 4 --out new.npz --trajectory way.gif"
+    answer = command("sample", labelled_run, *flags.split())
+    assert (answer.code, answer.err) == (0, "")
+    assert "new.npz: 5 images by ddim, 4 steps, 8 network calls each" in answer.words
+    expected = api.sample(labelled_run, n=5, labels=(7, 3), guidance=1.5, seed=2, sampler="ddim", steps=4)
+    with np.load("new.npz") as archive:
+        assert (archive["images"] == expected).all()
+        assert archive["labels"].tolist() == [7, 3, 7, 3, 7]
+    assert Path("way.gif").is_file()
+
+
+def test_sample_writes_a_grid_or_a_folder(command: Command, run: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(run, tmp_path / "copy")
+    assert command("sample", copy, "--n", 4).code == 0
+    with Image.open(copy / "samples.png") as sheet:
+        assert sheet.width == sheet.height > 50
+    assert command("sample", copy, "--n", 3, "--out", "new/").code == 0
+    assert sorted(path.name for path in Path("new").iterdir()) == ["00000.png", "00001.png", "00002.png"]

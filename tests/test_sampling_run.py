@@ -1,0 +1,279 @@
+"""Drawing from a finished run: the same image from the same seed, what is refused, and what the files hold."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import undiffuse
+from conftest import write_idx
+from undiffuse import api, export, images
+from undiffuse.errors import UserError
+from undiffuse.sampling import SAMPLERS
+
+SHEET = torch.arange(3 * 5 * 4, dtype=torch.uint8).view(3, 1, 5, 4) * 4  # (N, 1, H, W), all pixels different
+
+
+@pytest.fixture(scope="module")
+def colour_run(train: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    pixels = np.random.default_rng(0).integers(0, 256, (20, 6, 9, 3), dtype=np.uint8)
+    return train(data=str(write_idx(tmp_path_factory.mktemp("data") / "colour", pixels)), steps=2, snapshots=2)
+
+
+def watched(drawing: api.Drawing) -> list[tuple[torch.Tensor, torch.Tensor | None]]:
+    """A list to which each of the drawing's network calls will add the log-SNR and the labels that the network sees."""
+    seen: list[tuple[torch.Tensor, torch.Tensor | None]] = []
+    network = drawing.denoiser.network
+
+    def note(x: torch.Tensor, log_snr: torch.Tensor, label: torch.Tensor | None) -> torch.Tensor:
+        seen.append((log_snr, label))
+        return network(x, log_snr, label)
+
+    drawing.denoiser = replace(drawing.denoiser, network=note)
+    return seen
+
+
+# The same seed, the same image
+
+
+@pytest.mark.parametrize("sampler", list(SAMPLERS))
+def test_the_batch_size_changes_no_image(labelled_run: Path, sampler: str) -> None:
+    """Trap 15. Within one grey level, which is what fp32 can promise."""
+    together, *others = (
+        undiffuse.sample(labelled_run, n=7, sampler=sampler, batch_size=size, guidance=1.5).astype(int)
+        for size in (64, 3, 1)
+    )
+    assert all(np.abs(together - other).max() <= 1 for other in others)
+    assert together.std() > 3  # `mean` collapses, but not to nothing
+
+
+def test_an_image_does_not_depend_on_how_many_are_drawn(run: Path) -> None:
+    many, few = undiffuse.sample(run, n=9).astype(int), undiffuse.sample(run, n=4).astype(int)
+    assert np.abs(many[:4] - few).max() <= 1
+
+
+def test_another_seed_is_another_image(run: Path) -> None:
+    one, again, other = (undiffuse.sample(run, n=3, seed=seed) for seed in (0, 0, 1))
+    assert (one == again).all()
+    assert (one != other).mean() > 0.5
+    assert (one[0] != one[1]).mean() > 0.5
+
+
+def test_what_is_not_asked_for_is_as_the_run_says(train: Callable[..., Path]) -> None:
+    choice = {"sampler": "ddim:eta=0.5", "grid": "log-snr"}
+    run = train(steps=2, snapshots=2, sample_steps=4, **choice)
+    assert (undiffuse.sample(run, n=2) == undiffuse.sample(run, n=2, steps=4, **choice)).all()
+    assert (undiffuse.sample(run, n=2) != undiffuse.sample(run, n=2, sampler="euler")).any()
+
+
+@pytest.mark.parametrize("sampler", [*SAMPLERS, "ddim:eta=1"])
+@pytest.mark.parametrize("steps", [1, 2, 5])
+def test_every_sampler_takes_the_steps_and_calls_it_says(run: Path, sampler: str, steps: int) -> None:
+    """Trap 2: exactly K steps, one call each, Heun 2K - 1; the network itself is the witness."""
+    drawing = api.prepare(run, api.Request(n=3, sampler=sampler, steps=steps, batch_size=3))
+    seen = watched(drawing)
+    (batch,) = drawing.batches()
+    assert len(seen) == drawing.calls == (2 * steps - 1 if sampler == "heun" else steps)
+    assert len({log_snr[0].item() for log_snr, _ in seen}) == steps  # at each noise level but the last
+    assert batch.dtype == torch.uint8
+    assert batch.shape == (3, 1, 8, 8)
+
+
+def test_bf16_draws_nearly_the_same(run: Path) -> None:
+    exact, quick = (undiffuse.sample(run, n=8, precision=precision).astype(int) for precision in ("fp32", "bf16"))
+    assert 0 < np.abs(exact - quick).mean() < 5
+
+
+def test_load_gives_the_averaged_denoiser_ready_to_use(labelled_run: Path) -> None:
+    from safetensors.torch import load_file
+
+    denoiser = undiffuse.load(labelled_run)
+    network = denoiser.network
+    assert isinstance(network, torch.nn.Module)
+    assert not network.training
+    averaged, state = load_file(labelled_run / "model.safetensors"), load_file(labelled_run / "checkpoint.safetensors")
+    assert all(torch.equal(value, averaged[name]) for name, value in network.state_dict().items())
+    assert all(torch.equal(value, state[f"ema/{name}"]) for name, value in averaged.items())
+    assert not torch.equal(averaged["out.weight"], state["weights/out.weight"])
+    assert (denoiser.shape, denoiser.classes) == ((1, 8, 8), tuple(map(str, range(10))))
+    x_t, t = torch.randn(2, 1, 8, 8), torch.tensor([0.3, 1.0])
+    assert denoiser(x_t, t, torch.tensor([0, 10])).shape == x_t.shape
+
+
+# Labels and guidance
+
+
+def shown(run: Path, **request: Any) -> list[list[int]]:
+    """The labels that the network is shown, call by call, in one step of one batch."""
+    drawing = api.prepare(run, api.Request(steps=1, **request))
+    seen = watched(drawing)
+    list(drawing.batches())
+    return [label.tolist() for _, label in seen if label is not None]
+
+
+def test_the_network_is_shown_the_label_asked_for(labelled_run: Path) -> None:
+    assert shown(labelled_run, n=3, labels=(7,)) == [[7, 7, 7]]
+    assert shown(labelled_run, n=5, labels=(7, 2), batch_size=2) == [[7, 2], [7, 2], [7]]
+    assert shown(labelled_run, n=12) == [[0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 0, 1]]
+
+
+def test_guidance_asks_a_second_time_without_label(labelled_run: Path) -> None:
+    assert shown(labelled_run, n=2, labels=(7,), guidance=1.5) == [[7, 7], [10, 10]]
+    assert shown(labelled_run, n=2, labels=(7,), guidance=1.0) == [[7, 7]]
+
+
+def test_a_label_changes_the_image(labelled_run: Path) -> None:
+    plain, other = undiffuse.sample(labelled_run, n=2, labels=[0]), undiffuse.sample(labelled_run, n=2, labels=[9])
+    assert (plain != other).any()
+
+
+@pytest.mark.parametrize(
+    ("request_", "sentence"),
+    [
+        ({"labels": [7]}, "trained without labels.*--conditional"),
+        ({"labels": []}, "trained without labels.*--conditional"),
+        ({"guidance": 1.5}, "trained without labels.*--conditional"),
+        ({"guidance": 0.0}, "trained without labels.*--conditional"),
+    ],
+)
+def test_a_run_without_labels_says_so(run: Path, request_: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(UserError, match=sentence):
+        undiffuse.sample(run, **request_)
+    assert undiffuse.sample(run, n=1, guidance=1.0).shape == (1, 8, 8)  # 1 is no guidance
+
+
+@pytest.mark.parametrize(
+    ("request_", "sentence"),
+    [
+        ({"labels": [10]}, "no class 10; its classes are 0 to 9"),
+        ({"labels": [3, -1]}, "no class -1"),
+        ({"labels": []}, "label"),
+        ({"n": 0}, "at least 1"),
+        ({"batch_size": 0}, "at least 1"),
+        ({"steps": 0}, "at least 1 step"),
+        ({"sampler": "nonsense"}, "no sampler called 'nonsense'; there are: mean, ddpm"),
+        ({"grid": "nonsense"}, "no time grid called 'nonsense'; there are: uniform"),
+        ({"sampler": "ddim:eta=2"}, "eta must be between 0 and 1"),
+        ({"guidance": float("nan")}, "guidance"),
+        ({"guidance": -1.0}, "guidance"),
+        ({"precision": "fp8"}, "precision"),
+    ],
+)
+def test_an_impossible_request_is_one_sentence(labelled_run: Path, request_: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(UserError, match=sentence) as caught:
+        undiffuse.sample(labelled_run, **request_)
+    assert "\n" not in str(caught.value)
+
+
+# Where images go
+
+
+def saved(to: str, pictures: torch.Tensor, labels: torch.Tensor | None = None, classes: tuple[str, ...] = ()) -> Path:
+    destination = export.destination(to)
+    export.save_images(destination, pictures, labels, classes)
+    return destination.path
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_an_archive_holds_images_and_labels(tmp_path: Path, channels: int) -> None:
+    pictures, labels = SHEET.expand(3, channels, 5, 4), torch.tensor([2, 0, 1])
+    with np.load(saved(f"{tmp_path}/a.npz", pictures, labels, ("a", "b", "c"))) as archive:
+        assert sorted(archive) == ["images", "labels"]
+        assert archive["images"].dtype == np.uint8
+        assert archive["images"].shape == ((3, 5, 4) if channels == 1 else (3, 5, 4, 3))
+        assert (archive["images"].reshape(3, 5, 4, channels)[..., 0] == SHEET[:, 0].numpy()).all()
+        assert archive["labels"].tolist() == [2, 0, 1]
+    with np.load(saved(f"{tmp_path}/b.npz", pictures)) as archive:
+        assert sorted(archive) == ["images"]
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_folder_holds_one_png_an_image(tmp_path: Path, channels: int) -> None:
+    folder = saved(f"{tmp_path}/new/", SHEET.expand(3, channels, 5, 4), torch.tensor([1, 0, 1]), ("a", "b/.."))
+    names = ["00000_b_...png", "00001_a.png", "00002_b_...png"]
+    assert sorted(path.name for path in folder.iterdir()) == names
+    for name, expected in zip(names, SHEET[:, 0].numpy(), strict=True):
+        with Image.open(folder / name) as image:
+            assert image.mode == ("L" if channels == 1 else "RGB")
+            assert (np.asarray(image).reshape(5, 4, channels) == expected[..., None]).all()
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_grid_holds_the_images_row_by_row(tmp_path: Path, channels: int) -> None:
+    with Image.open(saved(f"{tmp_path}/grid.png", SHEET.expand(3, channels, 5, 4))) as sheet:
+        tiles = [tile.convert("L").resize((4, 5), Image.Resampling.NEAREST) for tile in images.tiles(sheet, 5, 4)]
+    assert len(tiles) == 4  # two rows of two
+    assert (np.stack([np.asarray(tile) for tile in tiles[:3]]) == SHEET[:, 0].numpy()).all()
+    assert not np.asarray(tiles[3]).any()
+
+
+def test_a_grid_of_classes_has_a_column_each(labelled_run: Path, tmp_path: Path) -> None:
+    pictures = torch.from_numpy(undiffuse.sample(labelled_run, n=20))[:, None]
+    labels = torch.arange(20) % 10
+    with Image.open(saved(f"{tmp_path}/grid.png", pictures, labels, tuple("0123456789"))) as sheet:
+        assert round(sheet.width / sheet.height) == 5  # 10 columns, 2 rows
+
+
+@pytest.mark.parametrize("out", ["images.jpg", "images", "a.npy"])
+def test_another_ending_is_refused(tmp_path: Path, out: str) -> None:
+    with pytest.raises(UserError, match=r"FILE\.png.*FILE\.npz.*FOLDER/"):
+        export.destination(str(tmp_path / out))
+
+
+def test_a_file_in_no_folder_is_refused_before_drawing(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no folder"):
+        export.destination(str(tmp_path / "nowhere" / "a.png"))
+    with pytest.raises(UserError, match="no folder"):
+        export.check_trajectory(tmp_path / "nowhere" / "a.gif")
+    with pytest.raises(UserError, match=r"FILE\.gif.*FILE\.png"):
+        export.check_trajectory(tmp_path / "a.mp4")
+
+
+def test_colour_images_have_their_channels_last(colour_run: Path) -> None:
+    drawn = undiffuse.sample(colour_run, n=2)
+    assert drawn.shape == (2, 6, 9, 3)
+    assert drawn.dtype == np.uint8
+
+
+# The way from noise
+
+
+@pytest.mark.parametrize("fixture", ["run", "colour_run"])
+def test_a_trajectory_goes_from_noise_to_the_image(
+    request: pytest.FixtureRequest, tmp_path: Path, fixture: str
+) -> None:
+    run = request.getfixturevalue(fixture)
+    stages = api.prepare(run, api.Request(n=2, steps=4)).stages(10)
+    assert len(stages) == 5
+    assert (images.as_array(stages[-1]) == undiffuse.sample(run, n=2, steps=4)).all()
+    assert stages[0].float().std() > 70  # clipped noise: 0 and 255 far apart
+
+    export.save_trajectory(tmp_path / "way.gif", stages)
+    with Image.open(tmp_path / "way.gif") as gif:
+        assert getattr(gif, "n_frames", 1) == 5
+        gif.seek(4)
+        last = np.asarray(gif.convert("RGB")).astype(int)
+    expected = np.asarray(images.grid(stages[-1], columns=2).convert("RGB")).astype(int)
+    assert np.abs(last - expected).mean() < 20  # a palette of 256 colours
+
+    export.save_trajectory(tmp_path / "way.png", stages)
+    height, width = stages[0].shape[-2:]
+    with Image.open(tmp_path / "way.png") as strip:
+        tiles = [np.asarray(t.resize((width, height), 0)) for t in images.tiles(strip, height, width)]
+    by_image = torch.stack(stages, dim=1).flatten(0, 1)  # a row an image
+    assert (np.stack(tiles) == images.as_array(by_image)).all()
+
+
+def test_a_long_trajectory_is_shown_in_twelve_pictures(tmp_path: Path) -> None:
+    stages = [torch.full((1, 1, 4, 4), k, dtype=torch.uint8) for k in range(34)]
+    export.save_trajectory(tmp_path / "way.png", stages)
+    with Image.open(tmp_path / "way.png") as strip:
+        levels = [np.asarray(tile).flat[0] for tile in images.tiles(strip, 4, 4)]
+    assert levels == list(range(0, 34, 3))

@@ -1,0 +1,172 @@
+"""Noise schedules against their papers' formulas, numpy and diffusers."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from undiffuse.errors import UserError
+from undiffuse.schedule import LOG_SNR_BOUND, SCHEDULES, chain, log_snr, noise_level, time_of
+
+PRESERVING = ["linear", "cosine", "sigmoid", "log-linear"]  # alpha^2 + sigma^2 = 1
+T = [1, 2, 7, 50, 1000]
+
+
+def times(*t: float) -> Tensor:
+    return torch.tensor(t, dtype=torch.float64)
+
+
+def alpha_bar_of(name: str, t: np.ndarray) -> np.ndarray:
+    return SCHEDULES[name](torch.from_numpy(t))[0].numpy() ** 2
+
+
+INSIDE = torch.linspace(0, 1, 2001, dtype=torch.float64)[1:-1]
+each_schedule = pytest.mark.parametrize("name", list(SCHEDULES))
+
+
+# Every schedule
+
+
+@each_schedule
+def test_from_data_to_noise(name: str) -> None:
+    """Exactly the data at t = 0, and nearly or exactly none of it at t = 1."""
+    alpha, sigma = SCHEDULES[name](times(0, 1))
+    assert alpha[0] == 1
+    assert sigma[0] == 0
+    assert 0 <= alpha[1] < 0.01
+    assert sigma[1] == pytest.approx(1, abs=1e-4)
+
+
+@each_schedule
+def test_log_snr_falls(name: str) -> None:
+    level = log_snr(*SCHEDULES[name](torch.cat([times(0, 1e-9, 1e-6), INSIDE, times(1 - 1e-6, 1)])))
+    assert level.dtype == torch.float64
+    assert level[0] == torch.inf
+    assert (level[1:] < level[:-1]).all()
+
+
+@each_schedule
+def test_time_of_is_the_inverse(name: str) -> None:
+    t = torch.cat([times(0, 1e-6), INSIDE, times(1 - 1e-6, 1)])
+    torch.testing.assert_close(time_of(SCHEDULES[name], log_snr(*SCHEDULES[name](t))), t, rtol=1e-9, atol=1e-12)
+    assert time_of(SCHEDULES[name], times(200, -200)).tolist() == pytest.approx([0, 1], abs=1e-15)
+
+
+@each_schedule
+def test_noise_level_is_clamped_only_where_networks_see_it(name: str) -> None:
+    """Trap 8: at t = 0 and 1 alpha and sigma stay as they are; only the log-SNR is bounded, at 14 or more."""
+    t = torch.linspace(0, 1, 501)
+    level = noise_level(SCHEDULES[name], t)
+    alpha, sigma = SCHEDULES[name](t.double())
+    assert torch.equal(level.alpha, alpha)
+    assert torch.equal(level.sigma, sigma)
+    assert torch.equal(level.log_snr, log_snr(alpha, sigma).clamp(-LOG_SNR_BOUND, LOG_SNR_BOUND))
+    assert LOG_SNR_BOUND >= 14
+    assert level.log_snr.isfinite().all()
+
+
+@pytest.mark.parametrize("name", PRESERVING)
+def test_variance_is_preserved(name: str) -> None:
+    alpha, sigma = SCHEDULES[name](torch.cat([times(0), INSIDE, times(1)]))
+    torch.testing.assert_close(alpha**2 + sigma**2, torch.ones_like(alpha), rtol=0, atol=1e-14)
+
+
+# Each by its formula
+
+
+@pytest.mark.parametrize(("beta_min", "beta_max"), [(1e-4, 0.02), (1e-3, 0.01)])
+def test_linear_is_the_cumulative_product(beta_min: float, beta_max: float) -> None:
+    expected = np.cumprod(1 - np.linspace(beta_min, beta_max, 1000))
+    alpha, sigma = SCHEDULES[f"linear:beta_min={beta_min},beta_max={beta_max}"](torch.arange(1, 1001) / times(1000))
+    np.testing.assert_allclose(alpha**2, expected, rtol=1e-12)
+    np.testing.assert_allclose(sigma**2, 1 - expected, rtol=1e-11)
+    between = SCHEDULES[f"linear:beta_min={beta_min},beta_max={beta_max}"](times(0.4565))[0] ** 2
+    assert between.item() == pytest.approx(np.sqrt(expected[455] * expected[456]), rel=1e-12)
+
+
+def test_linear_is_diffusers() -> None:
+    diffusers = pytest.importorskip("diffusers")
+    expected = diffusers.DDPMScheduler(beta_schedule="linear").alphas_cumprod.numpy()
+    np.testing.assert_allclose(chain(SCHEDULES["linear"], 1000).alpha_bar, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("s", [0.008, 0.1])
+def test_cosine_is_nichol_and_dhariwal(s: float) -> None:
+    t = np.linspace(0, 1, 501)
+    f = np.cos((t + s) / (1 + s) * np.pi / 2) ** 2
+    np.testing.assert_allclose(alpha_bar_of(f"cosine:s={s}", t), f / f[0], rtol=1e-12, atol=1e-30)
+
+
+@pytest.mark.parametrize(("start", "end", "tau"), [(-3, 3, 1), (0, 3, 0.3), (-3, 3, 1.1)])
+def test_sigmoid_is_jabri_et_al(start: float, end: float, tau: float) -> None:
+    t = np.linspace(0, 1, 501)
+    v = 1 / (1 + np.exp(-(start + t * (end - start)) / tau))
+    expected = (v[-1] - v) / (v[-1] - v[0])
+    np.testing.assert_allclose(alpha_bar_of(f"sigmoid:start={start},end={end},tau={tau}", t), expected, atol=1e-13)
+
+
+def test_flow_is_a_straight_line() -> None:
+    alpha, sigma = SCHEDULES["flow"](INSIDE)
+    assert torch.equal(alpha, 1 - INSIDE)
+    assert torch.equal(sigma, INSIDE)
+
+
+def test_log_linear_is_a_line_in_log_snr() -> None:
+    level = log_snr(*SCHEDULES["log-linear:snr_max=9,snr_min=-5"](INSIDE))
+    torch.testing.assert_close(level, 9 - 14 * INSIDE, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("spec", "said"),
+    [
+        ("linear:beta_min=0", "0 < beta_min <= beta_max < 1"),
+        ("linear:beta_max=1", "0 < beta_min <= beta_max < 1"),
+        ("linear:beta_min=0.03", "0 < beta_min <= beta_max < 1"),
+        ("sigmoid:start=3", r"start \(3.0\) and end \(3.0\) must differ"),
+    ],
+)
+def test_impossible_parameters(spec: str, said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        SCHEDULES[spec](times(0.5))
+
+
+# The handout's chain
+
+
+@pytest.mark.parametrize("steps", T)
+@each_schedule
+def test_chain_tables(name: str, steps: int) -> None:
+    tables = chain(SCHEDULES[name], steps)
+    np.testing.assert_allclose(tables.t, np.arange(1, steps + 1) / steps, rtol=1e-15)
+    alpha, sigma = SCHEDULES[name](tables.t)
+    torch.testing.assert_close(tables.alpha_bar / (1 - tables.alpha_bar), (alpha / sigma) ** 2, rtol=1e-9, atol=0)
+    torch.testing.assert_close(tables.alpha.cumprod(0), tables.alpha_bar, rtol=1e-10, atol=1e-40)
+    torch.testing.assert_close(tables.beta, 1 - tables.alpha, rtol=0, atol=1e-16)
+    assert ((tables.beta > 0) & (tables.beta <= 1)).all()
+
+
+def test_chain_of_ho_et_al() -> None:
+    tables = chain(SCHEDULES["linear"], 1000)
+    np.testing.assert_allclose(tables.beta, np.linspace(1e-4, 0.02, 1000), rtol=0, atol=1e-14)
+
+
+@each_schedule
+def test_every_chain_ends_in_the_same_noise(name: str) -> None:
+    """Trap 7: betas are not kept while T changes, nor scaled beyond 1."""
+    assert len({chain(SCHEDULES[name], steps).alpha_bar[-1].item() for steps in T}) == 1
+
+
+def test_cosine_ends_in_pure_noise() -> None:
+    """Trap 8: its last beta is 1; t is not cut short to avoid that."""
+    tables = chain(SCHEDULES["cosine"], 1000)
+    assert tables.beta[-1] == 1
+    assert tables.beta[-2] < 1
+    assert tables.alpha_bar[-1] < 1e-30
+
+
+@pytest.mark.parametrize("steps", [0, -3])
+def test_no_chain_without_steps(steps: int) -> None:
+    with pytest.raises(UserError, match=f"at least 1 step, not {steps}"):
+        chain(SCHEDULES["linear"], steps)

@@ -1,0 +1,605 @@
+"""Sessions and run folders: what a run leaves, how it goes on, what it refuses; and runs that end on a budget."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import pickle
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from itertools import islice
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from conftest import as_flags, write_idx
+from undiffuse import api, data, images, session, training
+from undiffuse.clock import FINISH_SECONDS, Decision, lr_factor, snapshot_steps
+from undiffuse.config import Config, make_config, reasons
+from undiffuse.errors import UserError
+from undiffuse.run import Run, write_atomic
+from undiffuse.session import Stopped, train_session
+from undiffuse.training import Ended, Snapshot, Stepped, Validated
+
+Files = dict[str, tuple[bytes, int]]
+
+
+def files(folder: Path) -> Files:
+    """The files of a folder, with their content and time of change."""
+    found = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): (path.read_bytes(), path.stat().st_mtime_ns) for path in found}
+
+
+def finish(config: Config, path: Path, **options: Any) -> None:
+    """Train to the end, which must come."""
+    with closing(train_session(config, path, **options)) as events:
+        *_, last = islice(events, 2000)
+    assert last == Ended(last.step, finished=True)
+
+
+def receive(number: int, config: Config, path: Path, kind: type, at: int, **options: Any) -> None:
+    """Train, and receive this signal after an event of this kind and step."""
+    with closing(train_session(config, path, **options)) as events:
+        for event in islice(events, 2000):
+            if event.step == at and isinstance(event, kind):
+                signal.raise_signal(number)
+
+
+def stop(config: Config, path: Path, at: int, **options: Any) -> None:
+    """Train, and be stopped after step `at`."""
+    with pytest.raises(Stopped) as caught:
+        receive(signal.SIGTERM, config, path, Stepped, at, **options)
+    assert caught.value.signal == signal.SIGTERM
+
+
+def crash(config: Config, path: Path, kind: type, at: int) -> None:
+    """Train, and cease to exist after an event of this kind and step, in the middle of a line of the log."""
+    with closing(train_session(config, path)) as events:
+        for event in events:
+            if event.step == at and isinstance(event, kind):
+                break
+    with Run(path).log_path.open("ab") as file:
+        file.write(b'{"event": "step", "st')
+
+
+def figures(path: Path) -> list[dict[str, Any]]:
+    """The log without times and sessions; a replay begins with the clock's records, so these come last here."""
+    events = [{k: v for k, v in event.items() if k != "time"} for event in Run(path).log()]
+    kept = [event for event in events if event["event"] not in ("session", "stopped")]
+    return sorted(kept, key=lambda event: event["event"] == "clock")
+
+
+def assert_same_run(one: Path, other: Path) -> None:
+    """The same tensors to the bit, the same log, the same pictures."""
+    for name in ("checkpoint.safetensors", "model.safetensors"):
+        left, right = load_file(one / name), load_file(other / name)
+        assert left.keys() == right.keys()
+        assert [key for key in left if not torch.equal(left[key], right[key])] == []
+    assert figures(one) == figures(other)
+    pictures = sorted(path.relative_to(one) for path in one.rglob("*.png"))
+    assert pictures == sorted(path.relative_to(other) for path in other.rglob("*.png"))
+    assert [name for name in pictures if (one / name).read_bytes() != (other / name).read_bytes()] == []
+
+
+@pytest.fixture(scope="session")
+def config(tiny: dict[str, Any]) -> Config:
+    """That of the fixture `run`."""
+    return make_config(**tiny)
+
+
+@pytest.fixture
+def copy(run: Path, tmp_path: Path) -> Path:
+    """A finished run that may be spoilt."""
+    return Path(shutil.copytree(run, tmp_path / "copy"))
+
+
+# What a run leaves
+
+
+def test_a_run_leaves_these_files_and_no_others(run: Path) -> None:
+    assert list(files(run)) == [
+        "checkpoint.safetensors",
+        "config.json",
+        "log.jsonl",
+        "loss.png",
+        "model.safetensors",
+        *(f"samples/step_{step:06d}.png" for step in (0, 2, 6, 12)),
+        "timeline.png",
+    ]
+
+
+def test_the_configuration_is_saved_with_its_reasons_and_its_data(run: Path, config: Config, digits: Path) -> None:
+    content = json.loads((run / "config.json").read_bytes())
+    dataset, held_out = data.split(data.load(str(digits)), seed=0)
+    assert dataset.labels is not None
+    assert content["config"] == json.loads(config.model_dump_json())
+    assert content["reasons"] == reasons(config)
+    assert content["data"] == {
+        "name": "digits",
+        "shape": [1, 8, 8],
+        "classes": [str(n) for n in range(10)],
+        "training": 61,
+        "validation": len(held_out),
+        "sha256": hashlib.sha256(dataset.images.numpy().tobytes() + dataset.labels.numpy().tobytes()).hexdigest(),
+    }
+    assert Run(run).about().config == config
+
+
+def test_the_log_is_lines_of_json(run: Path, config: Config) -> None:
+    events = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    steps = [event for event in events if event["event"] == "step"]
+    assert [event["step"] for event in steps] == list(range(1, 13))
+    assert [event["lr"] for event in steps] == [
+        config.lr * lr_factor(step, config.warmup, [Decision(7, 12)]) for step in range(12)
+    ]
+    for kind in ("validation", "snapshot"):
+        assert [event["step"] for event in events if event["event"] == kind] == [0, 2, 6, 12]
+    assert (events[0]["event"], events[-1]["event"], events[-1]["step"]) == ("session", "finished", 12)
+    assert all(event["time"] >= 0 and event["step"] >= 0 for event in events)
+    assert [event["time"] for event in events] == sorted(event["time"] for event in events)
+
+
+def test_there_are_twelve_snapshots_by_default(train: Callable[..., Path]) -> None:
+    run = train(steps=66, snapshots=make_config().snapshots)
+    names = [path.name for path in sorted((run / "samples").iterdir())]
+    assert names == [f"step_{step:06d}.png" for step in (0, 1, 3, 6, 10, 15, 21, 28, 36, 45, 55, 66)]
+
+
+def test_the_last_snapshot_is_what_the_run_draws(run: Path, config: Config) -> None:
+    """From the same noise, with the same weights: read back from the picture, pixel by pixel."""
+    with Image.open(run / "samples" / "step_000012.png") as sheet:
+        drawn = [np.asarray(tile.resize((8, 8), Image.Resampling.NEAREST)) for tile in images.tiles(sheet, 8, 8)]
+    expected = api.sample(run, n=4, seed=config.seed)
+    assert np.abs(np.stack(drawn).astype(int) - expected).max() <= 1
+    assert expected.std() > 10
+
+
+@pytest.mark.parametrize("name", ["loss.png", "timeline.png"])
+def test_the_figures_show_something(labelled_run: Path, name: str) -> None:
+    with Image.open(labelled_run / name) as figure:
+        pixels = np.asarray(figure.convert("L"))
+        assert figure.width > 600
+        assert figure.height > 250
+    assert (pixels != pixels[0, 0]).mean() > 0.02
+
+
+def test_a_run_without_held_out_images_has_its_figures_too(train: Callable[..., Path], tmp_path: Path) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (3, 8, 8), dtype=np.uint8)
+    run = train(data=str(write_idx(tmp_path / "three", images)), steps=2, snapshots=2)
+    assert Run(run).events("validation") == []
+    for name in ("loss.png", "timeline.png"):
+        with Image.open(run / name) as figure:
+            assert figure.convert("L").getextrema() == (0, 255)
+
+
+def test_nothing_is_pickled(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, config: Config) -> None:
+    def never(*_: Any, **__: Any) -> None:
+        raise AssertionError("pickle was used")
+
+    for module, names in (
+        (torch, ["load", "save"]),
+        (pickle, ["load", "loads", "dump", "dumps", "Pickler", "Unpickler"]),
+    ):
+        for name in names:
+            monkeypatch.setattr(module, name, never)
+    stop(config, tmp_path / "run", at=5)
+    finish(config, tmp_path / "run")
+    api.load(tmp_path / "run")
+
+
+def test_a_subset_is_recorded_and_is_the_documented_one(train: Callable[..., Path], digits: Path) -> None:
+    def trained_on(seed: int) -> str:
+        chosen = data.subset(data.load(str(digits)), 40, seed)
+        assert len(chosen) == 40
+        part, _ = data.split(chosen, seed)
+        assert part.labels is not None
+        return hashlib.sha256(part.images.numpy().tobytes() + part.labels.numpy().tobytes()).hexdigest()
+
+    run = Run(train(subset=40, seed=3, steps=2, snapshots=2))
+    assert run.about().config.subset == 40
+    assert (run.about().facts.training, run.about().facts.validation) == (38, 2)
+    assert run.about().facts.sha256 == trained_on(seed=3) != trained_on(seed=4)
+
+
+def test_mnists_test_images_are_never_read(monkeypatch: pytest.MonkeyPatch, train: Callable[..., Path]) -> None:
+    packaged, read = data._packaged, []
+
+    def spy(file: str, dimensions: int) -> Any:
+        read.append(file)
+        return packaged(file, dimensions)
+
+    monkeypatch.setattr(data, "_packaged", spy)
+    train(data="mnist", subset=40, steps=2, snapshots=2)
+    assert set(read) == {"train-images-idx3-ubyte", "train-labels-idx1-ubyte"}
+
+
+# Going on
+
+
+def test_a_stopped_run_goes_on_to_the_same_end(run: Path, tmp_path: Path, config: Config) -> None:
+    path = tmp_path / "run"
+    for at in (1, 6, 11):
+        stop(config, path, at)
+        assert not Run(path).finished()
+    finish(config, path)
+    assert_same_run(run, path)
+    assert [event["step"] for event in Run(path).events("session")] == [0, 1, 6, 11]
+
+
+def test_a_run_stopped_before_its_first_step_begins_again(run: Path, tmp_path: Path, config: Config) -> None:
+    path = tmp_path / "run"
+    with pytest.raises(Stopped):
+        receive(signal.SIGINT, config, path, Snapshot, at=0)
+    finish(config, path)
+    assert_same_run(run, path)
+
+
+@pytest.fixture(scope="module")
+def checkpointed(train: Callable[..., Path]) -> Path:
+    return train(checkpoint_every=3)
+
+
+@pytest.mark.parametrize(
+    ("kind", "at"),
+    [
+        *[(Validated, 0), (Snapshot, 0), (Stepped, 2), (Validated, 6), (Stepped, 8)],
+        *[(Stepped, 12), (Validated, 12), (Snapshot, 12)],
+    ],
+)
+def test_a_crashed_run_goes_on_from_its_checkpoint(checkpointed: Path, tmp_path: Path, kind: type, at: int) -> None:
+    """Wherever it crashed: nothing is logged twice, nothing is missing, and the torn last line is passed over."""
+    path, config = tmp_path / "run", Run(checkpointed).about().config
+    crash(config, path, kind, at)
+    resumed_at = next(event.step for event in train_session(config, path))
+    assert resumed_at == at // 3 * 3
+    finish(config, path)
+    assert_same_run(checkpointed, path)
+
+
+def test_a_finished_run_is_not_touched(copy: Path, config: Config) -> None:
+    before = files(copy)
+    assert list(train_session(config, copy)) == []
+    assert api.train_config(config, copy) == copy
+    assert files(copy) == before
+
+
+def test_training_works_outside_of_the_main_thread(run: Path, tmp_path: Path, config: Config) -> None:
+    thread = threading.Thread(target=finish, args=(config, tmp_path / "run"))
+    thread.start()
+    thread.join()
+    assert_same_run(run, tmp_path / "run")
+
+
+def test_handlers_of_signals_are_put_back(tmp_path: Path, config: Config) -> None:
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    stop(config, tmp_path / "run", at=1)
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+
+
+SIGNALLED = """
+import os
+from undiffuse import cli, console
+
+class Watcher(console.Watcher):
+    def __call__(self, event):
+        super().__call__(event)
+        if type(event).__name__ == "Stepped" and event.step == 5:
+            os.kill(os.getpid(), {number})
+
+console.Watcher = Watcher
+cli.main()
+"""
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_saves_and_the_same_command_goes_on(
+    run: Path, tmp_path: Path, tiny: dict[str, Any], number: int, code: int
+) -> None:
+    path = tmp_path / "run"
+    arguments = [sys.executable, "-c", SIGNALLED.format(number=int(number)), "train", "--out", path, *as_flags(tiny)]
+    stopped = subprocess.run(arguments, capture_output=True, text=True)
+    assert (stopped.returncode, stopped.stderr) == (code, "")
+    assert "goes on from here" in stopped.stdout
+    finish(make_config(**tiny), path)
+    assert_same_run(run, path)
+
+
+# What is refused, with nothing changed
+
+
+def test_another_configuration_is_refused_with_the_differences(copy: Path, tiny: dict[str, Any]) -> None:
+    before = files(copy)
+    with pytest.raises(UserError, match=r"lr: 0.002 there, 0.5 asked; seed: 0 there, 1 asked.*--out"):
+        finish(make_config(**{**tiny, "lr": 0.5, "seed": 1}), copy)
+    assert files(copy) == before
+
+
+def test_a_folder_of_other_things_is_refused(tmp_path: Path, config: Config) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    for path in (tmp_path, tmp_path / "notes.txt", tmp_path / "notes.txt" / "run"):
+        with pytest.raises(UserError, match=str(path)):
+            finish(config, path)
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+
+
+def test_an_empty_folder_serves(run: Path, tmp_path: Path, config: Config) -> None:
+    finish(config, tmp_path)
+    assert_same_run(run, tmp_path)
+
+
+def test_changed_data_are_refused(tmp_path: Path, tiny: dict[str, Any]) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (30, 8, 8), dtype=np.uint8)
+    folder = write_idx(tmp_path / "data", pixels, [n % 2 for n in range(30)])
+    config = make_config(**{**tiny, "data": str(folder)})
+    stop(config, tmp_path / "run", at=1)
+    before = files(tmp_path / "run")
+    for changed, labels in ((pixels ^ 1, [n % 2 for n in range(30)]), (pixels, [n % 3 % 2 for n in range(30)])):
+        write_idx(folder, changed, labels)
+        with pytest.raises(UserError, match="other images"):
+            finish(config, tmp_path / "run")
+        assert files(tmp_path / "run") == before
+
+
+@pytest.mark.parametrize(
+    ("fields", "sentence"),
+    [
+        ({"conditional": True, "data": "{unlabelled}"}, "needs class labels"),
+        ({"subset": 65}, "1 to 64 images, not 65"),
+        ({"size": 2}, "4 to 1024 pixels"),
+        ({"data": "nowhere"}, "'nowhere'"),
+        ({"heads": 3}, "heads"),
+        ({"schedule": "cosine", "predict": "eps"}, "divides by zero"),
+    ],
+)
+def test_what_cannot_be_trained_writes_nothing(
+    tmp_path: Path, tiny: dict[str, Any], fields: dict[str, Any], sentence: str
+) -> None:
+    unlabelled = write_idx(tmp_path / "unlabelled", np.zeros((20, 8, 8), np.uint8))
+    fields = {k: v.format(unlabelled=unlabelled) if isinstance(v, str) else v for k, v in fields.items()}
+    with pytest.raises(UserError, match=sentence):
+        api.train(tmp_path / "run", **{**tiny, **fields})
+    assert not (tmp_path / "run").exists()
+
+
+# What is damaged
+
+
+def edited(**changes: Any) -> Callable[[bytes], bytes]:
+    """A config.json with other values in its configuration."""
+
+    def edit(content: bytes) -> bytes:
+        whole = json.loads(content)
+        whole["config"] |= changes
+        return json.dumps(whole).encode()
+
+    return edit
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda _: b"",
+        lambda content: content[:100],
+        lambda _: b"[]",
+        lambda _: b"{}",
+        lambda _: b'{"format": 1}',
+        lambda _: b'{"format": 99}',
+        lambda _: b"\xff\xfe",
+        edited(lr=-1),
+        edited(future=1),
+    ],
+    ids=["empty", "cut", "list", "no format", "only format", "new format", "not text", "bad value", "unknown field"],
+)
+def test_a_damaged_config_is_named(copy: Path, config: Config, damage: Callable[[bytes], bytes]) -> None:
+    path = copy / "config.json"
+    path.write_bytes(damage(path.read_bytes()))
+    for use in (lambda: api.load(copy), lambda: finish(config, copy)):
+        with pytest.raises(UserError, match=r"config\.json"):
+            use()
+
+
+@pytest.mark.parametrize("content", [b"", b"\x00" * 100, None])
+def test_a_damaged_checkpoint_is_named(tmp_path: Path, config: Config, content: bytes | None) -> None:
+    """Empty, zeros, or cut short."""
+    stop(config, tmp_path / "run", at=1)
+    path = tmp_path / "run" / "checkpoint.safetensors"
+    path.write_bytes(path.read_bytes()[:-100] if content is None else content)
+    for use in (lambda: api.load(tmp_path / "run"), lambda: finish(config, tmp_path / "run")):
+        with pytest.raises(UserError, match=r"checkpoint\.safetensors"):
+            use()
+
+
+def test_a_checkpoint_of_another_network_is_named(tmp_path: Path, config: Config) -> None:
+    stop(config, tmp_path / "run", at=1)
+    save_file({"weights/x": torch.zeros(1)}, tmp_path / "run" / "checkpoint.safetensors", metadata={"step": "1"})
+    for use in (lambda: api.load(tmp_path / "run"), lambda: finish(config, tmp_path / "run")):
+        with pytest.raises(UserError, match=r"checkpoint\.safetensors"):
+            use()
+
+
+@pytest.mark.parametrize("line", [b"{half", b"[]", b"17", b"{}"])
+def test_a_damaged_line_of_the_log_is_named(copy: Path, config: Config, line: bytes) -> None:
+    lines = (copy / "log.jsonl").read_bytes().splitlines()
+    (copy / "log.jsonl").write_bytes(b"\n".join([lines[0], line, *lines[2:], b""]))
+    with pytest.raises(UserError, match=r"log\.jsonl line 2"):
+        finish(config, copy)
+
+
+def test_a_run_without_weights_says_so(tmp_path: Path, config: Config) -> None:
+    next(iter(train_session(config, tmp_path / "run")))
+    with pytest.raises(UserError, match="no weights yet"):
+        api.load(tmp_path / "run")
+
+
+# A full disk
+
+
+@pytest.mark.parametrize("call", ["fsync", "replace"])
+def test_a_failed_write_leaves_the_old_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, call: str) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    path = tmp_path / "file"
+    write_atomic(path, b"old")
+    monkeypatch.setattr(*{"fsync": (os, "fsync"), "replace": (Path, "replace")}[call], full)
+    with pytest.raises(UserError, match=f"{path}.*No space left"):
+        write_atomic(path, b"new")
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_full_disk_ends_training_with_a_sentence(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, config: Config
+) -> None:
+    """The log is written to all the time, so it is what meets the full disk."""
+    opened = Path.open
+
+    def full(path: Path, mode: str = "r", *rest: Any, **options: Any) -> Any:
+        if mode == "ab":
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        return opened(path, mode, *rest, **options)
+
+    monkeypatch.setattr(Path, "open", full)
+    with pytest.raises(UserError, match=r"log\.jsonl.*No space left"):
+        finish(config, tmp_path / "run")
+
+
+# A budget of minutes, and its replay
+
+
+@pytest.fixture
+def ticking(monkeypatch: pytest.MonkeyPatch) -> Iterator[SimpleNamespace]:
+    """Made-up time, in which training sees a tenth of a second pass whenever it looks at the clock."""
+    clock = SimpleNamespace(now=1000.0)
+
+    def monotonic() -> float:
+        clock.now += 0.1
+        return clock.now
+
+    for module in (session, training):
+        monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=monotonic))
+    yield clock
+    monkeypatch.undo()
+
+
+@pytest.fixture
+def minute(tiny: dict[str, Any]) -> Config:
+    return make_config(**{**tiny, "steps": None, "minutes": 1})
+
+
+def check_ending(path: Path, config: Config) -> None:
+    """The run ended on its budget, by decisions that were each in the log before the first step that they act on."""
+    decisions: list[Decision] = []
+    for event in Run(path).log():
+        if "decision" in event:
+            decisions.append(Decision(**event["decision"]))
+            assert event["step"] == decisions[-1].step
+        elif event["event"] == "step":
+            assert event["lr"] == config.lr * lr_factor(event["step"] - 1, config.warmup, decisions)
+    ended = Run(path).finished()
+    assert ended is not None
+    assert ended["step"] == decisions[-1].end
+    assert ended["time"] + FINISH_SECONDS == pytest.approx(60, rel=0.05)
+
+
+@pytest.mark.usefixtures("ticking")
+def test_minutes_end_on_the_budget(tmp_path: Path, minute: Config) -> None:
+    finish(minute, tmp_path / "run")
+    check_ending(tmp_path / "run", minute)
+    (outlook,) = (event["outlook"] for event in Run(tmp_path / "run").events("clock") if "outlook" in event)
+    ended = Run(tmp_path / "run").finished()
+    due = {step for step in snapshot_steps(outlook["steps"], 4) if step > outlook["step"]}
+    taken = {event["step"] for event in Run(tmp_path / "run").events("snapshot")}
+    assert ended is not None
+    assert taken == {0, *(step for step in due if step < ended["step"]), ended["step"]}
+
+
+def test_the_budget_is_the_sum_over_all_sessions(ticking: SimpleNamespace, tmp_path: Path, minute: Config) -> None:
+    """What passes between two sessions does not count."""
+    for at in (3, 20, 70):
+        stop(minute, tmp_path / "run", at)
+        ticking.now += 10_000
+    finish(minute, tmp_path / "run")
+    check_ending(tmp_path / "run", minute)
+
+
+@pytest.fixture
+def timed(ticking: SimpleNamespace, tmp_path: Path, minute: Config) -> Path:
+    """A finished run of a minute, on a machine that became three times slower after 45 seconds."""
+    path = tmp_path / "timed"
+    for event in train_session(minute, path):
+        ticking.now += 0.8 if ticking.now > 1045 and isinstance(event, Stepped) else 0
+    return path
+
+
+def test_a_replay_is_the_run_to_the_bit(monkeypatch: pytest.MonkeyPatch, timed: Path, tmp_path: Path) -> None:
+    """In real time, in which a minute has not passed: only the records count."""
+    assert len([event for event in Run(timed).events("clock") if "decision" in event]) > 1
+    monkeypatch.undo()
+    finish(Run(timed).about().config, tmp_path / "again", replay=timed)
+    assert_same_run(timed, tmp_path / "again")
+
+
+def test_a_stopped_replay_goes_on_to_the_same_end(monkeypatch: pytest.MonkeyPatch, timed: Path, tmp_path: Path) -> None:
+    """Stopped before the first decision, and between two."""
+    first, second, *_ = (event["step"] for event in Run(timed).events("clock") if "decision" in event)
+    config = Run(timed).about().config
+    monkeypatch.undo()
+    for at in (first - 10, (first + second) // 2):
+        stop(config, tmp_path / "again", at, replay=timed)
+    finish(config, tmp_path / "again", replay=timed)
+    assert_same_run(timed, tmp_path / "again")
+
+
+def test_an_unfinished_run_is_not_replayed(tmp_path: Path, config: Config) -> None:
+    stop(config, tmp_path / "run", at=1)
+    with pytest.raises(UserError, match="unfinished"):
+        finish(config, tmp_path / "again", replay=tmp_path / "run")
+    assert not (tmp_path / "again").exists()
+
+
+def test_a_run_is_not_overwritten_by_a_replay(run: Path, copy: Path, config: Config) -> None:
+    before = files(copy)
+    with pytest.raises(UserError, match="is no replay"):
+        finish(config, copy, replay=run)
+    assert files(copy) == before
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"schedule": "sigmoid:tau=0"},
+        {"schedule": "cosine:s=-1"},
+        {"schedule": "cosine:s=-0.5"},
+        {"schedule": "sigmoid:start=-2000"},
+        {"schedule": "log-linear:snr_max=-20"},
+        {"predict": "edm:sigma_data=0"},
+        {"weighting": "edm:sigma_data=0"},
+        {"weighting": "sigmoid:bias=1000"},
+        {"weighting": "min-snr:gamma=-5"},
+        {"sampler": "ddim:eta=2"},
+        {"grid": "karras:rho=0"},
+        {"grid": "karras:sigma_min=-1"},
+    ],
+    ids=str,
+)
+def test_parameters_that_make_no_diffusion_model_are_refused_before_anything_is_written(
+    tiny: dict[str, Any], tmp_path: Path, fields: dict[str, Any]
+) -> None:
+    with pytest.raises(UserError):
+        api.train(tmp_path / "run", **{**tiny, **fields})
+    assert not (tmp_path / "run").exists()
