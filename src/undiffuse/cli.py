@@ -83,7 +83,7 @@ def train_verb(preset: Any) -> Callable[..., None]:
         console.print(f"  {path}/timeline.png, {path}/loss.png")
         console.print(f"  {sys.argv[0] if '/' in sys.argv[0] else 'undiffuse'} sample {path}  draws more")
 
-    train.__annotations__["flags"] = OmitArgPrefixes[type(preset)]
+    train.__annotations__["flags"] = OmitArgPrefixes[type(preset)]  # type: ignore[misc]  # a type made at run time
     return train
 
 
