@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -92,6 +93,7 @@ def train_unet2d(best: bool) -> dict[str, float]:
         with torch.autocast("cpu", torch.bfloat16, enabled=best):
             return nn.functional.mse_loss(model(x, t).sample.float(), target)
 
+    warnings.filterwarnings("ignore", message="Dynamo detected a call to a `functools.lru_cache`")  # in diffusers
     run = torch.compile(loss) if best else loss
 
     def step() -> None:
