@@ -13,7 +13,7 @@ import pytest
 import undiffuse
 
 LEVELS = [
-    ["errors", "machine"],
+    ["errors", "layers", "machine"],
     ["registry", "rng"],
     ["schedule", "process", "clock", "nets"],  # nets is the table; its networks come one higher
     ["denoiser", "data", "images", "nets.*"],

@@ -277,3 +277,10 @@ def test_a_long_trajectory_is_shown_in_twelve_pictures(tmp_path: Path) -> None:
     with Image.open(tmp_path / "way.png") as strip:
         levels = [np.asarray(tile).flat[0] for tile in images.tiles(strip, 4, 4)]
     assert levels == list(range(0, 34, 3))
+
+
+def test_a_grid_has_a_column_a_class_and_is_about_square_without() -> None:
+    assert images.columns_for(100, classes=10) == 10
+    assert images.columns_for(40, classes=0) == 7
+    assert images.columns_for(16, classes=1) == 4  # a single label: no column sixteen images long
+    assert images.columns_for(5, classes=10) == 3

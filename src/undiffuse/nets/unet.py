@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from undiffuse.errors import UserError
+from undiffuse.layers import LabelEmbedding
 from undiffuse.nets import NETWORKS
 
 FEATURES = 64  # Fourier features of the log-SNR
@@ -52,21 +53,20 @@ def zero(module: nn.Module) -> nn.Module:
 class ResidualBlock(nn.Module):
     """norm, SiLU, conv, twice; the condition scales and shifts the second norm."""
 
-    def __init__(self, channels_in: int, channels: int, embedding: int, dropout: float) -> None:
+    def __init__(self, channels: int, embedding: int, dropout: float) -> None:
         super().__init__()
-        self.norm_1 = ChannelNorm(channels_in)
-        self.conv_1 = nn.Conv2d(channels_in, channels, 3, padding=1)
+        self.norm_1 = ChannelNorm(channels)
+        self.conv_1 = nn.Conv2d(channels, channels, 3, padding=1)
         self.condition = nn.Linear(embedding, 2 * channels)
         self.norm_2 = ChannelNorm(channels)
         self.dropout = nn.Dropout(dropout)
         self.conv_2 = zero(nn.Conv2d(channels, channels, 3, padding=1))
-        self.skip = nn.Conv2d(channels_in, channels, 1) if channels_in != channels else nn.Identity()
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
         h = self.conv_1(F.silu(self.norm_1(x)))
         scale, shift = self.condition(embedding)[:, :, None, None].chunk(2, dim=1)
         h = self.norm_2(h) * (1 + scale) + shift
-        return self.skip(x) + self.conv_2(self.dropout(F.silu(h)))
+        return x + self.conv_2(self.dropout(F.silu(h)))
 
 
 class Attention(nn.Module):
@@ -127,24 +127,24 @@ class UNet(nn.Module):
         height, width = (s + -s % self.multiple for s in size)
         embedding = 4 * channels[0]
         self.embed = nn.Sequential(nn.Linear(FEATURES, embedding), nn.SiLU(), nn.Linear(embedding, embedding))
-        self.label = nn.Embedding(classes + 1, embedding) if classes else None
+        self.label = LabelEmbedding(classes + 1, embedding) if classes else None
 
-        def stage(level: int, first_in: int, count: int) -> Stage:
+        def stage(level: int, count: int) -> Stage:
             pixels = (height * width) >> 2 * (level + 1)
             layers = Stage()
-            for i in range(count):
-                layers.append(ResidualBlock(channels[level] if i else first_in, channels[level], embedding, dropout))
+            for _ in range(count):
+                layers.append(ResidualBlock(channels[level], embedding, dropout))
                 if attention[level]:
                     layers.append(Attention(channels[level], heads, pixels))
             return layers
 
         upper = range(len(channels) - 1)
         self.stem = nn.Conv2d(4 * colours, channels[0], 3, padding=1)
-        self.down = nn.ModuleList(stage(i, channels[i], blocks[i]) for i in upper)
+        self.down = nn.ModuleList(stage(i, blocks[i]) for i in upper)
         self.downsample = nn.ModuleList(nn.Conv2d(channels[i], channels[i + 1], 2, stride=2) for i in upper)
-        self.trunk = stage(len(upper), channels[-1], blocks[-1])
+        self.trunk = stage(len(upper), blocks[-1])
         self.upsample = nn.ModuleList(nn.Conv2d(channels[i + 1], 4 * channels[i], 1) for i in upper)
-        self.up = nn.ModuleList(stage(i, 2 * channels[i], blocks[i]) for i in upper)
+        self.up = nn.ModuleList(stage(i, blocks[i]) for i in upper)
         self.norm = ChannelNorm(channels[0])
         self.out = zero(nn.Conv2d(channels[0], 4 * colours, 3, padding=1))
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's annotations
@@ -165,7 +165,6 @@ class UNet(nn.Module):
             h = downsample(h)
         h = self.trunk(h, embedding)
         for blocks, upsample in zip(reversed(self.up), reversed(self.upsample), strict=True):
-            h = torch.cat([F.pixel_shuffle(upsample(h), 2), skips.pop()], dim=1)
-            h = blocks(h, embedding)
+            h = blocks(F.pixel_shuffle(upsample(h), 2) + skips.pop(), embedding)
         out = F.pixel_shuffle(self.out(F.silu(self.norm(h))).float(), 2)
         return out[..., :height, :width]

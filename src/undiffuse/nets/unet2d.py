@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from undiffuse.errors import UserError
+from undiffuse.layers import LabelEmbedding
 from undiffuse.nets import NETWORKS
 from undiffuse.schedule import linear_table
 
@@ -75,6 +76,8 @@ class UNet2D(nn.Module):
             dropout=dropout,
             num_class_embeds=classes + 1 if classes else None,
         )
+        if classes:
+            self.model.class_embedding = LabelEmbedding(classes + 1, 4 * channels[0])
 
     def forward(self, x: Tensor, log_snr: Tensor, label: Tensor | None = None) -> Tensor:
         height, width = x.shape[-2:]
