@@ -142,8 +142,8 @@ def test_the_help_of_a_preset_shows_its_values(command: Command) -> None:
 @pytest.mark.parametrize(
     ("line", "parts"),
     [
-        ("", ["train, sample, info"]),
-        ("draw", ["draw", "train, sample, info"]),
+        ("", ["train, sample, evaluate, info"]),
+        ("draw", ["draw", "train, sample, evaluate, info"]),
         ("train --bogus 1", ["--bogus"]),
         ("train --preset nonsense", ["no preset called 'nonsense'; there are: fast, handout"]),
         ("train --preset=nonsense", ["no preset called 'nonsense'; there are: fast, handout"]),

@@ -14,22 +14,23 @@ import undiffuse
 
 LEVELS = [
     ["errors", "layers", "machine"],
-    ["registry", "rng"],
-    ["schedule", "process", "clock", "nets"],  # nets is the table; its networks come one higher
+    ["registry", "rng", "files", "novelty"],
+    ["schedule", "process", "clock", "metrics", "nets"],  # nets is the table; its networks come one higher
     ["denoiser", "data", "images", "nets.*"],
-    ["objective", "sampling"],
+    ["objective", "sampling", "features", "likelihood"],
     ["config"],
     ["run"],
     ["export", "figures", "training"],
     ["session"],
     ["api", "console", "plan"],
+    ["evaluation"],
     ["cli"],
 ]
 LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}
 OUTSIDE = {
     "diffusers": {"nets.unet2d"},
     "tyro": {"cli"},
-    "safetensors": {"run"},
+    "safetensors": {"files"},
     "matplotlib": {"figures"},
     "rich": {"console", "cli"},
     "pydantic": {"config", "cli"},

@@ -30,7 +30,8 @@ from undiffuse import api, data, images, session, training
 from undiffuse.clock import FINISH_SECONDS, Decision, lr_factor, snapshot_steps
 from undiffuse.config import Config, make_config, reasons
 from undiffuse.errors import UserError
-from undiffuse.run import Run, write_atomic
+from undiffuse.files import write_atomic
+from undiffuse.run import Run
 from undiffuse.session import Stopped, train_session
 from undiffuse.training import Ended, Snapshot, Stepped, Validated
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from conftest import write_idx
 from undiffuse import data, machine, rng
-from undiffuse.clock import Clock, Decision, lr_factor
+from undiffuse.clock import Clock, Decision, lr_factor, snapshot_steps
 from undiffuse.config import make_config
 from undiffuse.errors import UserError
 from undiffuse.nets import NETWORKS
@@ -25,6 +25,7 @@ from undiffuse.run import build_network, make_denoiser
 from undiffuse.session import prepare, total_steps
 from undiffuse.training import (
     MAX_SKIPPED,
+    SCORE_STEPS,
     Ended,
     Event,
     Skipped,
@@ -37,6 +38,7 @@ from undiffuse.training import (
     fit,
     hide_labels,
     new_state,
+    score_plan,
 )
 
 Tensors = dict[str, Tensor]
@@ -442,3 +444,28 @@ def test_bf16_trains_as_fp32_does(tiny: dict[str, Any]) -> None:
     }
     assert losses["bf16"] == pytest.approx(losses["fp32"], rel=0.05)
     assert losses["bf16"] != losses["fp32"]
+
+
+# Scores
+
+
+@pytest.mark.parametrize("steps", [1, 300, 1500, 4700, 30_000])
+@pytest.mark.parametrize("share", [0.01, 0.05, 0.2])
+def test_scores_take_no_more_than_their_share(steps: int, share: float) -> None:
+    """A training image costs three forward passes, an image of a score SCORE_STEPS."""
+    config = make_config(steps=steps, score_share=share)
+    counts, planned = (500, 1000, 2000), snapshot_steps(steps, config.snapshots)
+    n, at = score_plan(steps, planned, config, counts)
+    cost = (len(at) + 1) * n * SCORE_STEPS  # one more, where the run ends at another step than was foreseen
+    assert cost <= share * 3 * steps * config.batch_size
+    assert set(at) <= set(planned) - {0}
+    if at:
+        assert at[-1] == steps
+        assert n in counts
+    else:
+        assert share * 2 * steps * config.batch_size < 2 * 500 * SCORE_STEPS
+
+
+def test_a_long_run_is_scored_at_every_snapshot() -> None:
+    n, at = score_plan(30_000, snapshot_steps(30_000, 12), make_config(steps=30_000), (500, 1000, 2000))
+    assert (n, len(at)) == (2000, 11)

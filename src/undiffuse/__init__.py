@@ -20,6 +20,7 @@ _PUBLIC = {
     "train": "api",
     "sample": "api",
     "load": "api",
+    "evaluate": "evaluation",
     "Denoiser": "denoiser",
     "UserError": "errors",
     "SCHEDULES": "schedule",

@@ -149,6 +149,74 @@ def sample(
         console.print(f"{trajectory}: the way from noise of the first {min(n, 10)}")
 
 
+def evaluate(
+    run: Positional[Path | None] = None,
+    images: Path | None = None,
+    n: int = 10_000,
+    sampler: str | None = None,
+    steps: int | None = None,
+    grid: str | None = None,
+    guidance: float | None = None,
+    seed: int = 0,
+    precision: Literal["fp32", "bf16"] = "fp32",
+    quality: bool = True,
+    likelihood: bool = True,
+    novelty: bool = True,
+    bits_images: int | None = None,
+    ode_images: int = 500,
+    save: Path | None = None,
+    data: str | None = None,
+    size: int | None = None,
+    out: Path | None = None,
+) -> None:
+    """Measure a run's images, likelihood and novelty, into RUN/metrics.json; or the images of any .npz file.
+
+    Args:
+        run: the run folder
+        images: in place of a run: FILE.npz with `images`, uint8 (n, H, W) or (n, H, W, 3), and maybe `labels`; needs --data, --out
+        n: how many images to draw
+        sampler: as for undiffuse sample (default: the run's)
+        steps: sampling steps (default: the run's)
+        grid: the times visited (default: the run's)
+        guidance: classifier-free guidance (default: the run's)
+        seed: of the drawn images, and of every random choice in the measurements
+        precision: of the drawing; bf16 is faster where the processor has it
+        quality: Frechet and kernel distances, precision and recall, class balance, train on synthetic
+        likelihood: bits per dimension: the variational bounds and the ODE's
+        novelty: the audit for copies of training images
+        bits_images: test images for the bounds (default: all)
+        ode_images: test images for the ODE's likelihood, 0 for none
+        save: also keep the drawn images, as FILE.npz
+        data: the data set to compare --images with
+        size: resize that data set, as in training
+        out: where the metrics of --images go
+    """
+    from undiffuse import evaluation
+    from undiffuse.console import Stages, scores
+
+    parts = evaluation.Parts(quality, likelihood, novelty)
+    console = stdout()
+    if (run is None) == (images is None):
+        raise UserError("give either a run folder, or --images FILE.npz with --data and --out")
+    if images is not None and (data is None or out is None):
+        raise UserError("--images needs --data, what to compare with, and --out, the file for the metrics")
+    if run is not None and (data is not None or size is not None or out is not None):
+        raise UserError("--data, --size and --out go with --images; a run knows its data, and keeps its metrics.json")
+    with Stages(console) as stages:
+        if images is not None:
+            assert data is not None
+            assert out is not None
+            found = evaluation.evaluate_images(images, data, out, size=size, parts=parts, seed=seed, watch=stages)
+        else:
+            assert run is not None
+            found = evaluation.evaluate_run(
+                run, n, sampler=sampler, steps=steps, grid=grid, guidance=guidance, seed=seed, precision=precision,
+                parts=parts, bits_images=bits_images, ode_images=ode_images, save=save, watch=stages,
+            )  # fmt: skip
+    console.print(scores(found))
+    console.print(f"{out or f'{run}/metrics.json'}: all of it", highlight=False, soft_wrap=True)
+
+
 def info(run: Positional[Path]) -> None:
     """Show what a run is: its state, its data, and every hyperparameter with its reason.
 
@@ -177,6 +245,7 @@ def main() -> None:
         verbs: dict[str, Callable[..., Any]] = {
             "train": train_verb(flags_of(preset_of(arguments))),
             "sample": sample,
+            "evaluate": evaluate,
             "info": info,
         }
         tyro.extras.subcommand_cli_from_dict(

@@ -68,6 +68,8 @@ class Clock:
     replayed: bool = False
     durations: deque[float] = field(default_factory=lambda: deque(maxlen=50))
     snapshot_seconds: float = 0.0
+    score_seconds: float = 0.0
+    scored: Sequence[int] = ()  # the steps at which samples are scored
 
     @property
     def end(self) -> int | None:
@@ -78,9 +80,10 @@ class Clock:
         return sum(self.durations) / len(self.durations)
 
     def steps_left(self, snapshots: Sequence[int], step: int) -> int:
-        """How many more steps fit into the budget, with the snapshots due until then and the finish."""
+        """How many more steps fit into the budget, with the snapshots and scores due until then and the finish."""
         assert self.budget is not None
         left = self.budget - self.elapsed() - FINISH_SECONDS - self.snapshot_seconds
+        left -= self.score_seconds * sum(1 for s in self.scored if s > step)
         due = sum(1 for s in snapshots if s > step) - 1
         return max(1, int((left - max(0, due) * self.snapshot_seconds) / self.seconds_per_step()))
 

@@ -129,6 +129,13 @@ class Config(BaseModel):
         12, "grids drawn and held-out losses taken, first and last step included", "enough to see the digits form", ge=2
     )
     snapshot_images: int = hyper(40, "images in each of these grids", "cheap, and enough to see", ge=1)
+    score_share: float = hyper(
+        0.05,
+        "most of the arithmetic spent on scores during training: Frechet distances of quick samples; 0 for none",
+        "shows quality over time, and whether to stop, for little",
+        ge=0,
+        le=0.5,
+    )
 
     # How its samples are drawn where nothing else is asked for.
     sampler: str = hyper("ddpm", among("sampler"), "fresh noise corrects an undertrained network's errors")

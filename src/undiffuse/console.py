@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich import box
 from rich.console import Console, Group
@@ -14,7 +14,7 @@ from rich.table import Table
 from undiffuse.clock import Decision
 from undiffuse.run import Run
 from undiffuse.session import Began
-from undiffuse.training import Decided, Ended, Event, Skipped, Snapshot, Stepped, Uncompiled, Validated
+from undiffuse.training import Decided, Ended, Event, Scored, Skipped, Snapshot, Stepped, Uncompiled, Validated
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -67,6 +67,12 @@ class Watcher:
             case Validated():
                 self.validation = event.loss
                 self.console.print(f"  step {event.step:>6,}  held-out loss {event.loss:.4f}")
+            case Scored():
+                self.console.print(
+                    f"  step {event.step:>6,}  Frechet distance {event.frechet:.2f}, {event.frechet / event.floor:.0f} times the floor"
+                    f" ({event.n:,} quick samples)",
+                    highlight=False,
+                )
             case Uncompiled():
                 self.console.print(
                     f"  note: torch.compile failed ({event.reason}); training goes on without it, more slowly",
@@ -118,6 +124,93 @@ class Watcher:
         if not self.console.is_terminal and time.monotonic() - self.printed > LINE_SECONDS:
             self.printed = time.monotonic()
             self.console.print("  " + words, soft_wrap=True)
+
+
+class Stages:
+    """Shows the stages of a long measurement: a bar where there is a terminal, else a line for each. Call it with (stage, share done)."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self.begin = time.monotonic()
+        self.stage = ""
+        self.progress = Progress(
+            BarColumn(bar_width=30),
+            TextColumn("{task.percentage:>3.0f}%"),
+            TextColumn("{task.description}"),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+        self.task = self.progress.add_task("starting", total=1.0)
+
+    def __enter__(self) -> Stages:
+        self.progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.progress.stop()
+
+    def __call__(self, stage: str, done: float) -> None:
+        if stage != self.stage and not self.console.is_terminal:
+            self.console.print(f"  {duration(time.monotonic() - self.begin)} min  {stage}")
+        self.stage = stage
+        self.progress.update(self.task, description=stage, completed=min(1.0, done))
+
+
+FIGURES = {
+    "frechet": "Frechet distance to the training images",
+    "kid": "kernel distance (KID)",
+    "precision": "precision (k = 3)",
+    "recall": "recall (k = 3)",
+    "density": "density (k = 5)",
+    "coverage": "coverage (k = 5)",
+    "class_balance": "class balance: total variation from the data's",
+    "confidence": "classifier's mean confidence",
+    "unsure": "share of images it is less than 90% sure of",
+    "label_agreement": "share with the label that was asked for",
+    "train_on_synthetic": "accuracy of a classifier trained on them",
+}
+
+
+def scores(found: dict[str, Any]) -> Group:
+    """The content of metrics.json for the terminal: each figure, its 95% interval, and the same of real images."""
+    table = Table("figure", "value", "95% interval", f"real ({found['reference']['control']})", box=box.SIMPLE_HEAD)
+
+    def number(x: float | None) -> str:
+        return "-" if x is None else f"{x:.4g}"
+
+    def row(name: str, figure: dict[str, Any], control: float | None) -> None:
+        table.add_row(
+            name, number(figure["value"]), f"{number(figure['low'])} to {number(figure['high'])}", number(control)
+        )
+
+    for key, name in FIGURES.items():
+        if key in found:
+            row(name, found[key], found[key].get("floor", found[key].get("control")))
+        if key == "frechet" and key in found:
+            table.add_row("  over that of real images, its floor", number(found[key]["ratio"]), "", "1")
+    bits = found.get("bits_per_dim")
+    if bits:
+        row(f"bits/dim, test: bound of the {bits['chain']}-step chain", {**bits, "value": bits["test"]}, None)
+        row("  training images", bits["training"], None)
+        row("  continuous-time bound, test", {**bits["continuous"], "value": bits["continuous"]["test"]}, None)
+        if "ode" in bits:
+            row("  probability-flow ODE, test (another model)", {**bits["ode"], "value": bits["ode"]["test"]}, None)
+    audit = found.get("novelty")
+    lines = []
+    if audit:
+        for what in ("pixels", "features"):
+            if what in audit:
+                near, c_t = audit[what]["nearer"], audit[what]["c_t"]
+                row(f"share nearer to training images than 99% of real ones, {what}", near, near["control"])
+                table.add_row(f"C_T, {what} (far below 0: copies)", number(c_t["value"]), "", number(c_t["control"]))
+        verdict = "ALARM: some images are copies of training images" if audit["alarm"] else "no copies found"
+        lines.append(
+            f"novelty: {verdict} (d1/d2 below {audit['threshold']:.3f}: {audit['share']:.2%} of them, {audit['expected']:.2%} of real ones; p = {audit['p_value']:.2g})"
+        )
+    lines += [f"note: {warning}" for warning in found["warnings"]]
+    lines += [f"not given: {name}, as {why}" for name, why in found["missing"].items()]
+    return Group(table, *lines)
 
 
 def describe(run: Run) -> Group:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from undiffuse import images as pictures
 from undiffuse.errors import UserError
-from undiffuse.run import write_atomic
+from undiffuse.files import write_atomic
 
 if TYPE_CHECKING:
     from torch import Tensor

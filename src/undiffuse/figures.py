@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from undiffuse import images
 from undiffuse.run import Run
@@ -21,20 +21,22 @@ def new_figure(width: float, height: float) -> Figure:
     return Figure(figsize=(width, height), layout="constrained", dpi=120)
 
 
-def save(run: Run, name: str, figure: Figure) -> None:
+def png(figure: Figure) -> bytes:
     out = io.BytesIO()
     figure.savefig(out, format="png", metadata={"Software": None})
-    run.write(name, out.getvalue())
+    return out.getvalue()
 
 
 def loss_curve(run: Run) -> None:
-    """loss.png: the training loss of each step and its running mean, the validation loss, and that by noise level."""
+    """loss.png: the training loss of each step and its running mean, the validation loss, and that by noise level; and the
+    quality of samples, where it was scored."""
     import numpy as np
 
     steps = run.events("step")
     validations = run.events("validation")
-    figure = new_figure(9, 3.6)
-    left, right = figure.subplots(1, 2)
+    scores = run.events("score")
+    figure = new_figure(13 if scores else 9, 3.6)
+    left, right, *more = figure.subplots(1, 3 if scores else 2)
     x = np.array([e["step"] for e in steps])
     y = np.array([e["loss"] for e in steps])
     window = max(1, len(y) // 50)
@@ -72,7 +74,14 @@ def loss_curve(run: Run) -> None:
         right.legend(fontsize=8)
     else:
         right.text(0.5, 0.5, "no held-out images", ha="center", transform=right.transAxes)
-    save(run, "loss.png", figure)
+    for axis in more:
+        axis.plot([e["step"] for e in scores], [e["frechet"] for e in scores], "o-", color=COLOURS[1], label="samples")
+        axis.axhline(scores[0]["floor"], color=COLOURS[2], linestyle="--", label="floor: as many real images")
+        axis.set(
+            xlabel="step", ylabel="Frechet distance", yscale="log", title=f"Quality of {scores[0]['n']:,} quick samples"
+        )
+        axis.legend(fontsize=8)
+    run.write("loss.png", png(figure))
 
 
 def timeline(run: Run, each: int = 10) -> None:
@@ -93,4 +102,23 @@ def timeline(run: Run, each: int = 10) -> None:
             axis.imshow(tile, cmap="gray", vmin=0, vmax=255)
         row[0].text(-0.15, 0.5, f"step {step:,}", ha="right", va="center", fontsize=8, transform=row[0].transAxes)
     figure.suptitle("The same noise, as training goes on", fontsize=10)
-    save(run, "timeline.png", figure)
+    run.write("timeline.png", png(figure))
+
+
+def bits_by_level(found: dict[str, Any]) -> bytes:
+    """bits.png: where on the log-SNR axis the bits of the bound are spent, from `bits_per_dim` of metrics.json."""
+    figure = new_figure(6.5, 3.4)
+    axis = figure.subplots()
+    levels = [level for level, *_ in found["levels"]]
+    bits = [bit for _, bit, _ in found["levels"]]
+    axis.fill_between(levels, bits, color=COLOURS[0])
+    axis.plot(levels, bits, ".-", color=COLOURS[1])
+    terms = ", ".join(f"{name} {found[name]:.3f}" for name in ("prior", "diffusion", "reconstruction"))
+    axis.set(
+        xlabel="log-SNR (left: noise, right: image)",
+        ylabel="bits/dim per unit of log-SNR",
+        title=f"{found['test']:.3f} bits/dim on test images: {terms}",
+        ylim=(0, None),
+    )
+    axis.title.set_fontsize(9)
+    return png(figure)

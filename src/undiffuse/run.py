@@ -13,18 +13,17 @@ name is complete.
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from undiffuse import __version__, nets
+from undiffuse import __version__, files, nets
 from undiffuse.config import Config, reasons, validated
 from undiffuse.denoiser import Denoiser
 from undiffuse.errors import UserError
+from undiffuse.files import cannot_write, write_atomic
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -54,31 +53,6 @@ class About:
     reasons: dict[str, str]
     version: str
     replay_of: str | None
-
-
-def write_atomic(path: Path, content: bytes) -> None:
-    """Write a file so that under its name there is the old or the new content, never a part. UserError if it can't be."""
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise cannot_write(path, error) from error
-
-
-def cannot_write(path: Path, error: OSError) -> UserError:
-    return UserError(f"{path} could not be written ({error.strerror}); make room there, or choose another folder")
 
 
 @dataclass(frozen=True)
@@ -180,7 +154,7 @@ class Run:
             for event in self.log()
             if event["event"] == "session"
             or event["step"] < step
-            or (event["step"] == step and (event["event"] != "validation" or step in looked))
+            or (event["step"] == step and (event["event"] not in ("validation", "score") or step in looked))
         ]
         write_atomic(self.log_path, b"".join(json.dumps(e).encode() + b"\n" for e in kept))
 
@@ -195,22 +169,16 @@ class Run:
 
     # --- weights ---
 
-    def save_tensors(self, path: Path, tensors: dict[str, Tensor], step: int) -> None:
-        from safetensors.torch import save
-
-        write_atomic(path, save({k: v.contiguous() for k, v in tensors.items()}, metadata={"step": str(step)}))
-
     def load_tensors(self, path: Path, prefix: str = "") -> tuple[dict[str, Tensor], int]:
         """(the tensors whose names begin with `prefix`, without it; the step that they are of)."""
-        from safetensors import SafetensorError, safe_open
-
+        tensors, metadata = files.load_tensors(path, prefix)
         try:
-            with safe_open(path, framework="pt") as file:
-                step = int(file.metadata()["step"])
-                names = [name for name in file.keys() if name.startswith(prefix)]  # noqa: SIM118 - no mapping
-                return {name.removeprefix(prefix): file.get_tensor(name) for name in names}, step
-        except (SafetensorError, KeyError, TypeError, ValueError, OSError) as error:
-            raise UserError(f"{path} is damaged or no checkpoint: {error}") from error
+            return tensors, int(metadata["step"])
+        except (KeyError, ValueError) as error:
+            raise UserError(f"{path} is damaged or no checkpoint: it has no step") from error
+
+    def save_tensors(self, path: Path, tensors: dict[str, Tensor], step: int) -> None:
+        files.save_tensors(path, tensors, {"step": str(step)})
 
     def denoiser(self) -> tuple[Denoiser, int]:
         """(the run's denoiser with averaged weights, in evaluation mode; the step that they are of)."""

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from undiffuse import data, figures, images, machine
+from undiffuse import data, features, figures, images, machine
 from undiffuse.clock import Clock, Decision, Outlook
 from undiffuse.config import Config, differences
 from undiffuse.errors import UserError
@@ -24,6 +24,7 @@ from undiffuse.training import (
     Decided,
     Ended,
     Event,
+    Scored,
     Skipped,
     Snapshot,
     Stepped,
@@ -63,9 +64,10 @@ class Began:
     notes: list[str]
 
 
-def prepare(config: Config) -> tuple[Dataset, Dataset, DataFacts]:
-    """(training set, held-out set, their facts) of a configuration. Raises UserError for unusable data."""
-    dataset = data.load(config.data, config.size)
+def prepare(config: Config, dataset: Dataset | None = None) -> tuple[Dataset, Dataset, DataFacts]:
+    """(training set, held-out set, their facts) of a configuration, from its whole data set, which is loaded unless it
+    is given. Raises UserError for unusable data."""
+    dataset = dataset if dataset is not None else data.load(config.data, config.size)
     if config.subset is not None:
         dataset = data.subset(dataset, config.subset, config.seed)
     if config.conditional and not dataset.classes:
@@ -153,7 +155,9 @@ def train_session(
     if replay:
         copied, *_ = replayed_clock(Run(replay))
     rehearse(config)
-    training, held_out, facts = prepare(config)
+    whole = data.load(config.data, config.size)
+    training, held_out, facts = prepare(config, whole)
+    scorer = features.scorer(whole) if config.score_share > 0 else None
     steps = total_steps(config, len(training))
     precision, compiled, notes = machine.resolve(config, steps and steps * config.batch_size)
     network = build_network(config, facts)
@@ -204,7 +208,7 @@ def train_session(
     with Signals() as signals:
         events = fit(
             config, denoiser, state, training, held_out, clock,
-            precision=precision, compiled=compiled, looked=looked, stop=lambda: signals.received != 0,
+            precision=precision, compiled=compiled, scorer=scorer, looked=looked, stop=lambda: signals.received != 0,
         )  # fmt: skip
         for event in events:
             signals.something_to_save |= isinstance(event, Stepped)
@@ -240,6 +244,8 @@ def write_down(run: Run, event: Event, seconds: float, facts: DataFacts) -> None
             line |= {"event": "uncompiled", "reason": event.reason}
         case Validated():
             line |= {"event": "validation", "loss": event.loss, "levels": event.levels}
+        case Scored():
+            line |= {"event": "score", "frechet": event.frechet, "floor": event.floor, "n": event.n}
         case Snapshot():
             columns = images.columns_for(len(event.images), len(facts.classes))
             name = f"samples/step_{event.step:06d}.png"

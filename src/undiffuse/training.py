@@ -10,7 +10,7 @@ import copy
 import math
 import time
 import warnings
-from collections.abc import Callable, Container, Iterator
+from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -30,10 +30,13 @@ if TYPE_CHECKING:
     from undiffuse.config import Config
     from undiffuse.data import Dataset
     from undiffuse.denoiser import Network
+    from undiffuse.features import Scorer
 
 VALIDATION_IMAGES = 512
 LEVELS = 8  # of noise, for which the validation loss is given
 MAX_SKIPPED = 20
+SCORE_SAMPLER, SCORE_STEPS = "dpmpp-2m", 10
+"""How the images of a score during training are drawn: the best of the samplers at so few steps."""
 
 
 @dataclass
@@ -146,6 +149,17 @@ class Snapshot:
 
 
 @dataclass(frozen=True)
+class Scored:
+    """The Frechet distance of n quick samples of the averaged weights to the training images, and its floor: that of n
+    real images that were not trained on."""
+
+    step: int
+    frechet: float
+    floor: float
+    n: int
+
+
+@dataclass(frozen=True)
 class Ended:
     """The last event. finished: the budget is used up, rather than training was asked to stop."""
 
@@ -153,7 +167,7 @@ class Ended:
     finished: bool
 
 
-Event = Decided | Stepped | Skipped | Uncompiled | Validated | Snapshot | Ended
+Event = Decided | Stepped | Skipped | Uncompiled | Validated | Snapshot | Scored | Ended
 
 
 # --- Before the loop ---
@@ -198,13 +212,14 @@ def fit(
     *,
     precision: str,
     compiled: bool,
+    scorer: Scorer | None = None,
     looked: Container[int] = (),
     stop: Callable[[], bool] = lambda: False,
 ) -> Iterator[Event]:
     """Train `state` from where it is to the clock's end, or until stop() is true; yields events.
 
     denoiser: around state.network; its schedule and prediction define the loss. looked: the steps of the snapshots
-    that an earlier session took. Raises UserError where training has
+    that an earlier session took. scorer: scores samples at some of the snapshots. Raises UserError where training has
     diverged."""
     weighting, distribution = WEIGHTINGS[config.weighting], TIMES[config.times]
     images, labels = training.images, training.labels if config.conditional else None
@@ -233,14 +248,27 @@ def fit(
         planned = snapshot_steps(clock.outlook.steps, config.snapshots)
         return [s for s in planned if s == 0 or s >= clock.outlook.step]
 
+    def scores() -> tuple[int, list[int]]:
+        if scorer is None or clock.outlook is None:
+            return 0, []
+        return score_plan(clock.outlook.steps, snapshots(), config, tuple(scorer.floors))
+
     def look() -> Iterator[Event]:
-        """Validation loss and samples of the averaged weights."""
+        """Validation loss, samples and score of the averaged weights."""
         begin = time.monotonic()
         if len(held_out):
             yield validate(averaged, weighting, distribution, config, held_out, state.step)
-        yield Snapshot(state.step, snapshot(averaged, config, sheet))
+        images = snapshot(averaged, config, sheet)
         clock.snapshot_seconds = time.monotonic() - begin
+        n, steps = scores()
+        if scorer is not None and (state.step in steps or (steps and state.step == clock.end)):
+            begin = time.monotonic()
+            value = scorer(quick_samples(averaged, config, training, n))
+            clock.score_seconds = time.monotonic() - begin
+            yield Scored(state.step, value, scorer.floors[n], n)
+        yield Snapshot(state.step, images)  # last: it marks all of this as done
 
+    clock.scored = scores()[1]
     skipped = 0
     first = True  # of this session: it compiles, so its time says nothing of the others'
     last = time.monotonic()
@@ -250,6 +278,7 @@ def fit(
             yield from look()
             last = time.monotonic()
         if outlook := clock.look_ahead(step, snapshots()):
+            clock.scored = scores()[1]
             yield Decided(step, outlook)
         if decision := clock.decide(step, snapshots()):
             yield Decided(step, decision)
@@ -391,6 +420,43 @@ def snapshot(denoiser: Denoiser, config: Config, count: int) -> Tensor:
         seed=config.seed,
     )
     return data.to_uint8(drawn)
+
+
+def score_plan(steps: int, snapshots: Sequence[int], config: Config, counts: Sequence[int]) -> tuple[int, list[int]]:
+    """(images of a score, the snapshots at which there is one), so that all scores take at most config.score_share of the
+    arithmetic of a run of `steps` steps: as often as possible, then of as many images as possible, from `counts`.
+
+    A forward pass with its backward pass is counted as two: less than it takes, so that the share is not exceeded."""
+    images = config.score_share * 2 * steps * config.batch_size / SCORE_STEPS
+    after = [step for step in snapshots if step > 0]
+    if not after or not counts or images < 2 * min(counts):
+        return 0, []
+    often = min(
+        len(after), int(images // min(counts)) - 1
+    )  # one more, as the run may end at another step than foreseen
+    n = max(count for count in counts if (often + 1) * count <= images)
+    return n, after[len(after) - 1 :: -max(1, math.ceil(len(after) / often))][::-1]
+
+
+def quick_samples(denoiser: Denoiser, config: Config, training: Dataset, n: int) -> Tensor:
+    """n images for a score, uint8 (n, C, H, W); labels, where there are some, in the training set's proportions."""
+    label = None
+    if denoiser.classes and training.labels is not None:
+        rows = rng.stream(config.seed, "score labels").integers(len(training), size=n)
+        label = training.labels[torch.from_numpy(rows)]
+    parts = [
+        draw(
+            denoiser,
+            rows.tolist(),
+            label=None if label is None else label[rows],
+            sampler=SCORE_SAMPLER,
+            steps=SCORE_STEPS,
+            grid=config.grid,
+            seed=config.seed,
+        )
+        for rows in torch.arange(n).split(250)
+    ]
+    return data.to_uint8(torch.cat(parts))
 
 
 def cycle_labels(count: int, classes: int) -> Tensor:

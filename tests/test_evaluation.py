@@ -1,0 +1,313 @@
+"""Whole evaluations: what stands in metrics.json, what is written, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import undiffuse
+from conftest import write_idx
+from undiffuse import cli, evaluation, features, metrics
+from undiffuse.errors import UserError
+from undiffuse.evaluation import Parts, evaluate_images, evaluate_run, proportional_labels
+from undiffuse.run import Run
+
+
+@pytest.fixture(scope="module", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("UNDIFFUSE_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+def shade_images(n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """8x8 images of three classes, in unequal proportions: a bright square of the class's size on noise."""
+    g = np.random.default_rng(seed)
+    labels = g.choice(3, size=n, p=[0.5, 0.3, 0.2])
+    images = g.integers(0, 60, (n, 8, 8))
+    for image, label in zip(images, labels, strict=True):
+        y, x = g.integers(0, 4, 2)
+        image[y : y + 2 + label, x : x + 2 + label] += 180
+    return images.astype(np.uint8), labels.astype(np.uint8)
+
+
+@pytest.fixture(scope="module")
+def shades(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the four MNIST files: 600 images to train on, 240 to test with."""
+    folder = tmp_path_factory.mktemp("shades")
+    for part, n, seed in (("train", 600, 0), ("t10k", 240, 1)):
+        images, labels = shade_images(n, seed)
+        write_idx(folder / part, images, labels.tolist())
+        for kind, d in (("images", 3), ("labels", 1)):
+            (folder / part / f"{kind}-idx{d}-ubyte").rename(folder / f"{part}-{kind}-idx{d}-ubyte")
+        (folder / part).rmdir()
+    return folder
+
+
+@pytest.fixture(scope="module")
+def shade_run(train: Callable[..., Path], shades: Path) -> Path:
+    return train(data=str(shades), conditional=True, steps=40)
+
+
+@pytest.fixture(scope="module")
+def evaluated(shade_run: Path) -> tuple[Path, dict[str, Any]]:
+    return shade_run, undiffuse.evaluate(shade_run, n=200, ode_images=20)
+
+
+def numbers(content: Any, path: str = "") -> dict[str, float]:
+    if isinstance(content, dict):
+        return {k: v for key, value in content.items() for k, v in numbers(value, f"{path}.{key}").items()}
+    return {path.lstrip("."): content} if isinstance(content, int | float) else {}
+
+
+def test_metrics_json_is_what_is_returned(evaluated: tuple[Path, dict[str, Any]]) -> None:
+    run, found = evaluated
+    assert json.loads((run / "metrics.json").read_text()) == json.loads(json.dumps(found))
+
+
+def test_every_figure_has_its_interval_its_control_and_its_count(evaluated: tuple[Path, dict[str, Any]]) -> None:
+    _, found = evaluated
+    names = (
+        "kid", "precision", "recall", "density", "coverage", "class_balance", "confidence", "unsure", "label_agreement",
+        "train_on_synthetic",
+    )  # fmt: skip
+    for name in names:
+        figure = found[name]
+        assert figure["low"] <= figure["value"] <= figure["high"], name
+        assert figure["control"] is not None
+        assert figure["n"] == 200
+    distance = found["frechet"]
+    assert 0 <= distance["low"] <= distance["value"] <= distance["high"]
+    assert distance["floor_n"] == 200
+    assert distance["ratio"] == distance["value"] / distance["floor"]
+    bits = found["bits_per_dim"]
+    assert bits["low"] < bits["test"] < bits["high"]
+    assert bits["n"] == 240
+    assert bits["prior"] + bits["diffusion"] + bits["reconstruction"] == pytest.approx(bits["test"])
+    assert bits["gap"]["value"] == pytest.approx(bits["test"] - bits["training"]["value"])
+    assert bits["ode"]["n"] == 20
+    assert isinstance(found["novelty"]["alarm"], bool)
+    assert found["sampling"]["n"] == 200
+    assert found["sampling"]["network_calls"] == 3
+    assert len(found["features"]["sha256"]) == 64
+
+
+def test_an_untrained_network_is_far_from_the_floor_and_real_images_are_not(
+    evaluated: tuple[Path, dict[str, Any]], shades: Path, tmp_path: Path
+) -> None:
+    _, found = evaluated
+    images, labels = shade_images(200, seed=5)
+    np.savez(tmp_path / "real.npz", images=images, labels=labels)
+    real = evaluate_images(tmp_path / "real.npz", str(shades), tmp_path / "m.json")
+    assert found["frechet"]["ratio"] > 5
+    assert real["frechet"]["ratio"] < 3
+    assert real["frechet"]["unbiased"] < 0.5 * real["frechet"]["value"]  # most of it is the bias of a small sample
+    assert real["frechet"]["low"] <= real["frechet"]["floor"] <= real["frechet"]["high"]
+    assert real["label_agreement"]["value"] > 0.9
+    assert real["train_on_synthetic"]["value"] > found["train_on_synthetic"]["value"]
+    assert real["novelty"]["alarm"] is False
+    assert abs(real["novelty"]["pixels"]["c_t"]["value"]) < 4
+    assert "bits_per_dim" not in real
+
+
+def test_the_frechet_distance_is_to_all_training_images(shades: Path, tmp_path: Path) -> None:
+    images, _ = shade_images(150, seed=6)
+    np.savez(tmp_path / "x.npz", images=images)
+    found = evaluate_images(tmp_path / "x.npz", str(shades), tmp_path / "m.json", parts=Parts(novelty=False))
+    dataset = evaluation.data.load(str(shades))
+    network = features.feature_network(dataset)
+    assert network is not None
+    x, y = (network(i)[0] for i in (torch.from_numpy(images)[:, None], dataset.images))
+    assert found["frechet"]["value"] == pytest.approx(metrics.frechet(metrics.moments(x), metrics.moments(y)), rel=1e-6)
+    assert "without labels" in found["missing"]["label_agreement"]
+    assert "novelty" not in found
+
+
+def test_planted_copies_raise_the_alarm_of_a_file(shades: Path, tmp_path: Path) -> None:
+    images, _ = shade_images(200, seed=7)
+    images[:20] = evaluation.data.load(str(shades)).images[:20, 0].numpy()
+    np.savez(tmp_path / "x.npz", images=images)
+    found = evaluate_images(tmp_path / "x.npz", str(shades), tmp_path / "m.json", parts=Parts(quality=False))
+    assert found["novelty"]["alarm"] is True
+    with Image.open(tmp_path / "m-novelty.png") as picture:
+        tiles = evaluation.images.tiles(picture, 8, 8)
+    for ours, theirs in zip(tiles[0:20:2], tiles[1:20:2], strict=True):
+        assert np.array_equal(
+            np.asarray(ours), np.asarray(theirs)
+        )  # the likeliest copies come first, beside their originals
+
+
+def test_the_pictures_are_there_and_show_something(evaluated: tuple[Path, dict[str, Any]]) -> None:
+    run, _ = evaluated
+    for name in ("bits.png", "novelty.png"):
+        with Image.open(run / name) as picture:
+            assert np.asarray(picture.convert("L")).std() > 5
+
+
+def test_the_same_evaluation_gives_the_same_figures(shade_run: Path) -> None:
+    parts = Parts(likelihood=False)
+    first, second = (evaluate_run(shade_run, 120, parts=parts) for _ in range(2))
+    for found in (first, second):
+        found["sampling"].pop("seconds")
+    assert first == second
+
+
+def test_parts_that_are_not_wanted_are_kept_from_before(shade_run: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(shade_run, tmp_path / "run")
+    (run / "metrics.json").unlink(missing_ok=True)
+    both = evaluate_run(run, 120, ode_images=0)
+    only_bits = evaluate_run(run, 120, seed=1, parts=Parts(quality=False, novelty=False), ode_images=0)
+    assert only_bits["bits_per_dim"] != both["bits_per_dim"]
+    assert {**only_bits, "bits_per_dim": 0} == {**both, "bits_per_dim": 0}
+    no_bits = evaluate_run(run, 150, parts=Parts(likelihood=False))
+    assert no_bits["bits_per_dim"] == only_bits["bits_per_dim"]
+    assert no_bits["frechet"]["n"] == 150
+    only_quality = evaluate_run(run, 130, parts=Parts(likelihood=False, novelty=False))
+    assert "novelty" not in only_quality  # it would be of other images
+    assert json.loads((run / "metrics.json").read_text()) == json.loads(json.dumps(only_quality))
+
+
+def test_labels_are_in_the_training_sets_proportions() -> None:
+    labels = torch.tensor([0] * 50 + [1] * 30 + [2] * 20)
+    for n in (10, 101, 1000):
+        counts = np.bincount(proportional_labels(labels, 3, n, seed=0), minlength=3)
+        assert counts.sum() == n
+        assert np.abs(counts - n * np.array([0.5, 0.3, 0.2])).max() < 1
+    assert proportional_labels(labels, 3, 20, seed=0) != sorted(proportional_labels(labels, 3, 20, seed=0))
+
+
+def test_without_labels_only_novelty_and_likelihood_are_given(tmp_path: Path, train: Callable[..., Path]) -> None:
+    images, _ = shade_images(2400, seed=2)
+    folder = write_idx(tmp_path / "bare", images)
+    run = train(data=str(folder), steps=5)
+    found = evaluate_run(run, 100, ode_images=0)
+    assert "frechet" not in found
+    assert "no labels" in found["missing"]["quality"]
+    assert found["reference"]["control"] == "held-out images"
+    assert "pixels" in found["novelty"]
+    assert "ode" not in found["bits_per_dim"]
+
+
+def test_too_few_images_for_a_control_are_refused(run: Path) -> None:
+    with pytest.raises(UserError, match="too few for a control"):
+        evaluate_run(run, 100)
+    assert not (run / "metrics.json").exists()
+
+
+# --- Mistakes ---
+
+
+def refused(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *arguments: str) -> str:
+    monkeypatch.setattr("sys.argv", ["undiffuse", "evaluate", *arguments])
+    with pytest.raises(SystemExit) as stopped:
+        cli.main()
+    assert stopped.value.code == 2
+    sentence = capsys.readouterr().err
+    assert sentence.count("\n") == 1
+    return sentence
+
+
+BROKEN: dict[str, tuple[Callable[[Path], Any], str]] = {
+    "not there": (lambda p: None, "does not exist"),
+    "no archive": (lambda p: p.write_bytes(b"PK garbage"), "can't be read"),
+    "other arrays": (lambda p: np.savez(p, pictures=np.zeros((200, 8, 8), np.uint8)), "no array 'images'"),
+    "wrong size": (lambda p: np.savez(p, images=np.zeros((200, 9, 8), np.uint8)), "have shape"),
+    "wrong rank": (lambda p: np.savez(p, images=np.zeros((200, 64), np.uint8)), "have shape"),
+    "wrong type": (lambda p: np.savez(p, images=np.zeros((200, 8, 8), np.float32)), "save them as uint8"),
+    "not a number": (lambda p: np.savez(p, images=np.full((200, 8, 8), np.nan)), "NaN"),
+    "too few": (lambda p: np.savez(p, images=np.zeros((99, 8, 8), np.uint8)), "too few"),
+    "objects": (lambda p: np.savez(p, images=np.array([{}] * 200, dtype=object)), "can't be read"),
+    "labels of another number": (
+        lambda p: np.savez(p, images=np.zeros((200, 8, 8), np.uint8), labels=np.zeros(100, int)),
+        "one whole number for each",
+    ),
+    "labels out of range": (
+        lambda p: np.savez(p, images=np.zeros((200, 8, 8), np.uint8), labels=np.full(200, 7)),
+        "there are 3 classes",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", BROKEN)
+def test_a_bad_file_gets_one_sentence(
+    what: str, shades: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write, expected = BROKEN[what]
+    file, out = tmp_path / "x.npz", tmp_path / "out" / "metrics.json"
+    write(file)
+    sentence = refused(capsys, monkeypatch, "--images", str(file), "--data", str(shades), "--out", str(out))
+    assert expected in sentence
+    assert "x.npz" in sentence or what == "too few"
+    assert not out.parent.exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ([], "give either a run folder"),
+        (["RUN", "--images", "x.npz"], "give either a run folder"),
+        (["--images", "x.npz"], "needs --data"),
+        (["RUN", "--data", "mnist"], "go with --images"),
+        (["RUN", "--n", "10"], "too few"),
+        (["RUN", "--sampler", "nonsense"], "no sampler called"),
+        (["nowhere"], "no run folder"),
+    ],
+)
+def test_bad_arguments_get_one_sentence(
+    arguments: list[str],
+    expected: str,
+    shade_run: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    given = [str(shade_run) if a == "RUN" else a for a in arguments]
+    assert expected in refused(capsys, monkeypatch, *given)
+
+
+def test_the_command_prints_a_table(
+    shade_run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    saved = tmp_path / "drawn.npz"
+    monkeypatch.setattr(
+        "sys.argv",
+        ["undiffuse", "evaluate", str(shade_run), "--n", "120", "--no-likelihood", "--save", str(saved)],
+    )
+    cli.main()
+    printed = capsys.readouterr().out
+    found = json.loads((shade_run / "metrics.json").read_text())
+    assert f"{found['frechet']['value']:.4g}" in printed
+    assert "novelty: " in printed
+    assert "undiffuse" not in capsys.readouterr().err
+    with np.load(saved) as archive:
+        assert archive["images"].shape == (120, 8, 8)
+        counts = np.bincount(archive["labels"], minlength=3)
+    assert counts.argmax() == 0
+
+
+# --- Scores during training ---
+
+
+def test_scores_are_logged_with_their_floor(train: Callable[..., Path], evaluated: Any, shades: Path) -> None:
+    """After an evaluation of the data set its feature network is known, and training scores its samples."""
+    dataset = evaluation.data.load(str(shades))
+    key = features.dataset_key(dataset)
+    network = features.feature_network(dataset)
+    assert network is not None
+    x, _ = features.reference_features(network, dataset)
+    features.save_scorer(features.scorer_path(key), network, x, x)
+    run = Run(train(data=str(shades), conditional=True, steps=260, batch_size=64, score_share=0.5, snapshots=5))
+    scores = run.events("score")
+    assert scores
+    assert scores[-1]["step"] == 260
+    assert {s["n"] for s in scores} == {500}
+    assert all(s["floor"] > 0 for s in scores)
+    assert scores[-1]["frechet"] < scores[0]["frechet"]
+    assert not Run(train(data=str(shades), steps=40, score_share=0)).events("score")
