@@ -15,7 +15,14 @@ import undiffuse
 LEVELS = [
     ["errors", "layers", "machine"],
     ["registry", "rng", "files", "novelty"],
-    ["schedule", "process", "clock", "metrics", "nets"],  # nets is the table; its networks come one higher
+    [
+        "schedule",
+        "process",
+        "clock",
+        "metrics",
+        "nets",
+        "optimizers",
+    ],  # nets is the table; its networks come one higher
     ["denoiser", "data", "images", "nets.*"],
     ["objective", "sampling", "features", "likelihood"],
     ["config"],

@@ -31,6 +31,7 @@ from undiffuse.clock import FINISH_SECONDS, Decision, lr_factor, snapshot_steps
 from undiffuse.config import Config, make_config, reasons
 from undiffuse.errors import UserError
 from undiffuse.files import write_atomic
+from undiffuse.optimizers import OPTIMIZERS
 from undiffuse.run import Run
 from undiffuse.session import Stopped, train_session
 from undiffuse.training import Ended, Snapshot, Stepped, Validated
@@ -238,6 +239,17 @@ def test_a_stopped_run_goes_on_to_the_same_end(run: Path, tmp_path: Path, config
     finish(config, path)
     assert_same_run(run, path)
     assert [event["step"] for event in Run(path).events("session")] == [0, 1, 6, 11]
+
+
+@pytest.mark.parametrize("optimizer", list(OPTIMIZERS))
+def test_every_optimizers_state_is_kept(
+    optimizer: str, train: Callable[..., Path], tmp_path: Path, config: Config
+) -> None:
+    other = config.model_copy(update={"optimizer": optimizer})
+    for at in (1, 7):
+        stop(other, tmp_path / "run", at)
+    finish(other, tmp_path / "run")
+    assert_same_run(train(optimizer=optimizer), tmp_path / "run")
 
 
 def test_a_run_stopped_before_its_first_step_begins_again(run: Path, tmp_path: Path, config: Config) -> None:

@@ -14,6 +14,7 @@ from undiffuse.denoiser import PREDICTIONS
 from undiffuse.errors import UserError
 from undiffuse.nets import NETWORKS
 from undiffuse.objective import TIMES, WEIGHTINGS
+from undiffuse.optimizers import OPTIMIZERS
 from undiffuse.sampling import GRIDS, SAMPLERS
 from undiffuse.schedule import SCHEDULES
 
@@ -25,6 +26,7 @@ TABLES = {
     "times": TIMES,
     "sampler": SAMPLERS,
     "grid": GRIDS,
+    "optimizer": OPTIMIZERS,
 }
 """The fields that name an entry of a table."""
 
@@ -91,9 +93,8 @@ class Config(BaseModel):
 
     # How it learns.
     batch_size: int = hyper(128, "images a step", "enough to keep both cores busy, few enough for many steps", ge=1)
-    lr: float = hyper(
-        2e-3, "AdamW's peak learning rate", "a network of this size bears it, and short runs need it", gt=0
-    )
+    optimizer: str = hyper("adamw", among("optimizer"), "the usual one")
+    lr: float = hyper(2e-3, "peak learning rate", "a network of this size bears it, and short runs need it", gt=0)
     beta_1: float = hyper(0.9, "AdamW's momentum", "its usual value", ge=0, lt=1)
     beta_2: float = hyper(0.99, "AdamW's decay of squared gradients", "short, for short runs", ge=0, lt=1)
     weight_decay: float = hyper(0.01, "AdamW's decoupled weight decay", "its usual value", ge=0)

@@ -21,6 +21,7 @@ from undiffuse.clock import Clock, Decision, Outlook, lr_factor, snapshot_steps
 from undiffuse.denoiser import Denoiser
 from undiffuse.errors import UserError
 from undiffuse.objective import TIMES, WEIGHTINGS, Problem, draw_times, loss, regression
+from undiffuse.optimizers import OPTIMIZERS
 from undiffuse.sampling import draw
 from undiffuse.schedule import SCHEDULES, log_snr
 
@@ -52,9 +53,9 @@ class State:
         """Everything that going on needs, by name."""
         found = {f"weights/{name}": value for name, value in self.network.state_dict().items()}
         found |= {f"ema/{name}": value for name, value in self.average.state_dict().items()}
-        names = [name for name, _ in self.network.named_parameters()]
-        for index, moments in self.optimizer.state_dict()["state"].items():
-            found |= {f"optimizer/{names[index]}/{key}": value for key, value in moments.items()}
+        for name, parameter in self.network.named_parameters():
+            moments = self.optimizer.state.get(parameter, {})
+            found |= {f"optimizer/{name}/{key}": value for key, value in moments.items()}
         return {name: value.detach() for name, value in found.items()}
 
     def restore(self, tensors: dict[str, Tensor], step: int) -> None:
@@ -67,30 +68,20 @@ class State:
             # Files hold contiguous tensors; the fused optimiser walks parameter and moments in memory order.
             return torch.empty_like(parameter).copy_(moment) if moment.ndim else moment
 
-        moments = part("optimizer/")
-        parameters = list(self.network.named_parameters())
-        saved = self.optimizer.state_dict()
-        keys = {name.rpartition("/")[2] for name in moments}
         self.network.load_state_dict(part("weights/"))
         self.average.load_state_dict(part("ema/"))
-        saved["state"] = {
-            index: {key: laid_out_like(parameter, moments[f"{name}/{key}"]) for key in keys}
-            for index, (name, parameter) in enumerate(parameters)
-            if keys
-        }
-        self.optimizer.load_state_dict(saved)
+        moments = part("optimizer/")
+        for name, parameter in self.network.named_parameters():
+            own = {key.removeprefix(f"{name}/"): value for key, value in moments.items() if key.startswith(f"{name}/")}
+            if own:
+                self.optimizer.state[parameter] = {key: laid_out_like(parameter, value) for key, value in own.items()}
         self.step = step
 
 
 def new_state(config: Config, network: nn.Module) -> State:
-    optimizer = torch.optim.AdamW(
-        network.parameters(),
-        lr=config.lr,
-        betas=(config.beta_1, config.beta_2),
-        weight_decay=config.weight_decay,
-        fused=True,
+    return State(
+        network, copy.deepcopy(network).eval().requires_grad_(False), OPTIMIZERS[config.optimizer](network, config)
     )
-    return State(network, copy.deepcopy(network).eval().requires_grad_(False), optimizer)
 
 
 # --- Events ---

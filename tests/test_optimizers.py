@@ -1,0 +1,75 @@
+"""The optimisers: Muon against the singular value decomposition, and that it learns."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from undiffuse.config import make_config
+from undiffuse.optimizers import OPTIMIZERS, matrix_shape, orthogonal
+
+
+@pytest.mark.parametrize("shape", [(3, 32, 32), (2, 20, 100), (1, 100, 20)])
+def test_orthogonal_keeps_the_directions_and_evens_the_sizes(shape: tuple[int, int, int]) -> None:
+    matrices = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    found = orthogonal(matrices)
+    u, s, v = torch.linalg.svd(matrices, full_matrices=False)
+    # In the matrices' own singular directions the result is almost diagonal, with entries near one.
+    inside = u.mT @ found @ v.mT
+    diagonal = inside.diagonal(dim1=1, dim2=2)
+    large = s > 0.05 * s.amax(dim=1, keepdim=True)
+    assert (diagonal[large] > 0.6).all()
+    assert (diagonal < 1.3).all()
+    assert (inside - torch.diag_embed(diagonal)).abs().max() < 0.1
+
+
+def small_network() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(1, 32, 3, padding=1), nn.SiLU(), nn.Conv2d(32, 16, 3, padding=1), nn.Flatten(), nn.Linear(16 * 16, 20)
+    )
+
+
+def test_muon_steps_are_momentum_made_orthogonal_and_scaled() -> None:
+    """By hand, for two steps: the second convolution and the linear layer are Muon's, the first (9 columns) and the biases AdamW's."""
+    config = make_config(lr=0.01, weight_decay=0.1, optimizer="muon:momentum=0.9")
+    network, twin = small_network(), small_network()
+    optimizer = OPTIMIZERS[config.optimizer](network, config)
+    adamw = torch.optim.AdamW(twin.parameters(), lr=0.01, betas=(config.beta_1, config.beta_2), weight_decay=0.1)
+    expected = {name: p.detach().clone() for name, p in network.named_parameters()}
+    buffers = {name: torch.zeros_like(p) for name, p in expected.items()}
+    for step in range(2):
+        for (name, p), q in zip(network.named_parameters(), twin.parameters(), strict=True):
+            gradient = torch.randn(p.shape, generator=torch.Generator().manual_seed(step))
+            p.grad, q.grad = gradient.clone(), gradient.clone()
+            if name in ("2.weight", "4.weight"):
+                buffers[name] = 0.9 * buffers[name] + 0.1 * gradient
+                direction = 0.1 * gradient + 0.9 * buffers[name]
+                rows, columns = matrix_shape(p)
+                update = orthogonal(direction.reshape(1, rows, columns))[0].view(p.shape)
+                expected[name] = expected[name] * (1 - 0.01 * 0.1) - 0.01 * 0.2 * max(rows, columns) ** 0.5 * update
+        optimizer.step()
+        adamw.step()
+    for (name, p), q in zip(network.named_parameters(), twin.parameters(), strict=True):
+        wanted = expected[name] if name in ("2.weight", "4.weight") else q
+        torch.testing.assert_close(p, wanted, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", list(OPTIMIZERS))
+def test_every_optimizer_fits_a_line(name: str) -> None:
+    network = small_network()
+    config: Any = make_config(optimizer=name, lr=3e-3)
+    optimizer = OPTIMIZERS[name](network, config)
+    g = torch.Generator().manual_seed(0)
+    x, mixing = torch.randn(256, 1, 4, 4, generator=g), torch.randn(16, 20, generator=g)
+    losses = []
+    for _ in range(150):
+        loss = (network(x) - x.flatten(1) @ mixing).square().mean()
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    assert losses[-1] < 0.1 * losses[0]
