@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from undiffuse import data, features, rng
+from undiffuse import data, features, files, rng
 
 SEED = 0
 
@@ -32,15 +32,16 @@ def main() -> None:
     folder = Path(sys.argv[1]) if len(sys.argv) == 2 else Path()
     path = folder / f"{features.DIGITS_NAME}.safetensors"
     network = features.train_classifier(mnist, seed=SEED)
-    features.save_network(path, network, mnist, features.DIGITS_NAME, SEED)
+    files.save_tensors(path, *features.stored_network(network, mnist, features.DIGITS_NAME, SEED))
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
     test = data.load("mnist", split="test")
-    trained = features.read_network(path, mnist.shape)
+    trained = features.network_from(*files.load_tensors(path), shape=mnist.shape, sha256=digest)
     statistics = folder / f"{features.DIGITS_NAME}-scorer.safetensors"
-    features.save_scorer(statistics, trained, trained(mnist.images)[0], trained(test.images)[0])
+    files.save_tensors(statistics, *features.stored_scorer(trained, trained(mnist.images)[0], trained(test.images)[0]))
     right = features.correct(network, test)
     print(f"{path}: {path.stat().st_size:,} bytes, {time.monotonic() - begin:.0f} s")
     print(f"test accuracy {right.double().mean():.2%}")
-    print(f"sha256 {hashlib.sha256(path.read_bytes()).hexdigest()}")
+    print(f"sha256 {digest}")
     print(f"data {features.dataset_key(mnist)}")
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
 import torch
 
-from undiffuse import data, features
+from undiffuse import data, features, files
 from undiffuse.data import Dataset
 from undiffuse.errors import UserError
 from undiffuse.metrics import frechet, moments
@@ -84,11 +85,41 @@ def test_a_network_for_other_data_is_trained_once(own_cache: Path, monkeypatch: 
     x, _ = features.reference_features(first, dataset)
     y, _ = features.reference_features(first, dataset)
     assert torch.equal(x, y)
-    features.save_scorer(features.scorer_path(features.dataset_key(dataset)), first, x, x.repeat(5, 1))
+    files.to_cache(
+        features.scorer_file(features.dataset_key(dataset)), features.stored_scorer(first, x, x.repeat(5, 1))
+    )
     scorer = features.scorer(dataset)
     assert scorer is not None
     assert scorer(dataset.images) == pytest.approx(frechet(moments(x), moments(x)), abs=1e-3)
     assert list(scorer.floors) == [500]
+    named = features.feature_network(dataclasses.replace(dataset, classes=("x", "y", "z")))
+    assert named is not None
+    assert named.classes == ("x", "y", "z")
+
+
+@pytest.mark.parametrize("damage", [b"", b"garbage", None])
+def test_a_damaged_cache_is_computed_anew(damage: bytes | None, own_cache: Path) -> None:
+    dataset = shades(60)
+    first = features.feature_network(dataset)
+    assert first is not None
+    x, _ = features.reference_features(first, dataset)
+    for path in own_cache.iterdir():
+        if damage is None:  # whole, but of something else
+            files.save_tensors(path, {"other": torch.zeros(1)}, {})
+        else:
+            path.write_bytes(damage)
+    assert features.scorer(dataset) is None
+    again = features.feature_network(dataset)
+    assert again is not None
+    y, _ = features.reference_features(again, dataset)
+    torch.testing.assert_close(x, y)
+
+
+def test_without_a_cache_there_is_a_warning_and_a_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("UNDIFFUSE_CACHE", str(tmp_path / "file" / "cache"))
+    with pytest.warns(UserWarning, match="cache can't be used"):
+        assert features.feature_network(shades(60)) is not None
 
 
 @pytest.mark.parametrize("shape", [(1, 28, 28), (3, 32, 32), (3, 64, 64), (1, 8, 8), (1, 20, 36)])

@@ -14,7 +14,7 @@ import undiffuse
 
 LEVELS = [
     ["errors", "layers", "machine"],
-    ["registry", "rng", "files", "novelty"],
+    ["registry", "rng", "files"],
     [
         "schedule",
         "process",
@@ -24,7 +24,7 @@ LEVELS = [
         "optimizers",
     ],  # nets is the table; its networks come one higher
     ["denoiser", "data", "images", "nets.*"],
-    ["objective", "sampling", "features", "likelihood"],
+    ["objective", "sampling", "features", "likelihood", "novelty"],
     ["config"],
     ["run"],
     ["export", "figures", "training"],

@@ -141,10 +141,13 @@ def test_frechet_intervals_hold_the_expected_distance(shift: float) -> None:
         return normal(n, 6, seed, scale=1 + shift, shift=shift)
 
     expectation = sum(metrics.frechet(metrics.moments(sample(10_000 + s)), real) for s in range(1000)) / 1000
-    found = coverage([metrics.frechet_interval(sample(s), real, seed=s, count=40) for s in range(draws)], expectation)
+    intervals = [metrics.frechet_interval(sample(s), real, seed=s, count=40) for s in range(draws)]
+    found = coverage(intervals, expectation)
     assert found > 0.90
-    if shift:
-        assert found < 0.995
+    assert found < 0.995 or not shift
+    spread = torch.tensor([metrics.frechet(metrics.moments(sample(s)), real) for s in range(draws)]).std().item()
+    width = sum(i.high - i.low for i in intervals) / draws
+    assert width < (1.4 if shift else 2.2) * 2 * 1.96 * spread  # wider by sqrt(3) where the distance is all noise
 
 
 def test_a_bootstrap_would_not_hold_it() -> None:
@@ -178,7 +181,10 @@ def test_class_balance_intervals_hold_the_expected_distance() -> None:
 
     truth = sum(distance(labels(1000 + s)) for s in range(500)) / 500
     assert 0.1 < truth < 0.15  # 0.1 for infinitely many: a finite sample is further off
-    assert 0.90 < coverage([metrics.class_balance(labels(s), expected, seed=s) for s in range(150)], truth) <= 1
+    intervals = [metrics.class_balance(labels(s), expected, seed=s) for s in range(150)]
+    assert 0.90 < coverage(intervals, truth) <= 1
+    spread = torch.tensor([i.value for i in intervals]).std().item()
+    assert sum(i.high - i.low for i in intervals) / 150 < 1.5 * 2 * 1.96 * spread  # not by being wide
 
 
 def test_recall_and_coverage_intervals_hold_the_expected_figure() -> None:
@@ -188,6 +194,8 @@ def test_recall_and_coverage_intervals_hold_the_expected_figure() -> None:
         intervals = [getattr(f, name) for f in found]
         truth = sum(i.value for i in intervals) / len(intervals)
         assert 0.86 < coverage(intervals, truth) <= 1, name
+        spread = torch.tensor([i.value for i in intervals]).std().item()
+        assert sum(i.high - i.low for i in intervals) / len(intervals) < 1.6 * 2 * 1.96 * spread, name
 
 
 def test_halves_are_halves() -> None:

@@ -57,11 +57,20 @@ def test_on_digits_the_candidates_hold_the_nearest(train: Tensor, test: Tensor) 
         assert found.distance[i, 0] == pytest.approx(distance[0].item(), rel=1e-4)
 
 
-def test_a_single_training_image_has_no_second() -> None:
-    image = torch.zeros(1, 1, 8, 8, dtype=torch.uint8)
-    found = novelty.nearest_images(image, image)
-    assert found.distance.tolist() == [[0.0, math.inf]]
-    assert found.ratio.tolist() == [0.0]
+def test_copies_of_duplicated_training_images_are_seen(train: Tensor) -> None:
+    """What was trained on twice is what is memorised first; its duplicate is not the second nearest."""
+    once = novelty.nearest_images(train[:40], train[:2000])
+    twice = novelty.nearest_images(train[:40], torch.cat([train[:2000], train[:2000]]))
+    assert (once.ratio == 0).all()
+    assert (twice.ratio == 0).all()
+    assert (twice.distance[:, 1] >= once.distance[:, 1]).all()  # from fewer candidates
+
+
+def test_where_all_candidates_are_one_image_the_ratio_is_that_of_the_last() -> None:
+    images = torch.zeros(20, 1, 8, 8, dtype=torch.uint8)
+    found = novelty.nearest_images(images[:2] + 9, images)
+    assert found.distance.tolist() == [[9.0, 9.0]] * 2
+    assert found.ratio.tolist() == [1.0, 1.0]
 
 
 def test_distances_are_in_grey_levels() -> None:
@@ -134,6 +143,16 @@ def test_planted_copies_raise_the_alarm(copy, share: float, train: Tensor, test:
         order = torch.from_numpy(rng.stream(1, "draw", draw).permutation(len(ratios)))
         audited, control = ratios[order].chunk(2)
         assert novelty.audit(torch.cat([audited[count:], copies]), control).raised
+
+
+def test_other_proportions_of_the_classes_are_no_copies(ratios: Tensor) -> None:
+    """A model that draws too many 1s, which lie close together, draws no copies."""
+    labels = data.load("mnist", split="test").labels
+    assert labels is not None
+    ones, others = (ratios[rows] for rows in ((labels[:4000] == 1), (labels[:4000] != 1)))
+    control = torch.cat([ones[:200], others[:1800]])
+    audited = torch.cat([ones[200:], others[1800:2300]])  # about a third 1s in place of a tenth
+    assert not novelty.audit(audited, control).raised
 
 
 # --- C_T, and the share that is nearer ---

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from undiffuse.config import make_config
+from undiffuse.errors import UserError
 from undiffuse.optimizers import OPTIMIZERS, matrix_shape, orthogonal
 
 
@@ -26,15 +27,23 @@ def test_orthogonal_keeps_the_directions_and_evens_the_sizes(shape: tuple[int, i
     assert (inside - torch.diag_embed(diagonal)).abs().max() < 0.1
 
 
+MUONS = ("2.weight", "3.weight", "5.weight")  # two of one shape
+
+
 def small_network() -> nn.Module:
     torch.manual_seed(0)
     return nn.Sequential(
-        nn.Conv2d(1, 32, 3, padding=1), nn.SiLU(), nn.Conv2d(32, 16, 3, padding=1), nn.Flatten(), nn.Linear(16 * 16, 20)
+        nn.Conv2d(1, 32, 3, padding=1),
+        nn.SiLU(),
+        nn.Conv2d(32, 32, 3, padding=1),
+        nn.Conv2d(32, 32, 3, padding=1),
+        nn.Flatten(),
+        nn.Linear(32 * 16, 20),
     )
 
 
 def test_muon_steps_are_momentum_made_orthogonal_and_scaled() -> None:
-    """By hand, for two steps: the second convolution and the linear layer are Muon's, the first (9 columns) and the biases AdamW's."""
+    """By hand, for two steps: the later convolutions and the linear layer are Muon's, the first (9 columns) and the biases AdamW's."""
     config = make_config(lr=0.01, weight_decay=0.1, optimizer="muon:momentum=0.9")
     network, twin = small_network(), small_network()
     optimizer = OPTIMIZERS[config.optimizer](network, config)
@@ -43,9 +52,9 @@ def test_muon_steps_are_momentum_made_orthogonal_and_scaled() -> None:
     buffers = {name: torch.zeros_like(p) for name, p in expected.items()}
     for step in range(2):
         for (name, p), q in zip(network.named_parameters(), twin.parameters(), strict=True):
-            gradient = torch.randn(p.shape, generator=torch.Generator().manual_seed(step))
+            gradient = torch.randn(p.shape, generator=torch.Generator().manual_seed(step + 10 * int(name[0])))
             p.grad, q.grad = gradient.clone(), gradient.clone()
-            if name in ("2.weight", "4.weight"):
+            if name in MUONS:
                 buffers[name] = 0.9 * buffers[name] + 0.1 * gradient
                 direction = 0.1 * gradient + 0.9 * buffers[name]
                 rows, columns = matrix_shape(p)
@@ -54,8 +63,9 @@ def test_muon_steps_are_momentum_made_orthogonal_and_scaled() -> None:
         optimizer.step()
         adamw.step()
     for (name, p), q in zip(network.named_parameters(), twin.parameters(), strict=True):
-        wanted = expected[name] if name in ("2.weight", "4.weight") else q
-        torch.testing.assert_close(p, wanted, rtol=1e-4, atol=1e-6)
+        wanted = expected[name] if name in MUONS else q
+        # An update's entries are about 2e-3; in bfloat16 they depend a little on how the matrices are stacked.
+        torch.testing.assert_close(p, wanted, rtol=0, atol=4e-4 if name in MUONS else 1e-6)
 
 
 @pytest.mark.parametrize("name", list(OPTIMIZERS))
@@ -73,3 +83,18 @@ def test_every_optimizer_fits_a_line(name: str) -> None:
         optimizer.zero_grad()
         losses.append(loss.item())
     assert losses[-1] < 0.1 * losses[0]
+
+
+def test_a_zero_gradient_moves_nothing_by_muon() -> None:
+    network = small_network()
+    optimizer = OPTIMIZERS["muon"](network, make_config(weight_decay=0.0))
+    before = network[2].weight.detach().clone()
+    for p in network.parameters():
+        p.grad = torch.zeros_like(p)
+    optimizer.step()
+    assert torch.equal(network[2].weight, before)
+
+
+def test_impossible_momentum_is_refused() -> None:
+    with pytest.raises(UserError, match="momentum"):
+        OPTIMIZERS["muon:momentum=1"](small_network(), make_config())

@@ -16,7 +16,7 @@ from undiffuse.config import Config, make_config
 from undiffuse.denoiser import Denoiser
 from undiffuse.errors import UserError
 from undiffuse.run import Run
-from undiffuse.sampling import Frame, trajectory
+from undiffuse.sampling import SAMPLERS, Frame, time_grid, trajectory
 from undiffuse.session import Began, train_session
 from undiffuse.training import Event, in_precision
 
@@ -140,14 +140,19 @@ def prepare(run: Where, request: Request) -> Drawing:
         raise UserError(
             f"{run} has no class {wrong[0]}; its classes are 0 to {classes - 1}: {', '.join(denoiser.classes)}"
         )
+    sampler = request.sampler or config.sampler
+    steps = request.steps if request.steps is not None else config.sample_steps
+    grid = request.grid or config.grid
+    SAMPLERS.check(sampler)
+    time_grid(grid, denoiser.schedule, steps)
     label = None
     if classes:
         cycle = torch.tensor(request.labels if request.labels is not None else range(classes))
         label = cycle[torch.arange(request.n) % len(cycle)]
     options = {
-        "sampler": request.sampler or config.sampler,
-        "steps": request.steps if request.steps is not None else config.sample_steps,
-        "grid": request.grid or config.grid,
+        "sampler": sampler,
+        "steps": steps,
+        "grid": grid,
         "guidance": guidance,
         "clip": request.clip,
         "seed": request.seed,

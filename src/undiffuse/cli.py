@@ -186,7 +186,7 @@ def evaluate(
         novelty: the audit for copies of training images
         bits_images: test images for the bounds (default: all)
         ode_images: test images for the ODE's likelihood, 0 for none
-        save: also keep the drawn images, as FILE.npz
+        save: also keep the drawn images: FILE.npz, FILE.png or FOLDER/
         data: the data set to compare --images with
         size: resize that data set, as in training
         out: where the metrics of --images go
@@ -202,6 +202,12 @@ def evaluate(
         raise UserError("--images needs --data, what to compare with, and --out, the file for the metrics")
     if run is not None and (data is not None or size is not None or out is not None):
         raise UserError("--data, --size and --out go with --images; a run knows its data, and keeps its metrics.json")
+    if images is not None and (n, sampler, steps, grid, guidance, bits_images, ode_images, save, precision) != (
+        10_000, None, None, None, None, None, 500, None, "fp32",
+    ):  # fmt: skip
+        raise UserError(
+            "--images are measured as they are: only --data, --size, --out, --seed and the parts go with them"
+        )
     with Stages(console) as stages:
         if images is not None:
             assert data is not None

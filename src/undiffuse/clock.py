@@ -83,7 +83,7 @@ class Clock:
         """How many more steps fit into the budget, with the snapshots and scores due until then and the finish."""
         assert self.budget is not None
         left = self.budget - self.elapsed() - FINISH_SECONDS - self.snapshot_seconds
-        left -= self.score_seconds * sum(1 for s in self.scored if s > step)
+        left -= self.score_seconds * max(bool(self.scored), sum(1 for s in self.scored if s > step))
         due = sum(1 for s in snapshots if s > step) - 1
         return max(1, int((left - max(0, due) * self.snapshot_seconds) / self.seconds_per_step()))
 

@@ -54,6 +54,10 @@ MNIST_SHA256 = {
 }
 
 
+class NoTestSet(UserError):
+    """The data set has one part only."""
+
+
 @dataclass(frozen=True, eq=False)
 class Dataset:
     """Images, uint8 (N, C, H, W), with labels, int64 (N,) in [0, len(classes)), or None."""
@@ -171,6 +175,11 @@ def to_uint8(x: Tensor) -> Tensor:
     return ((x.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
 
 
+def images_at_once(images: Tensor) -> int:
+    """How many of (N, C, H, W) to compute with at a time: 500 digits, or as many bytes."""
+    return max(1, 500 * 28 * 28 // images[0].numel()) if len(images) else 1
+
+
 def _dataset(
     name: str, pixels: NDArray[np.uint8], labels: NDArray[np.uint8] | None, known: NDArray[np.uint8] | None
 ) -> Dataset:
@@ -215,7 +224,7 @@ def _read_folder(folder: Path, size: int | None, split: str) -> Dataset:
     if not pictures:
         raise UserError(f"{folder} holds no images; files that are read: {', '.join(ENDINGS)} and IDX")
     if split == "test":
-        raise UserError(f"{folder} has no test set: only a folder of the four MNIST files has one")
+        raise NoTestSet(f"{folder} has no test set: only a folder of the four MNIST files has one")
     return _read_pictures(folder, pictures, size)
 
 
@@ -241,7 +250,7 @@ def _read_idx_folder(folder: Path, files: dict[Path, int], split: str) -> Datase
     roles = [f"{part}-{kind}" for part in ("train", "t10k") for kind in ("images", "labels")]
     missing = [role for role in roles if role not in named]
     if split == "test" and missing:
-        raise UserError(f"{folder} has no test set: of the four MNIST files it lacks {', '.join(missing)}")
+        raise NoTestSet(f"{folder} has no test set: of the four MNIST files it lacks {', '.join(missing)}")
     labels: Path | None
     known: Path | None  # the labels whose numbers are the classes
     if "train-images" in named and "train-labels" in named:

@@ -6,13 +6,15 @@ same number of images: its control, or floor. What cannot be given for a data se
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import time
+import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import torch
 
@@ -20,6 +22,7 @@ from undiffuse import (
     __version__,
     api,
     data,
+    export,
     features,
     figures,
     files,
@@ -35,8 +38,10 @@ from undiffuse.errors import UserError
 from undiffuse.features import FeatureNetwork
 from undiffuse.metrics import Interval
 from undiffuse.run import Run
+from undiffuse.session import prepare
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
     from torch import Tensor
 
     from undiffuse.denoiser import Denoiser
@@ -60,42 +65,55 @@ def unwatched(stage: str, done: float) -> None:
 
 @dataclass(frozen=True)
 class Reference:
-    """Real images: those of the data set's training part, the ones `seen` by the run among them, and `test`, on which
-    nothing was trained; `control` says what these are."""
+    """Real images. For quality: the data set as a `whole`, its `training` part, and its `test` part, the control. For
+    novelty and likelihood: those `seen` by the run, and those `unseen`. `control` says what test and unseen ones are."""
 
+    whole: Dataset
     training: Dataset
-    seen: Dataset
     test: Dataset
+    seen: Dataset
+    unseen: Dataset
     control: str
 
 
 def reference(spec: str, size: int | None = None, run: Run | None = None) -> Reference:
-    """The real images of a data set, or of a run on it. Raises UserError where the data are not those of the run."""
-    training = data.load(spec, size)
-    if run is None:
-        seen, held_out = training, None
-    else:
-        from undiffuse.session import prepare
+    """The real images of a data set, or of a run on it.
 
+    Without a test set, one in twenty is the control of quality, always the same ones; what the run itself held out is
+    that of novelty and likelihood. Raises UserError where the data are not those of the run, or too few."""
+    whole = data.load(spec, size)
+    test, control = real_test_set(spec, size), "test set"
+    training, seen = whole, whole
+    if test is None:
+        control = "held-out images"
+        training, test = data.split(whole, seed=0)
+        seen = training
+    unseen = test
+    if run is not None:
         about = run.about()
-        seen, held_out, facts = prepare(about.config)
+        seen, held_out, facts = prepare(about.config, whole)
         if facts != about.facts:
             raise UserError(
                 f"{run.path} was trained on other images than '{spec}' holds now; bring those back to evaluate it"
             )
-    try:
-        return Reference(training, seen, data.load(spec, size, split="test"), "test set")
-    except UserError:
-        pass
-    if held_out is None:
-        training, held_out = data.split(training, seed=0)
-        seen = training
-    if len(held_out) < FEWEST:
+        unseen = held_out if control == "held-out images" else test
+    if test.shape != whole.shape:
         raise UserError(
-            f"'{spec}' has no test set and only {len(held_out)} images are held out of it, too few for a control; "
-            f"give at least {20 * FEWEST} images"
+            f"'{spec}': its test images are {test.shape}, its training images {whole.shape}; give both one size"
         )
-    return Reference(seen, seen, held_out, "held-out images")
+    for part, what in ((seen, "training images"), (test, control), (unseen, control)):
+        if len(part) < FEWEST:
+            more = f"; of {20 * FEWEST:,} images or more enough are held out" if control == "held-out images" else ""
+            raise UserError(f"'{spec}' has only {len(part)} {what}, too few to compare with: {FEWEST} are needed{more}")
+    return Reference(whole, training, test, seen, unseen, control)
+
+
+def real_test_set(spec: str, size: int | None) -> Dataset | None:
+    """The test set, None where there is none."""
+    try:
+        return data.load(spec, size, split="test")
+    except data.NoTestSet:
+        return None
 
 
 def random_part(dataset: Dataset, n: int, seed: int) -> Dataset:
@@ -105,9 +123,13 @@ def random_part(dataset: Dataset, n: int, seed: int) -> Dataset:
     return dataset.take(torch.from_numpy(rng.stream(seed, "part").permutation(len(dataset))[:n]).sort().values)
 
 
-def entry(figure: Interval, control: float | None = None, **others: Any) -> dict[str, Any]:
-    """A figure as it stands in metrics.json."""
-    return {"value": figure.value, "low": figure.low, "high": figure.high, "control": control, **others}
+def plain(figure: Interval) -> dict[str, float]:
+    return {"value": figure.value, "low": figure.low, "high": figure.high}
+
+
+def entry(figure: Interval, control: float | None, n: int, control_n: int, **others: Any) -> dict[str, Any]:
+    """A figure of n images as it stands in metrics.json, with its control."""
+    return {**plain(figure), "control": control, "n": n, "control_n": control_n, **others}
 
 
 # --- Quality ---
@@ -135,11 +157,12 @@ def quality(
     watch("features", 0.9)
     z, z_classes = features.reference_features(network, real.test)
     if network.name != features.DIGITS_NAME:
-        features.save_scorer(features.scorer_path(features.dataset_key(real.training)), network, y, z)
+        files.to_cache(features.scorer_file(features.dataset_key(real.whole)), features.stored_scorer(network, y, z))
     control = random_rows(len(z), n, seed)
-    if len(control) < n:
+    k = len(control)
+    if k < n:
         warnings.append(
-            f"there are {len(z):,} {real.control} only, so the Frechet floor is at n = {len(z):,}, not {n:,}"
+            f"there are {k:,} {real.control} only: controls are of {k:,}, not of {n:,}, and so is the Frechet ratio"
         )
     if n < 2000:
         warnings.append(
@@ -151,24 +174,23 @@ def quality(
     distance = metrics.frechet_interval(x, y_moments, seed, groups=groups)
     floor = metrics.frechet_interval(z[control], y_moments, seed)
     to_test = metrics.frechet_interval(x, z_moments, seed, groups=groups)
+    same_n = distance if k == n else metrics.frechet_interval(x[random_rows(n, k, seed)], y_moments, seed)
     watch("Frechet and kernel distances", 0.4)
     y_powers = metrics.powers(y)
     kernel = metrics.kid_interval(x, y_powers, seed, groups=groups)
     found: dict[str, Any] = {
         "frechet": {
-            "value": distance.value,
-            "low": distance.low,
-            "high": distance.high,
+            **plain(distance),
             "unbiased": metrics.extrapolated(distance),
             "floor": floor.value,
             "floor_low": floor.low,
             "floor_high": floor.high,
-            "floor_n": len(control),
-            "ratio": distance.value / floor.value,
-            "to_test": {"value": to_test.value, "low": to_test.low, "high": to_test.high},
+            "floor_n": k,
+            **{name: at / floor.value if floor.value else None for name, at in ratios(same_n).items()},
+            "to_test": plain(to_test),
             "n": n,
         },
-        "kid": entry(kernel, metrics.kid(metrics.powers(z[control]), y_powers), n=n),
+        "kid": entry(kernel, metrics.kid(metrics.powers(z[control]), y_powers), n, k),
     }
 
     watch("precision and recall", 0)
@@ -178,29 +200,32 @@ def quality(
     watch("precision and recall", 0.6)
     theirs = metrics.manifold(z[random_rows(len(z), m, seed)], real_part, seed=seed, count=2)
     found |= {
-        name: entry(figure, control_figure.value, n=m)
+        name: entry(figure, control_figure.value, m, m)
         for name, figure, control_figure in zip(ours._fields, ours, theirs, strict=True)
     }
 
     expected = torch.bincount(labels_of(real.training), minlength=len(network.classes))
     predicted, control_predicted = x_classes.argmax(dim=1), z_classes[control].argmax(dim=1)
-    balance = metrics.class_balance(predicted, expected, seed)
     found["class_balance"] = entry(
-        balance,
+        metrics.class_balance(predicted, expected, seed, groups=groups),
         metrics.class_balance(control_predicted, expected, seed).value,
-        n=n,
+        n,
+        k,
         frequencies=(torch.bincount(predicted, minlength=len(expected)) / n).tolist(),
         classes=list(network.classes),
     )
     sure, control_sure = x_classes.amax(dim=1), z_classes[control].amax(dim=1)
-    found["confidence"] = entry(metrics.mean_interval(sure), control_sure.double().mean().item(), n=n)
-    found["unsure"] = entry(metrics.share_interval(sure < 0.9), (control_sure < 0.9).double().mean().item(), n=n)
+    found["confidence"] = entry(metrics.mean_interval(sure), control_sure.double().mean().item(), n, k)
+    found["unsure"] = entry(metrics.share_interval(sure < 0.9), (control_sure < 0.9).double().mean().item(), n, k)
     if label is not None:
-        agrees = metrics.share_interval(predicted == label)
         right = (z_classes.argmax(dim=1) == labels_of(real.test)).double().mean().item()
-        found["label_agreement"] = entry(agrees, right, n=n)
+        found["label_agreement"] = entry(metrics.share_interval(predicted == label), right, n, len(z))
         found["train_on_synthetic"] = train_on_synthetic(generated, label, real, seed=seed, watch=watch)
     return found, warnings
+
+
+def ratios(distance: Interval) -> dict[str, float]:
+    return {"ratio": distance.value, "ratio_low": distance.low, "ratio_high": distance.high}
 
 
 def random_rows(total: int, n: int, seed: int) -> Tensor:
@@ -215,7 +240,9 @@ def labels_of(dataset: Dataset) -> Tensor:
 
 def train_on_synthetic(generated: Tensor, label: Tensor, real: Reference, *, seed: int, watch: Watch) -> dict[str, Any]:
     """The accuracy, on the real test images, of a small classifier trained on generated images and the labels that were
-    asked for; the control is the same trained on as many real ones. Ravuri & Vinyals 2019 (arXiv:1905.10887)."""
+    asked for; the control is the same trained on as many real ones. Ravuri & Vinyals 2019 (arXiv:1905.10887).
+
+    The interval is that of the finite test set only."""
     scores = []
     as_data = Dataset("generated", generated, label, real.training.classes)
     for part, dataset in enumerate((as_data, random_part(real.training, len(generated), seed))):
@@ -228,7 +255,12 @@ def train_on_synthetic(generated: Tensor, label: Tensor, real: Reference, *, see
             watch=lambda done, part=part: watch("train on synthetic, test on real", (part + done) / 2),  # type: ignore[misc]
         )
         scores.append(features.correct(network, real.test))
-    return entry(metrics.share_interval(scores[0]), scores[1].double().mean().item(), n=len(generated))
+    return entry(
+        metrics.share_interval(scores[0]),
+        scores[1].double().mean().item(),
+        len(generated),
+        min(len(generated), len(real.training)),
+    )
 
 
 # --- Novelty ---
@@ -244,10 +276,13 @@ def novelty_figures(
     alarm = novelty.audit(of_generated.ratio, of_test.ratio)
     halves = random_rows(len(of_test.ratio), len(of_test.ratio), 0).chunk(2)
     control = novelty.audit(of_test.ratio[halves[0]], of_test.ratio[halves[1]])
+    share = metrics.share_interval(of_generated.ratio < alarm.threshold)
     found: dict[str, Any] = {
         "alarm": alarm.raised,
         "p_value": alarm.p_value,
-        "share": alarm.share,
+        "share": share.value,
+        "share_low": share.low,
+        "share_high": share.high,
         "expected": alarm.expected,
         "threshold": alarm.threshold,
         "n": len(generated),
@@ -260,7 +295,7 @@ def novelty_figures(
         watch("nearest features", 0)
         x, x_classes = network(generated)
         y, _ = features.reference_features(network, real.seen)
-        z, z_classes = features.reference_features(network, real.test)
+        z, z_classes = features.reference_features(network, real.unseen)
         cells = x_classes.argmax(dim=1), z_classes.argmax(dim=1)
         found["pixels"] = nearness(of_generated.distance[:, 0], of_test.distance[:, 0], *cells, halves)
         near_x, near_z = novelty.nearest_features(x, y), novelty.nearest_features(z, y)
@@ -291,19 +326,20 @@ def nearness(
     share = metrics.share_interval(near < test.double().quantile(0.01))
     return {
         "c_t": {"value": c_t if math.isfinite(c_t) else None, "control": control if math.isfinite(control) else None},
-        "nearer": entry(share, novelty.nearer_share(test[a], test[b]), n=len(near)),
+        "nearer": entry(share, novelty.nearer_share(test[a], test[b]), len(near), len(a)),
     }
 
 
 def control_neighbours(real: Reference, watch: Callable[[float], None]) -> novelty.Neighbours:
-    """The nearest training images of the test images, from the cache if they were found before."""
-    keys = "-".join(features.dataset_key(part)[:16] for part in (real.seen, real.test))
-    path = files.cache_folder() / f"neighbours-{features.RECIPE}-{keys}.safetensors"
-    if path.is_file():
-        tensors, _ = files.load_tensors(path)
-        return novelty.Neighbours(tensors["nearest"], tensors["distance"])
-    found = novelty.nearest_images(real.test.images, real.seen.images, watch)
-    files.save_tensors(path, found._asdict(), {})
+    """The nearest training images of the unseen real images, from the cache if they were found before."""
+    keys = "-".join(features.dataset_key(part)[:16] for part in (real.seen, real.unseen))
+    name = f"neighbours-{novelty.RECIPE}-{keys}.safetensors"
+    found = files.from_cache(
+        name, lambda tensors, metadata: novelty.Neighbours(tensors["nearest"], tensors["distance"])
+    )
+    if found is None:
+        found = novelty.nearest_images(real.unseen.images, real.seen.images, watch)
+        files.to_cache(name, (found._asdict(), {}))
     return found
 
 
@@ -322,7 +358,7 @@ def bits_per_dim(
 ) -> dict[str, Any]:
     """The variational bounds on the whole test set (or n images of it) and on training images, and the exact likelihood of
     the ODE on some of them; conditional on their labels where the denoiser has classes."""
-    test = random_part(real.test, n or len(real.test), seed)
+    test = random_part(real.unseen, n or len(real.unseen), seed)
     training = random_part(real.seen, min(TRAINING_BITS, len(test)), seed)
     bounds = {}
     for name, part in (("test", test), ("training", training)):
@@ -343,33 +379,38 @@ def bits_per_dim(
         "test": total.value,
         "low": total.low,
         "high": total.high,
-        "training": {"value": train_total.value, "low": train_total.low, "high": train_total.high, "n": len(training)},
+        "training": {**plain(train_total), "n": len(training)},
         "gap": {"value": gap, "low": gap - half_width, "high": gap + half_width},
         "n": len(test),
         "chain": chain or likelihood.CHAIN,
         "log_snr": [bound.low, bound.high],
-        "prior": bound.prior.mean().item(),
-        "diffusion": bound.diffusion.mean().item(),
-        "reconstruction": bound.reconstruction.mean().item(),
+        "prior": plain(metrics.mean_interval(bound.prior)),
+        "diffusion": plain(metrics.mean_interval(bound.diffusion)),
+        "reconstruction": plain(metrics.mean_interval(bound.reconstruction)),
+        "network_calls": 2 * likelihood.LEVELS + 1,
         "given_labels": bool(denoiser.classes),
         "continuous": {
             "test": continuous.value,
             "low": continuous.low,
             "high": continuous.high,
-            "training": of_training.total_continuous.mean().item(),
-            "diffusion": bound.continuous.mean().item(),
+            "training": plain(metrics.mean_interval(of_training.total_continuous)),
+            "diffusion": plain(metrics.mean_interval(bound.continuous)),
         },
         "levels": likelihood.loss_by_level(bound),
     }
     if ode_images:
         part = random_part(test, ode_images, seed)
         label = part.labels if denoiser.classes else None
+        # A chain never trained below the noise of its own first steps.
+        level = likelihood.ODE_LEVEL if chain is None else min(likelihood.ODE_LEVEL, bound.high)
 
         def by_ode(steps: int, first: float, last: float) -> Tensor:
             def progress(done: float) -> None:
                 watch("probability-flow ODE", first + (last - first) * done)
 
-            return likelihood.ode_bits(denoiser, part.images, label, steps=steps, seed=seed, watch=progress)
+            return likelihood.ode_bits(
+                denoiser, part.images, label, steps=steps, level=level, seed=seed, watch=progress
+            )
 
         exact, coarse = by_ode(likelihood.ODE_STEPS, 0, 2 / 3), by_ode(likelihood.ODE_STEPS // 2, 2 / 3, 1)
         figure = metrics.mean_interval(exact)
@@ -379,6 +420,7 @@ def bits_per_dim(
             "high": figure.high,
             "n": len(part),
             "steps": likelihood.ODE_STEPS,
+            "log_snr": level,
             "change_from_half_the_steps": (exact.mean() - coarse.mean()).item(),
         }
     return found
@@ -423,7 +465,9 @@ def evaluate_run(
     metrics.json and the pictures into the run folder. Raises UserError before anything is written."""
     run = Run(path)
     about = run.about()
-    check_count(n)
+    drawing = parts.quality or parts.novelty or save is not None
+    check(parts, n if drawing else FEWEST, seed, bits_images, ode_images)
+    to = None if save is None else export.destination(str(save))
     denoiser, step = run.denoiser()
     real = reference(about.config.data, about.config.size, run)
     labels = proportional_labels(labels_of(real.training), len(denoiser.classes), n, seed) if denoiser.classes else None
@@ -435,7 +479,7 @@ def evaluate_run(
             denoiser, real, chain=about.config.chain, n=bits_images, ode_images=ode_images, seed=seed, watch=watch
         )
     generated: Tensor | None = None
-    if parts.quality or parts.novelty or save:
+    if drawing:
         begin, drawn = time.monotonic(), []
         for batch in ready.batches():
             drawn.append(batch)
@@ -448,12 +492,10 @@ def evaluate_run(
             "precision": precision,
             "seconds": time.monotonic() - begin,
         }
-    of = {"run": path.name, "step": step, "conditional": bool(denoiser.classes)}
+    of = {"run": path.resolve().name, "step": step, "conditional": bool(denoiser.classes)}
     content, pictures = assembled(of, found, generated, ready.label, real, parts, seed, watch)
-    if save is not None and generated is not None:
-        from undiffuse import export
-
-        export.save_images(export.destination(str(save)), generated, ready.label, denoiser.classes)
+    if to is not None and generated is not None:
+        export.save_images(to, generated, ready.label, denoiser.classes)
     content = with_earlier(run.path / "metrics.json", content, parts)
     for name, picture in pictures.items():
         run.write(name, picture)
@@ -472,9 +514,23 @@ def evaluate_images(
     watch: Watch = unwatched,
 ) -> dict[str, Any]:
     """Measure the images of an .npz file, from whatever program, against the data set `spec`; write the metrics to `out`."""
+    check(parts, FEWEST, seed, None, 0)
+    if out.is_dir() or not out.name or out.resolve() == file.resolve():
+        raise UserError(f"--out {out}: give the name of a file for the metrics, such as metrics.json")
+    if not out.parent.is_dir():
+        raise UserError(f"--out {out}: there is no folder {out.parent}")
     real = reference(spec, size)
     generated, label = read_images(file, real.training)
-    content, pictures = assembled({"images": file.name}, {}, generated, label, real, parts, seed, watch)
+    content, pictures = assembled(
+        {"images": file.name, "sha256": hashlib.sha256(file.read_bytes()).hexdigest()},
+        {},
+        generated,
+        label,
+        real,
+        parts,
+        seed,
+        watch,
+    )
     for name, picture in pictures.items():
         files.write_atomic(out.with_name(f"{out.stem}-{name}"), picture)
     write_metrics(out, content)
@@ -497,14 +553,15 @@ def assembled(
     pictures = {"bits.png": figures.bits_by_level(found["bits_per_dim"])} if "bits_per_dim" in found else {}
     network = None
     if generated is not None:
-        if not real.training.classes:
-            missing["quality"] = (
-                "the data set has no labels, so no feature network can be trained on it; only novelty in pixels is given"
+        if parts.quality or parts.novelty:
+            network = features.feature_network(
+                real.whole, real.training, lambda done: watch("training the feature network", done)
             )
-        else:
-            network = features.feature_network(real.training, lambda done: watch("training the feature network", done))
-        if network is None and "quality" not in missing:
-            missing["quality"] = "the data set has one class only, so no feature network can be trained on it"
+        if network is None:
+            why = "has no labels" if not real.training.classes else "has one class only"
+            missing["quality"] = (
+                f"the data set {why}, so no feature network can be trained on it; novelty is given in pixels"
+            )
         if parts.quality and network is not None:
             measured, warnings = quality(
                 generated, label, real, network, prescribed="run" in of, seed=seed, watch=watch
@@ -519,13 +576,15 @@ def assembled(
         "format": 1,
         "undiffuse": __version__,
         "of": of,
+        "seed": seed,
         "features": None if network is None else {"name": network.name, "sha256": network.sha256},
         "reference": {
             "name": real.training.name,
             "training": len(real.training),
-            "seen": len(real.seen),
-            "control": real.control,
             "test": len(real.test),
+            "seen": len(real.seen),
+            "unseen": len(real.unseen),
+            "control": real.control,
         },
         "machine": machine.facts(),
         "warnings": warnings,
@@ -538,24 +597,44 @@ def with_earlier(path: Path, content: dict[str, Any], parts: Parts) -> dict[str,
     """The content, with what an earlier evaluation of the same weights found of the parts that were not wanted this time."""
     try:
         old = json.loads(path.read_bytes())
-        if old["of"] != content["of"]:
+        if (old["format"], old["of"]) != (content["format"], content["of"]):
             return content
     except (OSError, ValueError, KeyError, TypeError):
         return content
     if not parts.quality and not parts.novelty:
-        return {**old, "bits_per_dim": content.get("bits_per_dim", old.get("bits_per_dim"))}
+        return {**old, **({"bits_per_dim": content["bits_per_dim"]} if "bits_per_dim" in content else {})}
     if not parts.likelihood and "bits_per_dim" in old:
         return {**content, "bits_per_dim": old["bits_per_dim"]}
     return content  # quality and novelty go together: they are of the same images
 
 
 def write_metrics(path: Path, content: dict[str, Any]) -> None:
-    files.write_atomic(path, json.dumps(content, indent=2, allow_nan=False).encode())
+    files.write_atomic(path, json.dumps(finite(content), indent=2, allow_nan=False).encode())
 
 
-def check_count(n: int) -> None:
+def finite(content: Any) -> Any:
+    """The content with None for every number that JSON has none for."""
+    if isinstance(content, dict):
+        return {key: finite(value) for key, value in content.items()}
+    if isinstance(content, list):
+        return [finite(value) for value in content]
+    return None if isinstance(content, float) and not math.isfinite(content) else content
+
+
+def check(parts: Parts, n: int, seed: int, bits_images: int | None, ode_images: int) -> None:
+    """UserError for numbers that make no evaluation."""
+    if not (parts.quality or parts.likelihood or parts.novelty):
+        raise UserError(
+            "with neither quality nor likelihood nor novelty there is nothing to measure; leave one of them on"
+        )
     if n < FEWEST:
         raise UserError(f"{n} images are too few for a statistic; give at least {FEWEST}")
+    if not 0 <= seed < 2**63:
+        raise UserError(f"a seed is a number from 0 to 2^63 - 1, not {seed}")
+    if (bits_images is not None and bits_images < 2) or ode_images < 0 or ode_images == 1:
+        raise UserError(
+            "--bits-images must be at least 2, and --ode-images 0 or at least 2: one image gives no interval"
+        )
 
 
 def proportional_labels(labels: Tensor, classes: int, n: int, seed: int) -> list[int]:
@@ -576,18 +655,23 @@ def read_images(file: Path, training: Dataset) -> tuple[Tensor, Tensor | None]:
     import numpy as np
 
     channels, height, width = training.shape
+    arrays: dict[str, Any] = {}
     try:
-        with np.load(file, allow_pickle=False) as archive:
-            if "images" not in archive:
-                raise UserError(f"{file} has no array 'images'; it has: {', '.join(archive) or 'none'}")
-            pixels = archive["images"]
-            labels = archive.get("labels")
+        with zipfile.ZipFile(file) as archive:
+            members = {name.removesuffix(".npy"): name for name in archive.namelist()}
+            if "images" not in members:
+                raise UserError(f"{file} has no array 'images'; it has: {', '.join(members) or 'none'}")
+            for name in ("images", "labels"):
+                if name in members:
+                    with archive.open(members[name]) as member:
+                        arrays[name] = read_array(member, f"{file}: {name}")
     except UserError:
         raise
     except FileNotFoundError:
         raise UserError(f"{file} does not exist; give an .npz file with an array 'images'") from None
     except Exception as error:  # whatever a broken archive makes the reader trip over
         raise UserError(f"{file} can't be read as an .npz file ({error})") from error
+    pixels, labels = arrays["images"], arrays.get("labels")
     if pixels.dtype.kind == "f" and not np.isfinite(pixels).all():
         raise UserError(f"{file}: images hold NaN or infinity; save them as uint8, 0 to 255")
     if pixels.dtype != np.uint8:
@@ -599,8 +683,9 @@ def read_images(file: Path, training: Dataset) -> tuple[Tensor, Tensor | None]:
             f"{file}: images have shape {pixels.shape}; those of '{training.name}' are (n, {height}, {width}"
             f"{f', {channels}' if channels > 1 else ''})"
         )
-    check_count(len(pixels))
-    generated = torch.from_numpy(np.ascontiguousarray(pixels.transpose(0, 3, 1, 2)))
+    if len(pixels) < FEWEST:
+        raise UserError(f"{file}: {len(pixels)} images are too few for a statistic; give at least {FEWEST}")
+    generated = torch.from_numpy(np.array(pixels.transpose(0, 3, 1, 2), order="C"))
     if labels is None or not training.classes:
         return generated, None
     if labels.shape != (len(pixels),) or labels.dtype.kind not in "iu":
@@ -612,3 +697,24 @@ def read_images(file: Path, training: Dataset) -> tuple[Tensor, Tensor | None]:
             f"{file}: labels go from {labels.min()} to {labels.max()}, and there are {len(training.classes)} classes"
         )
     return generated, torch.from_numpy(labels.astype(np.int64))
+
+
+def read_array(member: IO[bytes], what: str) -> NDArray[Any]:
+    """One array of an .npz file: its header is read, and its size compared with what is sensible, before its content."""
+    import numpy as np
+
+    version = np.lib.format.read_magic(member)
+    read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, fortran, dtype = read_header(member)
+    if dtype.hasobject:
+        raise UserError(f"{what} holds Python objects; save an array of numbers")
+    size = math.prod(shape) * dtype.itemsize
+    if size > data.MAX_BYTES:
+        raise UserError(
+            f"{what} needs {size:,} bytes, more than the {data.MAX_BYTES:,} that are read; give fewer images"
+        )
+    content = member.read(size + 1)
+    if len(content) != size:
+        raise UserError(f"{what} has another length than its header says; save it again")
+    array = np.frombuffer(content, dtype).reshape(shape[::-1] if fortran else shape)
+    return array.T if fortran else array

@@ -10,9 +10,8 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import resources
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -133,7 +132,8 @@ class FeatureNetwork:
     @torch.no_grad()
     def __call__(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """(features (N, 64), class probabilities (N, K)), float32, of images uint8 (N, C, H, W)."""
-        found = [self.network.penultimate(data.to_float(batch)) for batch in images.split(500)]
+        count = data.images_at_once(images)
+        found = [self.network.penultimate(data.to_float(batch)) for batch in images.split(count)]
         features = torch.cat(found)
         return features, self.network.classes(features).softmax(dim=1)
 
@@ -142,23 +142,23 @@ def correct(network: Classifier, dataset: Dataset) -> Tensor:
     """Which images of a labelled data set the classifier gets right, bool (N,)."""
     assert dataset.labels is not None
     with torch.no_grad():
-        guesses = [network(data.to_float(images)).argmax(dim=1) for images in dataset.images.split(500)]
+        batches = dataset.images.split(data.images_at_once(dataset.images))
+        guesses = [network(data.to_float(images)).argmax(dim=1) for images in batches]
     return torch.cat(guesses) == dataset.labels
 
 
-def read_network(path: Path, shape: tuple[int, int, int]) -> FeatureNetwork:
-    """The feature network in a file. Raises UserError where it is damaged."""
-    content = path.read_bytes()
-    tensors, metadata = files.load_tensors(path)
+def network_from(
+    tensors: dict[str, Tensor], metadata: dict[str, str], shape: tuple[int, int, int], sha256: str
+) -> FeatureNetwork:
+    """The feature network that `stored_network` describes."""
     network = Classifier(shape, len(tensors["classes.bias"]), tensors["convolutions.0.weight"].shape[0])
     network.load_state_dict(tensors)
-    classes = tuple(metadata["classes"].split("\n"))
-    return FeatureNetwork(metadata["name"], hashlib.sha256(content).hexdigest(), network.eval(), classes)
+    return FeatureNetwork(metadata["name"], sha256, network.eval(), tuple(metadata["classes"].split("\n")))
 
 
-def save_network(path: Path, network: Classifier, dataset: Dataset, name: str, seed: int) -> None:
+def stored_network(network: Classifier, dataset: Dataset, name: str, seed: int) -> files.Stored:
     metadata = {"name": name, "seed": str(seed), "data": dataset_key(dataset), "classes": "\n".join(dataset.classes)}
-    files.save_tensors(path, dict(network.state_dict()), metadata)
+    return dict(network.state_dict()), metadata
 
 
 def dataset_key(dataset: Dataset) -> str:
@@ -172,41 +172,55 @@ def dataset_key(dataset: Dataset) -> str:
 def digits_network() -> FeatureNetwork:
     """The network in the package. Raises UserError where it isn't the pinned one."""
     with resources.as_file(resources.files("undiffuse") / "weights" / f"{DIGITS_NAME}.safetensors") as path:
-        found = read_network(path, (1, 28, 28)) if path.is_file() else None
-    if found is None or found.sha256 != DIGITS_SHA256:
-        raise UserError(
-            f"the installed package is damaged ({DIGITS_NAME}.safetensors is not the pinned one); install it again"
-        )
-    return found
+        found = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "none"
+        if found != DIGITS_SHA256:
+            raise UserError(
+                f"the installed package is damaged ({DIGITS_NAME}.safetensors is not the pinned one); install it again"
+            )
+        return network_from(*files.load_tensors(path), shape=(1, 28, 28), sha256=found)
 
 
-def network_path(key: str) -> Path:
-    return files.cache_folder() / f"features-{RECIPE}-{key[:32]}.safetensors"
+def own_network(key: str, shape: tuple[int, int, int]) -> FeatureNetwork | None:
+    """The network of another data set, by its key, if the cache has it."""
+
+    def read(tensors: dict[str, Tensor], metadata: dict[str, str]) -> FeatureNetwork:
+        digest = hashlib.sha256(b"".join(tensors[name].numpy().tobytes() for name in sorted(tensors)))
+        return network_from(tensors, metadata, shape, digest.hexdigest())
+
+    return files.from_cache(network_file(key), read)
 
 
-def feature_network(dataset: Dataset, watch: Callable[[float], None] = lambda done: None) -> FeatureNetwork | None:
-    """The feature network for a data set: the pinned one for MNIST's training images, else one trained on the data set
-    itself, once, and kept in the cache; None without labels, or with one class."""
-    if dataset.labels is None or len(dataset.classes) < 2:
+def network_file(key: str) -> str:
+    return f"features-{RECIPE}-{key[:32]}.safetensors"
+
+
+def feature_network(
+    whole: Dataset, training: Dataset | None = None, watch: Callable[[float], None] = lambda done: None
+) -> FeatureNetwork | None:
+    """The feature network for a data set: the pinned one for MNIST's training images, else one trained, once, on its part
+    `training` (by default all of it), and kept in the cache; None without labels, or with one class."""
+    if whole.labels is None or len(whole.classes) < 2:
         return None
-    key = dataset_key(dataset)
+    key = dataset_key(whole)
     if key == DIGITS_KEY:
         return digits_network()
-    path = network_path(key)
-    if not path.is_file():
-        save_network(path, train_classifier(dataset, watch=watch), dataset, f"own-64-{key[:8]}", seed=0)
-    return read_network(path, dataset.shape)
+    found = own_network(key, whole.shape)
+    if found is None:
+        network = train_classifier(training or whole, watch=watch)
+        stored = stored_network(network, whole, f"own-64-{key[:8]}", seed=0)
+        files.to_cache(network_file(key), stored)
+        found = own_network(key, whole.shape) or network_from(*stored, shape=whole.shape, sha256=key)
+    return replace(found, classes=whole.classes)
 
 
 def reference_features(network: FeatureNetwork, dataset: Dataset) -> tuple[Tensor, Tensor]:
     """(features, probabilities) of a data set's images, from the cache if they were computed before."""
-    path = files.cache_folder() / f"reference-{network.sha256[:16]}-{dataset_key(dataset)[:32]}.safetensors"
-    if path.is_file():
-        tensors, _ = files.load_tensors(path)
-        return tensors["features"], tensors["probabilities"]
-    features, probabilities = network(dataset.images)
-    files.save_tensors(path, {"features": features, "probabilities": probabilities}, {})
-    return features, probabilities
+    name = f"reference-{network.sha256[:16]}-{dataset_key(dataset)[:32]}.safetensors"
+    found = files.from_cache(name, lambda tensors, metadata: (tensors["features"], tensors["probabilities"]))
+    if found is None:
+        found = network(dataset.images)
+        files.to_cache(name, ({"features": found[0], "probabilities": found[1]}, {}))
+    return found
 
 
 # --- Scores during training ---
@@ -230,38 +244,38 @@ class Scorer:
         return frechet(moments(features), self.moments)
 
 
-def scorer_path(key: str) -> Path:
-    return files.cache_folder() / f"scorer-{RECIPE}-{key[:32]}.safetensors"
+def scorer_file(key: str) -> str:
+    return f"scorer-{RECIPE}-{key[:32]}.safetensors"
 
 
-def save_scorer(path: Path, network: FeatureNetwork, training: Tensor, test: Tensor) -> None:
-    """Keep what scores during training need, from the features (N, 64) of training and test images."""
+def stored_scorer(network: FeatureNetwork, training: Tensor, test: Tensor) -> files.Stored:
+    """What scores during training need, from the features (N, 64) of training and test images."""
     whole = moments(training)
     floors = {}
     for n in SCORE_COUNTS:
         parts = torch.from_numpy(rng.stream(0, "floor").permutation(len(test))).split(n)
-        parts = tuple(part for part in parts if len(part) == n)
-        if parts:
-            floors[f"floor-{n}"] = str(sum(frechet(moments(test[part]), whole) for part in parts) / len(parts))
+        figures = [frechet(moments(test[part]), whole) for part in parts if len(part) == n]
+        if figures:
+            floors[f"floor-{n}"] = str(sum(figures) / len(figures))
     tensors = {"mean": whole.mean, "covariance": whole.covariance}
-    files.save_tensors(path, tensors, {"n": str(whole.n), "features": network.sha256, **floors})
+    return tensors, {"n": str(whole.n), "features": network.sha256, **floors}
 
 
-def scorer(dataset: Dataset) -> Scorer | None:
+def scorer(whole: Dataset) -> Scorer | None:
     """What is needed to score samples of a data set during training: from the package for MNIST, from the cache where
     `undiffuse evaluate` was used with the data set before, else None: no network is trained for it here."""
-    key = dataset_key(dataset)
+    key = dataset_key(whole)
     if key == DIGITS_KEY:
-        network = digits_network()
         with resources.as_file(resources.files("undiffuse") / "weights" / f"{DIGITS_NAME}-scorer.safetensors") as path:
-            return read_scorer(path, network)
-    path, own = scorer_path(key), network_path(key)
-    return read_scorer(path, read_network(own, dataset.shape)) if path.is_file() and own.is_file() else None
+            return scorer_from(*files.load_tensors(path), network=digits_network())
+    network = own_network(key, whole.shape)
+    if network is None:
+        return None
+    return files.from_cache(scorer_file(key), lambda tensors, metadata: scorer_from(tensors, metadata, network))
 
 
-def read_scorer(path: Path, network: FeatureNetwork) -> Scorer | None:
-    """The scorer in a file; None where it is of another network. Raises UserError where the file is damaged."""
-    tensors, metadata = files.load_tensors(path)
+def scorer_from(tensors: dict[str, Tensor], metadata: dict[str, str], network: FeatureNetwork) -> Scorer | None:
+    """The scorer that `stored_scorer` describes; None where it is of another network."""
     if metadata["features"] != network.sha256:
         return None
     floors = {n: float(metadata[f"floor-{n}"]) for n in SCORE_COUNTS if f"floor-{n}" in metadata}

@@ -113,7 +113,7 @@ def bits_by_level(found: dict[str, Any]) -> bytes:
     bits = [bit for _, bit, _ in found["levels"]]
     axis.fill_between(levels, bits, color=COLOURS[0])
     axis.plot(levels, bits, ".-", color=COLOURS[1])
-    terms = ", ".join(f"{name} {found[name]:.3f}" for name in ("prior", "diffusion", "reconstruction"))
+    terms = ", ".join(f"{name} {found[name]['value']:.3f}" for name in ("prior", "diffusion", "reconstruction"))
     axis.set(
         xlabel="log-SNR (left: noise, right: image)",
         ylabel="bits/dim per unit of log-SNR",

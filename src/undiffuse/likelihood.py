@@ -42,8 +42,11 @@ if TYPE_CHECKING:
 CHAIN = 1000
 """Steps of the chain where a run was trained in continuous time, and has none of its own."""
 
-ODE_STEPS = 24
-"""Runge-Kutta steps of the exact likelihood."""
+LEVELS = 16
+"""Log-SNRs visited for every image: two network calls each, for the chain and for the continuous bound."""
+
+ODE_STEPS, ODE_LEVEL = 24, 13.0
+"""Runge-Kutta steps of the exact likelihood, and the log-SNR at which the data are read."""
 
 BIN = 2 / 255
 """The distance of two grey levels in [-1, 1]."""
@@ -85,7 +88,7 @@ def variational_bound(
     label: Tensor | None = None,
     *,
     steps: int | None = None,
-    levels: int = 16,
+    levels: int = LEVELS,
     seed: int = 0,
     clip: bool = True,
     batch_size: int = 250,
@@ -93,7 +96,7 @@ def variational_bound(
 ) -> Bound:
     """The bound for images uint8 (N, C, H, W), with labels (N,) for a denoiser with classes.
 
-    steps: T of the chain. levels: K, network calls an image, and one more for the reconstruction. clip: x_0_hat to [-1, 1],
+    steps: T of the chain. levels: K; each costs two network calls an image, and the reconstruction one more. clip: x_0_hat to [-1, 1],
     as in sampling."""
     schedule = SCHEDULES[denoiser.schedule]
     steps = steps or CHAIN
@@ -173,7 +176,7 @@ def ode_bits(
     label: Tensor | None = None,
     *,
     steps: int = ODE_STEPS,
-    level: float = 13.0,
+    level: float = ODE_LEVEL,
     seed: int = 0,
     batch_size: int = 250,
     watch: Watch = lambda done: None,
@@ -218,7 +221,7 @@ def ode_log_density(
         alpha, sigma = schedule(t)
         return sigma / (alpha + sigma)
 
-    start = tau_at(time_of(schedule, torch.tensor([level])))[0]
+    start = tau_at(time_of(schedule, torch.tensor([level])).clamp(min=1e-9))[0]  # at 0 there is no noise at all
     end = tau_at(torch.ones(1, dtype=torch.float64))[0]
     nodes = torch.linspace(start.log().item(), end.log().item(), 2 * steps + 1, dtype=torch.float64)
     tau = nodes.exp()

@@ -215,14 +215,16 @@ def share_interval(hits: Tensor) -> Interval:
     n, p = len(hits), hits.double().mean().item()
     centre = (p + Z**2 / (2 * n)) / (1 + Z**2 / n)
     half_width = Z * math.sqrt(p * (1 - p) / n + Z**2 / (4 * n**2)) / (1 + Z**2 / n)
-    return Interval(p, centre - half_width, centre + half_width, p)
+    return Interval(p, min(p, centre - half_width), max(p, centre + half_width), p)
 
 
-def class_balance(predicted: Tensor, expected: Tensor, seed: int = 0, count: int = HALVES) -> Interval:
+def class_balance(
+    predicted: Tensor, expected: Tensor, seed: int = 0, count: int = HALVES, groups: Tensor | None = None
+) -> Interval:
     """Total variation distance between the frequencies of predicted classes (n,) and those `expected` (K,)."""
 
     def of(labels: Tensor) -> float:
         return total_variation(torch.bincount(labels, minlength=len(expected)).double(), expected.double())
 
-    halves = [of(predicted[half]) for half in random_halves(len(predicted), seed, count)]
+    halves = [of(predicted[half]) for half in random_halves(len(predicted), seed, count, groups)]
     return with_interval(of(predicted), halves, 0.0, 1.0)

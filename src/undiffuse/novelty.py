@@ -1,6 +1,6 @@
 """Novelty: are generated images new, or copies of the training images?
 
-For every image, the nearest and second-nearest training images are found; d_1 and d_2 are its distances to them, in
+For every image, the nearest and second-nearest (other) training images are found; d_1 and d_2 are its distances to them, in
 grey levels (root mean square over all values), the smallest over shifts of the image by up to one pixel. Real images
 that were not trained on are the control: MNIST is full of near-identical digits, so closeness alone says little.
 
@@ -18,7 +18,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from undiffuse import data
+
 CANDIDATES = 12  # for which distances are computed at full resolution
+SAME = 2.0  # grey levels: training images no farther apart count as one
+RECIPE = 2  # counts the changes to what is found, so that an old cache is not used
 SHIFTS = [(dy, dx) for dy in (-1, 0, 1) for dx in (-1, 0, 1)]
 ALPHA = 0.01
 """The audit's false alarms on real images are at most this share of all draws."""
@@ -49,8 +53,9 @@ def shifted(images: Tensor) -> Tensor:
 def nearest_images(queries: Tensor, training: Tensor, watch: Callable[[float], None] = lambda done: None) -> Neighbours:
     """The two nearest training images (N, C, H, W) of each query (n, C, H, W), uint8.
 
-    Candidates are found on images of half the resolution (a quarter from 56 pixels on), and compared at full resolution.
-    With a single training image, the second nearest is infinitely far."""
+    Candidates are found at a resolution of 14 to 27 pixels a side, and compared at full resolution. Duplicates of the
+    nearest do not count as the second, or copies of images that were trained on twice would not be seen. There must be
+    at least two training images."""
     factor = max(1, min(training.shape[-2:]) // 14)
 
     def coarse(images: Tensor) -> Tensor:
@@ -59,8 +64,9 @@ def nearest_images(queries: Tensor, training: Tensor, watch: Callable[[float], N
     everything = torch.cat([coarse(part.float()) for part in training.split(5000)])
     squares = everything.square().sum(dim=1)
     count = min(CANDIDATES, len(training))
-    index, distance = [], []
-    for done, batch in enumerate(queries.split(500)):
+    nearest, distance = [], []
+    at_once = data.images_at_once(queries)
+    for done, batch in enumerate(queries.split(at_once)):
         ways = shifted(batch.float())  # (9, b, C, H, W)
         best: Tensor | None = None
         for way in ways:
@@ -72,15 +78,15 @@ def nearest_images(queries: Tensor, training: Tensor, watch: Callable[[float], N
         originals = training[candidates].float()  # (b, count, C, H, W)
         exact = torch.stack([(originals - way[:, None]).square().mean(dim=(2, 3, 4)) for way in ways]).amin(dim=0)
         order = exact.sort(dim=1)
-        chosen = candidates.gather(1, order.indices)
-        roots = order.values.sqrt()
-        if count == 1:
-            roots = torch.cat([roots, torch.full_like(roots, math.inf)], dim=1)
-            chosen = torch.cat([chosen, chosen], dim=1)
-        index.append(chosen[:, :2])
-        distance.append(roots[:, :2])
-        watch((done + 1) * 500 / len(queries))
-    return Neighbours(torch.cat(index), torch.cat(distance))
+        originals = originals.gather(1, order.indices[:, :, None, None, None].expand_as(originals))
+        another = (originals - originals[:, :1]).square().mean(dim=(2, 3, 4)).sqrt() > SAME  # (b, count)
+        another[:, -1] = True
+        second = another.int().argmax(dim=1, keepdim=True)  # the first of the others, or the last of all
+        chosen = torch.cat([torch.zeros_like(second), second], dim=1)
+        nearest.append(candidates.gather(1, order.indices).gather(1, chosen))
+        distance.append(order.values.gather(1, chosen).sqrt())
+        watch((done + 1) * at_once / len(queries))
+    return Neighbours(torch.cat(nearest), torch.cat(distance))
 
 
 def nearest_features(queries: Tensor, training: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Protocol
 
+from undiffuse.errors import UserError
 from undiffuse.registry import Table
 
 if TYPE_CHECKING:
@@ -56,6 +57,9 @@ def muon(network: nn.Module, config: Settings, *, momentum: float = 0.95) -> tor
     Liu et al. 2025 (arXiv:2502.16982), (4). Matrices with fewer than 16 rows or columns are left to AdamW."""
     import torch
     from torch import nn
+
+    if not 0 <= momentum < 1:
+        raise UserError(f"optimizer muon: momentum must be at least 0 and below 1, not {momentum}")
 
     class Muon(torch.optim.AdamW):
         def step(self, closure: None = None) -> None:  # type: ignore[override]
@@ -106,8 +110,8 @@ NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 
 
 def orthogonal(matrices: Tensor, iterations: int = 5) -> Tensor:
-    """About the nearest orthogonal matrix to each of (K, R, C): all singular values are moved to between 0.7 and 1.2, by a quintic
-    Newton-Schulz iteration in bfloat16, where the processor has it or not."""
+    """About the nearest orthogonal matrix to each of (K, R, C): singular values of more than a few hundredths of the matrix's norm
+    are moved to about 0.7 to 1.2, by a quintic Newton-Schulz iteration in bfloat16."""
     a, b, c = NEWTON_SCHULZ
     tall = matrices.shape[1] > matrices.shape[2]
     x = (matrices.mT if tall else matrices).bfloat16()

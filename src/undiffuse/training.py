@@ -73,6 +73,8 @@ class State:
         moments = part("optimizer/")
         for name, parameter in self.network.named_parameters():
             own = {key.removeprefix(f"{name}/"): value for key, value in moments.items() if key.startswith(f"{name}/")}
+            if moments and not own:
+                raise KeyError(name)
             if own:
                 self.optimizer.state[parameter] = {key: laid_out_like(parameter, value) for key, value in own.items()}
         self.step = step
