@@ -1,6 +1,7 @@
 # make digits            train on MNIST for 10 minutes and draw new digits (MINUTES=3 for another budget)
 # make test              the checks and the fast tests;  make test-slow  the long ones
 # make bench             training speed beside diffusers' UNet2DModel and the machine's own, into bench.json
+# make speedrun          quality for the minutes spent: 3 and 10 minutes, 3 seeds (MINUTES=60), about 2 hours
 # make features          train the metrics' feature network anew (not needed: it is in the package)
 # make setup             only set up .venv
 # PYTHON=python3.12 chooses the interpreter; RUN=runs/other the run folder of make digits.
@@ -11,7 +12,7 @@ RUN     ?= runs/digits
 BIN     := .venv/bin
 READY   := .venv/.ready
 
-.PHONY: digits test test-slow check bench features setup clean
+.PHONY: digits test test-slow check bench speedrun features setup clean
 .DEFAULT_GOAL := digits
 
 digits: setup
@@ -32,6 +33,9 @@ check: setup
 
 bench: setup
 	$(BIN)/python benchmarks/bench.py
+
+speedrun: setup
+	$(BIN)/python benchmarks/speedrun.py $(if $(filter command line,$(origin MINUTES)),--minutes $(MINUTES))
 
 features: setup
 	$(BIN)/python scripts/train_features.py

@@ -59,6 +59,7 @@ def tiny(digits: Path) -> dict[str, Any]:
         "snapshots": 4,
         "snapshot_images": 4,
         "sample_steps": 3,
+        "guidance": 1.0,
         "compile": "off",
         "precision": "fp32",
     }

@@ -32,6 +32,7 @@ LEVELS = [
     ["api", "console", "plan"],
     ["evaluation"],
     ["cli"],
+    ["__main__"],
 ]
 LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}
 OUTSIDE = {

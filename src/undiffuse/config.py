@@ -93,7 +93,9 @@ class Config(BaseModel):
 
     # How it learns.
     batch_size: int = hyper(128, "images a step", "enough to keep both cores busy, few enough for many steps", ge=1)
-    optimizer: str = hyper("adamw", among("optimizer"), "the usual one")
+    optimizer: str = hyper(
+        "muon", among("optimizer"), "halves the Frechet distance of short runs; a step takes an eighth longer"
+    )
     lr: float = hyper(2e-3, "peak learning rate", "a network of this size bears it, and short runs need it", gt=0)
     beta_1: float = hyper(0.9, "AdamW's momentum", "its usual value", ge=0, lt=1)
     beta_2: float = hyper(0.99, "AdamW's decay of squared gradients", "short, for short runs", ge=0, lt=1)
@@ -143,9 +145,9 @@ class Config(BaseModel):
     sample_steps: int = hyper(25, "sampling steps", "the point of diminishing returns", ge=1)
     grid: str = hyper("uniform", among("grid", "times that sampling visits: "), "as training draws them")
     guidance: float = hyper(
-        1.0,
+        1.25,
         "classifier-free guidance of conditional samples",
-        "1 is none: faithful to the data, at half the cost",
+        "a little mends malformed digits; more of it narrows the variety, 1 is none, at half the cost",
         ge=0,
     )
 
@@ -195,6 +197,7 @@ PRESETS: dict[str, dict[str, tuple[Any, str]]] = {
         "predict": ("x0", "the handout's network guesses the image"),
         "weighting": ("uniform", "the handout's (6) is plain squared error"),
         "stratified": (False, "the handout draws t independently"),
+        "optimizer": ("adamw", "the usual one"),
         "lr": (1e-3, "the usual step for a UNet of this size"),
         "beta_2": (0.999, "AdamW's usual value"),
         "sampler": ("ddpm", "(8), corrected"),

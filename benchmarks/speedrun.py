@@ -1,0 +1,91 @@
+"""`make speedrun`: how good are the digits for the minutes spent?
+
+For each budget and mode, some seeds: a training from random weights with an empty compiler cache, start-up and
+compilation inside the budget; then 10,000 digits with at most 25 network calls each, every call of guidance counted, measured by
+`undiffuse evaluate`. No metric network is used in training (--score-share 0), no digit is rejected, and the test
+images are in nothing but the score. The median over seeds goes into speedrun.json and a table, in Frechet
+distances over that of real test digits.
+
+It resumes: finished trainings and evaluations are left as they are. Everything is in `runs/speedrun`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+UNDIFFUSE = [sys.executable, "-m", "undiffuse"]
+MODES = {
+    "unconditional": ([], ["--steps", "25"]),
+    "conditional": (["--conditional"], ["--guidance", "1.3", "--steps", "12"]),
+}
+"""mode -> (flags of training, flags of evaluation)."""
+
+MOST_CALLS = 25
+
+
+def one(folder: Path, mode: str, minutes: float, seed: int, n: int) -> dict[str, Any]:
+    """Train and evaluate one run, unless that was done before: the content of its metrics.json."""
+    train, draw = MODES[mode]
+    with tempfile.TemporaryDirectory() as empty:
+        flags = ["--minutes", f"{minutes:g}", "--seed", str(seed), "--score-share", "0", *train, "--out", str(folder)]
+        environment = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": empty}
+        subprocess.run([*UNDIFFUSE, "train", *flags], check=True, env=environment)
+    if not (folder / "metrics.json").is_file():
+        command = ["evaluate", str(folder), "--no-likelihood", "--n", str(n), "--seed", str(seed), *draw]
+        subprocess.run([*UNDIFFUSE, *command], check=True)
+    found = json.loads((folder / "metrics.json").read_text())
+    assert found["sampling"]["network_calls"] <= MOST_CALLS
+    return dict(found)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n\n")[0])
+    parser.add_argument("--minutes", type=float, nargs="+", default=[3, 10])
+    parser.add_argument("--modes", nargs="+", default=list(MODES), choices=MODES)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--n", type=int, default=10_000)
+    parser.add_argument("--out", type=Path, default=Path("runs/speedrun"))
+    chosen = parser.parse_args()
+    rows = []
+    for minutes in chosen.minutes:
+        for mode in chosen.modes:
+            runs = [
+                one(chosen.out / f"{mode}-{minutes:g}min-seed{seed}", mode, minutes, seed, chosen.n)
+                for seed in range(chosen.seeds)
+            ]
+            ratios = [run["frechet"]["ratio"] for run in runs]
+            rows.append(
+                {
+                    "minutes": minutes,
+                    "mode": mode,
+                    "median": statistics.median(ratios),
+                    "seeds": ratios,
+                    "precision": statistics.median(run["precision"]["value"] for run in runs),
+                    "recall": statistics.median(run["recall"]["value"] for run in runs),
+                    "alarms": sum(run["novelty"]["alarm"] for run in runs),
+                    "calls": runs[0]["sampling"]["network_calls"],
+                    "digits_per_second": chosen.n / statistics.median(run["sampling"]["seconds"] for run in runs),
+                }
+            )
+            (chosen.out / "speedrun.json").write_text(json.dumps(rows, indent=2))
+    print(
+        f"{'minutes':>8}  {'mode':14} {'Frechet / floor':>16}  {'seeds':24} {'precision':>9} {'recall':>7} {'alarms':>6}"
+    )
+    for row in rows:
+        seeds = ", ".join(f"{ratio:.2f}" for ratio in row["seeds"])
+        print(
+            f"{row['minutes']:8g}  {row['mode']:14} {row['median']:16.2f}  {seeds:24} {row['precision']:9.3f} {row['recall']:7.3f}"
+            f" {row['alarms']:6}"
+        )
+
+
+if __name__ == "__main__":
+    main()
