@@ -22,9 +22,9 @@ LEVELS = [
         "metrics",
         "nets",
         "optimizers",
-    ],  # nets is the table; its networks come one higher
-    ["denoiser", "data", "images", "nets.*"],
-    ["objective", "sampling", "features", "likelihood", "novelty"],
+    ],  # nets is the table; its networks come higher
+    ["denoiser", "data", "images", "nets.unet"],
+    ["objective", "sampling", "features", "likelihood", "novelty", "nets.*"],
     ["config"],
     ["run"],
     ["export", "figures", "training"],
@@ -56,7 +56,8 @@ PACKAGE = MODULES.pop("__init__")  # `import undiffuse`, for its __version__, is
 def family(module: str) -> str:
     """The module's name in LEVELS."""
     package, dot, _ = module.partition(".")
-    return f"{package}.*" if dot else package
+    named = {name for names in LEVELS for name in names}
+    return f"{package}.*" if dot and module not in named else module
 
 
 def is_type_checking(node: ast.AST) -> bool:

@@ -110,6 +110,8 @@ class UNet(nn.Module):
     attention: whether a level's blocks are each followed by attention, with `heads` heads. Images are padded to a
     multiple of 2^levels. Raises UserError where these do not fit together."""
 
+    views = 1
+
     def __init__(
         self,
         *,
@@ -139,7 +141,7 @@ class UNet(nn.Module):
             return layers
 
         upper = range(len(channels) - 1)
-        self.stem = nn.Conv2d(4 * colours, channels[0], 3, padding=1)
+        self.stem = nn.Conv2d(4 * colours * self.views, channels[0], 3, padding=1)
         self.down = nn.ModuleList(stage(i, blocks[i]) for i in upper)
         self.downsample = nn.ModuleList(nn.Conv2d(channels[i], channels[i + 1], 2, stride=2) for i in upper)
         self.trunk = stage(len(upper), blocks[-1])
@@ -149,6 +151,14 @@ class UNet(nn.Module):
         self.out = zero(nn.Conv2d(channels[0], 4 * colours, 3, padding=1))
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's annotations
 
+    def views_of(self, x: Tensor) -> Tensor:
+        """What of the image (B, C, H, W) the first layer sees: `views` channels for each of its own."""
+        return x
+
+    def first(self, patches: Tensor) -> Tensor:
+        h: Tensor = self.stem(patches)
+        return h
+
     def forward(self, x: Tensor, log_snr: Tensor, label: Tensor | None = None) -> Tensor:
         height, width = x.shape[-2:]
         embedding = self.embed(fourier_features(log_snr))
@@ -157,7 +167,7 @@ class UNet(nn.Module):
         embedding = F.silu(embedding)  # (B, E)
 
         x = F.pad(x, (0, -width % self.multiple, 0, -height % self.multiple))
-        h = self.stem(F.pixel_unshuffle(x, 2).contiguous(memory_format=torch.channels_last))
+        h = self.first(F.pixel_unshuffle(self.views_of(x), 2).contiguous(memory_format=torch.channels_last))
         skips = []
         for blocks, downsample in zip(self.down, self.downsample, strict=True):
             h = blocks(h, embedding)
