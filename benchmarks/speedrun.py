@@ -23,23 +23,32 @@ from typing import Any
 
 UNDIFFUSE = [sys.executable, "-m", "undiffuse"]
 MODES = {
-    "unconditional": ([], ["--steps", "25"]),
-    "conditional": (["--conditional"], ["--guidance", "1.3", "--steps", "12"]),
+    "unconditional": [],
+    "conditional": ["--conditional"],
 }
-"""mode -> (flags of training, flags of evaluation)."""
+"""mode -> flags of training."""
 
 MOST_CALLS = 25
 
 
 def one(folder: Path, mode: str, minutes: float, seed: int, n: int) -> dict[str, Any]:
     """Train and evaluate one run, unless that was done before: the content of its metrics.json."""
-    train, draw = MODES[mode]
     with tempfile.TemporaryDirectory() as empty:
-        flags = ["--minutes", f"{minutes:g}", "--seed", str(seed), "--score-share", "0", *train, "--out", str(folder)]
+        flags = [
+            "--minutes",
+            f"{minutes:g}",
+            "--seed",
+            str(seed),
+            "--score-share",
+            "0",
+            *MODES[mode],
+            "--out",
+            str(folder),
+        ]
         environment = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": empty}
         subprocess.run([*UNDIFFUSE, "train", *flags], check=True, env=environment)
     if not (folder / "metrics.json").is_file():
-        command = ["evaluate", str(folder), "--no-likelihood", "--n", str(n), "--seed", str(seed), *draw]
+        command = ["evaluate", str(folder), "--no-likelihood", "--n", str(n), "--seed", str(seed)]
         subprocess.run([*UNDIFFUSE, *command], check=True)
     found = json.loads((folder / "metrics.json").read_text())
     assert found["sampling"]["network_calls"] <= MOST_CALLS

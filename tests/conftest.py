@@ -58,7 +58,7 @@ def tiny(digits: Path) -> dict[str, Any]:
         "warmup": 2,
         "snapshots": 4,
         "snapshot_images": 4,
-        "sample_steps": 3,
+        "sample_calls": 3,
         "guidance": 1.0,
         "compile": "off",
         "precision": "fp32",

@@ -68,9 +68,25 @@ def test_another_seed_is_another_image(run: Path) -> None:
 
 def test_what_is_not_asked_for_is_as_the_run_says(train: Callable[..., Path]) -> None:
     choice = {"sampler": "ddim:eta=0.5", "grid": "log-snr"}
-    run = train(steps=2, snapshots=2, sample_steps=4, **choice)
+    run = train(steps=2, snapshots=2, sample_calls=4, **choice)
     assert (undiffuse.sample(run, n=2) == undiffuse.sample(run, n=2, steps=4, **choice)).all()
     assert (undiffuse.sample(run, n=2) != undiffuse.sample(run, n=2, sampler="euler")).any()
+
+
+@pytest.mark.parametrize(
+    ("calls", "sampler", "guidance", "steps"),
+    [(7, "ddpm", 1.0, 7), (7, "ddpm", 2.0, 3), (7, "heun", 1.0, 4), (7, "heun", 2.0, 2), (1, "heun", 2.0, 1)],
+)
+def test_default_steps_keep_within_the_calls(
+    train: Callable[..., Path], calls: int, sampler: str, guidance: float, steps: int
+) -> None:
+    """Every call counts, guidance's too; one step is the least."""
+    run = train(steps=1, snapshots=2, sample_calls=calls, sampler=sampler, guidance=guidance, conditional=True)
+    drawing = api.prepare(run, api.Request(n=1))
+    seen = watched(drawing)
+    list(drawing.batches())
+    assert drawing.options["steps"] == steps
+    assert len(seen) == drawing.calls <= max(calls, 2)
 
 
 @pytest.mark.parametrize("sampler", [*SAMPLERS, "ddim:eta=1"])

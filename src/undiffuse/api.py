@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,7 @@ from undiffuse.config import Config, make_config
 from undiffuse.denoiser import Denoiser
 from undiffuse.errors import UserError
 from undiffuse.run import Run
-from undiffuse.sampling import SAMPLERS, Frame, time_grid, trajectory
+from undiffuse.sampling import SAMPLERS, Frame, steps_within, time_grid, trajectory
 from undiffuse.session import Began, train_session
 from undiffuse.training import Event, in_precision
 
@@ -140,31 +140,22 @@ def prepare(run: Where, request: Request) -> Drawing:
         raise UserError(
             f"{run} has no class {wrong[0]}; its classes are 0 to {classes - 1}: {', '.join(denoiser.classes)}"
         )
-    sampler = request.sampler or config.sampler
-    steps = request.steps if request.steps is not None else config.sample_steps
-    grid = request.grid or config.grid
-    SAMPLERS.check(sampler)
-    time_grid(grid, denoiser.schedule, steps)
-    label = None
-    if classes:
-        cycle = torch.tensor(request.labels if request.labels is not None else range(classes))
-        label = cycle[torch.arange(request.n) % len(cycle)]
-    options = {
-        "sampler": sampler,
-        "steps": steps,
-        "grid": grid,
+    options: dict[str, Any] = {
+        "sampler": request.sampler or config.sampler,
+        "grid": request.grid or config.grid,
         "guidance": guidance,
         "clip": request.clip,
         "seed": request.seed,
     }
-    quick = Denoiser(
-        in_precision(denoiser.network, request.precision),
-        denoiser.schedule,
-        denoiser.prediction,
-        denoiser.shape,
-        denoiser.classes,
-    )
-    return Drawing(quick, request, label, options)
+    SAMPLERS.check(options["sampler"])
+    steps = request.steps if request.steps is not None else steps_within(config.sample_calls, denoiser, **options)
+    time_grid(options["grid"], denoiser.schedule, steps)
+    label = None
+    if classes:
+        cycle = torch.tensor(request.labels if request.labels is not None else range(classes))
+        label = cycle[torch.arange(request.n) % len(cycle)]
+    quick = replace(denoiser, network=in_precision(denoiser.network, request.precision))
+    return Drawing(quick, request, label, {**options, "steps": steps})
 
 
 def sample(run: Where, n: int = 64, **request: Any) -> NDArray[np.uint8]:

@@ -108,7 +108,7 @@ def sample(
         run: the run folder
         n: how many images
         sampler: mean (7) | ddpm (8) | ddpm-printed | ddim:eta=0 | euler | heun | dpmpp-2m (default: the run's)
-        steps: sampling steps, any number; each is one network call (heun: two, the last one) (default: the run's)
+        steps: sampling steps, any number; each is one network call (heun: two, the last one) (default: as many as the run's sample_calls allow)
         grid: the times visited: uniform | log-snr | karras (default: the run's)
         label: only this class, or these, in a conditional run (default: all in turn)
         guidance: classifier-free guidance, 1 is none; two network calls a step (default: the run's)
@@ -176,7 +176,7 @@ def evaluate(
         images: in place of a run: FILE.npz with `images`, uint8 (n, H, W) or (n, H, W, 3), and maybe `labels`; needs --data, --out
         n: how many images to draw
         sampler: as for undiffuse sample (default: the run's)
-        steps: sampling steps (default: the run's)
+        steps: sampling steps (default: as many as the run's sample_calls allow)
         grid: the times visited (default: the run's)
         guidance: classifier-free guidance (default: the run's)
         seed: of the drawn images, and of every random choice in the measurements

@@ -142,12 +142,17 @@ class Config(BaseModel):
 
     # How its samples are drawn where nothing else is asked for.
     sampler: str = hyper("ddpm", among("sampler"), "fresh noise corrects an undertrained network's errors")
-    sample_steps: int = hyper(25, "sampling steps", "the point of diminishing returns", ge=1)
+    sample_calls: int = hyper(
+        25,
+        "network calls an image may take: as many sampling steps as that allows, at two calls a step with guidance",
+        "the point of diminishing returns",
+        ge=1,
+    )
     grid: str = hyper("uniform", among("grid", "times that sampling visits: "), "as training draws them")
     guidance: float = hyper(
         1.25,
         "classifier-free guidance of conditional samples",
-        "a little mends malformed digits; more of it narrows the variety, 1 is none, at half the cost",
+        "a little mends malformed digits; more of it narrows the variety; 1 is none, and takes half the calls",
         ge=0,
     )
 
@@ -208,7 +213,7 @@ PRESETS: dict[str, dict[str, tuple[Any, str]]] = {
         "schedule": ("log-linear:snr_max=14,snr_min=-10", "to log-SNR 14, where a grey level is certain"),
         "weighting": ("snr", "the loss is then the variational bound itself"),
         "guidance": (1.0, "guided samples are not the model whose likelihood is measured"),
-        "sample_steps": (50, "the schedule spends much of its time where little is to be seen"),
+        "sample_calls": (50, "the schedule spends much of its time where little is to be seen"),
     },
 }
 """Each preset: field -> (value, reason)."""

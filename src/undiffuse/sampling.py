@@ -11,7 +11,7 @@ To add a sampler: a function Step -> x_s with `@SAMPLERS.add`. To add a grid: a 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from undiffuse import process, rng
@@ -305,6 +305,23 @@ def trajectory(
             x_s = step_of(step)
         yield Frame(index, step.t.item(), step.s.item(), x_t, step.x_0, x_s, guide.calls)
         x_t, previous = x_s, (step.x_0, step.at_t)
+
+
+def steps_within(calls: int, denoiser: Denoiser, **options: Any) -> int:
+    """The most steps, at least 1, that take at most `calls` network calls; options: `trajectory`'s.
+
+    They are counted in two rehearsals with a network that does nothing: calls grow evenly with the steps."""
+
+    def counted(steps: int) -> int:
+        *_, last = trajectory(idle, [0], steps=steps, label=label, **options)
+        return last.calls
+
+    import torch
+
+    idle = replace(denoiser, network=lambda x, log_snr, label: torch.zeros_like(x))
+    label = torch.zeros(1, dtype=torch.long) if denoiser.classes else None
+    one, two = counted(1), counted(2)
+    return max(1, 1 + (calls - one) // (two - one))
 
 
 def draw(denoiser: Denoiser, samples: Sequence[int], **options: Any) -> Tensor:

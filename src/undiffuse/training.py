@@ -11,7 +11,7 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Container, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -22,7 +22,7 @@ from undiffuse.denoiser import Denoiser
 from undiffuse.errors import UserError
 from undiffuse.objective import TIMES, WEIGHTINGS, Problem, draw_times, loss, regression
 from undiffuse.optimizers import OPTIMIZERS
-from undiffuse.sampling import draw
+from undiffuse.sampling import draw, steps_within
 from undiffuse.schedule import SCHEDULES, log_snr
 
 if TYPE_CHECKING:
@@ -189,7 +189,8 @@ def rehearse(config: Config) -> None:
         raise UserError(f"{specs}: these can't be computed together ({error}); give other parameters") from error
     if not possible:
         raise UserError(f"{specs}: the loss would not be finite and positive; give other parameters")
-    draw(denoiser, [0], sampler=config.sampler, steps=config.sample_steps, grid=config.grid)
+    sampler = {"sampler": config.sampler, "grid": config.grid}
+    draw(denoiser, [0], steps=steps_within(config.sample_calls, denoiser, **sampler), **sampler)
 
 
 # --- The loop ---
@@ -216,9 +217,7 @@ def fit(
     diverged."""
     weighting, distribution = WEIGHTINGS[config.weighting], TIMES[config.times]
     images, labels = training.images, training.labels if config.conditional else None
-    averaged = Denoiser(
-        in_precision(state.average, precision), config.schedule, config.predict, denoiser.shape, denoiser.classes
-    )
+    averaged = replace(denoiser, network=in_precision(state.average, precision))
     parameters: list[Tensor] = list(state.network.parameters())
     average: list[Tensor] = list(state.average.parameters())
     exponent = ema_exponent(config.ema)
@@ -402,17 +401,9 @@ def validate(
 def snapshot(denoiser: Denoiser, config: Config, count: int) -> Tensor:
     """Samples by the run's own sampler, uint8 (count, C, H, W); labels, where there are some, cycle."""
     label = cycle_labels(count, len(denoiser.classes)) if denoiser.classes else None
-    drawn = draw(
-        denoiser,
-        range(count),
-        label=label,
-        sampler=config.sampler,
-        steps=config.sample_steps,
-        grid=config.grid,
-        guidance=config.guidance,
-        seed=config.seed,
-    )
-    return data.to_uint8(drawn)
+    sampler = {"sampler": config.sampler, "grid": config.grid, "guidance": config.guidance}
+    steps = steps_within(config.sample_calls, denoiser, **sampler)
+    return data.to_uint8(draw(denoiser, range(count), label=label, steps=steps, seed=config.seed, **sampler))
 
 
 def score_plan(steps: int, snapshots: Sequence[int], config: Config, counts: Sequence[int]) -> tuple[int, list[int]]:
