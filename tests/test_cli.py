@@ -149,7 +149,7 @@ def test_the_help_of_a_preset_shows_its_values(command: Command) -> None:
         ("train --preset=nonsense", ["no preset called 'nonsense'; there are: fast, handout, likelihood"]),
         ("train --schedule nonsense", [f"no schedule called 'nonsense'; there are: {', '.join(SCHEDULES)}"]),
         ("train --schedule cosine:q=1", ["no parameter 'q'", "s=0.008"]),
-        ("train --net nonsense", ["no network called 'nonsense'; there are: fine, unet, unet2d"]),
+        ("train --net nonsense", ["no network called 'nonsense'; there are: categorical, unet, unet2d"]),
         ("train --steps 5 --minutes 3", ["give one of --minutes, --epochs and --steps"]),
         ("train --epochs 5 --steps 3", ["give one of --minutes, --epochs and --steps"]),
         ("train --minutes 0", ["minutes", "greater than 0"]),

@@ -209,7 +209,8 @@ PRESETS: dict[str, dict[str, tuple[Any, str]]] = {
     },
     "likelihood": {
         "minutes": (15.0, "most of the gain is in the first quarter of an hour"),
-        "net": ("fine", "grey levels must be told apart, which bfloat16 alone cannot"),
+        "net": ("categorical", "grey levels must be told apart, which bfloat16 alone cannot"),
+        "predict": ("x0", "the network's guess is a mean over grey levels"),
         "schedule": ("log-linear:snr_max=14,snr_min=-10", "to log-SNR 14, where a grey level is certain"),
         "weighting": ("snr", "the loss is then the variational bound itself"),
         "guidance": (1.0, "guided samples are not the model whose likelihood is measured"),

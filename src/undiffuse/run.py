@@ -213,6 +213,9 @@ def build_network(config: Config, facts: DataFacts) -> nn.Module:
         heads=config.heads,
         dropout=config.dropout,
     )
+    only = getattr(network, "predicts", None)
+    if only is not None and config.predict != only:
+        raise UserError(f"network '{config.net}' goes with --predict {only} only, not with '{config.predict}'")
     return network
 
 

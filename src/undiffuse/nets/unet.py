@@ -110,8 +110,6 @@ class UNet(nn.Module):
     attention: whether a level's blocks are each followed by attention, with `heads` heads. Images are padded to a
     multiple of 2^levels. Raises UserError where these do not fit together."""
 
-    views = 1
-
     def __init__(
         self,
         *,
@@ -141,7 +139,7 @@ class UNet(nn.Module):
             return layers
 
         upper = range(len(channels) - 1)
-        self.stem = nn.Conv2d(4 * colours * self.views, channels[0], 3, padding=1)
+        self.stem = nn.Conv2d(4 * colours, channels[0], 3, padding=1)
         self.down = nn.ModuleList(stage(i, blocks[i]) for i in upper)
         self.downsample = nn.ModuleList(nn.Conv2d(channels[i], channels[i + 1], 2, stride=2) for i in upper)
         self.trunk = stage(len(upper), blocks[-1])
@@ -151,23 +149,19 @@ class UNet(nn.Module):
         self.out = zero(nn.Conv2d(channels[0], 4 * colours, 3, padding=1))
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's annotations
 
-    def views_of(self, x: Tensor) -> Tensor:
-        """What of the image (B, C, H, W) the first layer sees: `views` channels for each of its own."""
-        return x
-
-    def first(self, patches: Tensor) -> Tensor:
-        h: Tensor = self.stem(patches)
-        return h
-
-    def forward(self, x: Tensor, log_snr: Tensor, label: Tensor | None = None) -> Tensor:
+    def patches(self, x: Tensor) -> Tensor:
+        """The padded image as 2x2 patches: (B, 4 C, H / 2, W / 2)."""
         height, width = x.shape[-2:]
+        return F.pixel_unshuffle(F.pad(x, (0, -width % self.multiple, 0, -height % self.multiple)), 2)
+
+    def features(self, x: Tensor, log_snr: Tensor, label: Tensor | None) -> Tensor:
+        """What is known of each patch: (B, channels[0], H / 2, W / 2)."""
         embedding = self.embed(fourier_features(log_snr))
         if self.label is not None:
             embedding = embedding + self.label(label)
         embedding = F.silu(embedding)  # (B, E)
 
-        x = F.pad(x, (0, -width % self.multiple, 0, -height % self.multiple))
-        h = self.first(F.pixel_unshuffle(self.views_of(x), 2).contiguous(memory_format=torch.channels_last))
+        h = self.stem(self.patches(x).contiguous(memory_format=torch.channels_last))
         skips = []
         for blocks, downsample in zip(self.down, self.downsample, strict=True):
             h = blocks(h, embedding)
@@ -176,5 +170,8 @@ class UNet(nn.Module):
         h = self.trunk(h, embedding)
         for blocks, upsample in zip(reversed(self.up), reversed(self.upsample), strict=True):
             h = blocks(F.pixel_shuffle(upsample(h), 2) + skips.pop(), embedding)
-        out = F.pixel_shuffle(self.out(F.silu(self.norm(h))).float(), 2)
-        return out[..., :height, :width]
+        return F.silu(self.norm(h))
+
+    def forward(self, x: Tensor, log_snr: Tensor, label: Tensor | None = None) -> Tensor:
+        out = F.pixel_shuffle(self.out(self.features(x, log_snr, label)).float(), 2)
+        return out[..., : x.shape[-2], : x.shape[-1]]

@@ -1,0 +1,62 @@
+"""The network `categorical` against Bayes' rule, written again in float64."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from undiffuse import machine
+from undiffuse.config import make_config
+from undiffuse.errors import UserError
+from undiffuse.nets.categorical import Categorical
+from undiffuse.run import DataFacts, build_network
+
+LEVELS = torch.linspace(-1, 1, 256, dtype=torch.float64)
+
+
+def network(shape: tuple[int, int, int]) -> Categorical:
+    torch.manual_seed(0)
+    options = {"classes": 0, "blocks": (1, 1), "attention": (False, False), "heads": 1, "dropout": 0.0}
+    return Categorical(shape=shape, channels=(8, 16), **options).eval()
+
+
+@pytest.mark.parametrize("log_snr", [-12.0, -3.0, 0.0, 5.0, 9.0, 11.0, 14.0])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_the_guess_is_the_posterior_mean_under_the_prior_that_the_network_gives(log_snr: float, precision: str) -> None:
+    """Features say nothing (weights are zero), the bias is a prior: the same for each value of a patch's four, here another each."""
+    if precision == "bf16" and not machine.has_bf16():
+        pytest.skip("no bfloat16 here")
+    shape = (1, 7, 9)
+    net = network(shape)
+    log_prior = torch.randn(4, 256, generator=torch.Generator().manual_seed(1)).bfloat16() * 2
+    with torch.no_grad():
+        net.out.bias.copy_(log_prior.flatten())
+    level = torch.tensor(log_snr, dtype=torch.float64)
+    alpha, sigma = level.sigmoid().sqrt(), (-level).sigmoid().sqrt()
+    generator = torch.Generator().manual_seed(2)
+    x_0 = LEVELS[torch.randint(256, (3, *shape), generator=generator)]
+    x_t = (alpha * x_0 + sigma * torch.randn(3, *shape, dtype=torch.float64, generator=generator)).float()
+    with torch.no_grad(), machine.arithmetic(precision):
+        guess = net(x_t, torch.full((3,), log_snr))
+    assert guess.shape == x_t.shape
+    for row in range(7):
+        for column in range(9):
+            of_patch = log_prior[2 * (row % 2) + column % 2].double()
+            seen = x_t[:, 0, row, column].double()[:, None]
+            p = (of_patch - (seen - alpha * LEVELS) ** 2 / (2 * sigma**2)).softmax(dim=1)
+            assert guess[:, 0, row, column].double() == pytest.approx((p * LEVELS).sum(dim=1), abs=2e-4)
+
+
+def test_with_little_noise_it_rounds_to_a_grey_level() -> None:
+    x_0 = LEVELS.float().repeat(3, 1, 1).view(1, 3, 16, 16)
+    noisy = torch.tensor(14.0).sigmoid().sqrt() * (x_0 + 0.3 / 127.5 * torch.sign(torch.randn(x_0.shape)))
+    with torch.no_grad():
+        guess = network((3, 16, 16))(noisy, torch.full((1,), 14.0))
+    assert (guess - x_0).abs().max() < 0.02 / 127.5
+
+
+def test_it_goes_with_the_prediction_x0_only() -> None:
+    facts = DataFacts("mnist", (1, 28, 28), (), 10, 10, "")
+    with pytest.raises(UserError, match="--predict x0 only, not with 'v'"):
+        build_network(make_config(net="categorical", predict="v"), facts)
+    build_network(make_config("likelihood"), facts)
