@@ -19,7 +19,7 @@ import undiffuse
 from conftest import write_idx
 from undiffuse import cli, evaluation, features, metrics
 from undiffuse.errors import UserError
-from undiffuse.evaluation import Parts, evaluate_images, evaluate_run, proportional_labels
+from undiffuse.evaluation import Parts, Stopwatch, evaluate_images, evaluate_run
 from undiffuse.run import Run
 
 
@@ -79,7 +79,7 @@ def test_metrics_json_is_what_is_returned(evaluated: tuple[Path, dict[str, Any]]
 def test_every_figure_has_its_interval_its_control_and_its_count(evaluated: tuple[Path, dict[str, Any]]) -> None:
     _, found = evaluated
     names = (
-        "kid", "precision", "recall", "density", "coverage", "class_balance", "confidence", "unsure", "label_agreement",
+        "frechet_to_test", "kid", "precision", "recall", "density", "coverage", "class_balance", "confidence", "unsure", "label_agreement",
         "train_on_synthetic",
     )  # fmt: skip
     for name in names:
@@ -99,8 +99,14 @@ def test_every_figure_has_its_interval_its_control_and_its_count(evaluated: tupl
     assert bits["gap"]["value"] == pytest.approx(bits["test"] - bits["training"]["value"])
     assert bits["ode"]["n"] == 20
     assert isinstance(found["novelty"]["alarm"], bool)
+    assert 0 < found["novelty"]["detectable"] <= 1
+    assert all(word in bits["assumes"] for word in ("unguided", "decoder", "label"))
+    assert "uniform noise" in bits["ode"]["assumes"]
     assert found["sampling"]["n"] == 200
     assert found["sampling"]["network_calls"] == 3
+    worst = [entry["confidence"] for entry in found["least_sure"]]
+    assert worst == sorted(worst)
+    assert worst[0] <= found["confidence"]["value"]
     assert len(found["features"]["sha256"]) == 64
 
 
@@ -143,6 +149,9 @@ def test_planted_copies_raise_the_alarm_of_a_file(shades: Path, tmp_path: Path) 
     assert found["novelty"]["alarm"] is True
     with Image.open(tmp_path / "m-novelty.png") as picture:
         tiles = evaluation.images.tiles(picture, 8, 8)
+    for copy in found["novelty"]["closest"][:10]:
+        assert copy["image"] == copy["training"] < 20
+        assert (copy["d1"], copy["d2"] > 0) == (0, True)
     for ours, theirs in zip(tiles[0:20:2], tiles[1:20:2], strict=True):
         assert np.array_equal(
             np.asarray(ours), np.asarray(theirs)
@@ -151,7 +160,7 @@ def test_planted_copies_raise_the_alarm_of_a_file(shades: Path, tmp_path: Path) 
 
 def test_the_pictures_are_there_and_show_something(evaluated: tuple[Path, dict[str, Any]]) -> None:
     run, _ = evaluated
-    for name in ("bits.png", "novelty.png"):
+    for name in ("bits.png", "novelty.png", "unsure.png"):
         with Image.open(run / name) as picture:
             assert np.asarray(picture.convert("L")).std() > 5
 
@@ -161,6 +170,9 @@ def test_the_same_evaluation_gives_the_same_figures(shade_run: Path) -> None:
     first, second = (evaluate_run(shade_run, 120, parts=parts) for _ in range(2))
     for found in (first, second):
         found["sampling"].pop("seconds")
+        assert {"drawing images", "Frechet and kernel distances", "nearest training images"} <= found.pop(
+            "seconds"
+        ).keys()
     assert first == second
 
 
@@ -170,6 +182,7 @@ def test_parts_that_are_not_wanted_are_kept_from_before(shade_run: Path, tmp_pat
     both = evaluate_run(run, 120, ode_images=0)
     only_bits = evaluate_run(run, 120, seed=1, parts=Parts(quality=False, novelty=False), ode_images=0)
     assert only_bits["bits_per_dim"] != both["bits_per_dim"]
+    assert (only_bits["seed"], only_bits["bits_per_dim"]["seed"]) == (0, 1)  # each part's own
     assert {**only_bits, "bits_per_dim": 0} == {**both, "bits_per_dim": 0}
     no_bits = evaluate_run(run, 150, parts=Parts(likelihood=False))
     assert no_bits["bits_per_dim"] == only_bits["bits_per_dim"]
@@ -179,13 +192,15 @@ def test_parts_that_are_not_wanted_are_kept_from_before(shade_run: Path, tmp_pat
     assert json.loads((run / "metrics.json").read_text()) == json.loads(json.dumps(only_quality))
 
 
-def test_labels_are_in_the_training_sets_proportions() -> None:
+def test_labels_are_drawn_as_those_of_real_images_are() -> None:
+    """At random: in exact proportions, images as good as real ones would look better than real ones."""
     labels = torch.tensor([0] * 50 + [1] * 30 + [2] * 20)
-    for n in (10, 101, 1000):
-        counts = np.bincount(proportional_labels(labels, 3, n, seed=0), minlength=3)
-        assert counts.sum() == n
-        assert np.abs(counts - n * np.array([0.5, 0.3, 0.2])).max() < 1
-    assert proportional_labels(labels, 3, 20, seed=0) != sorted(proportional_labels(labels, 3, 20, seed=0))
+    dataset = evaluation.Dataset("x", torch.zeros(100, 1, 4, 4, dtype=torch.uint8), labels, ("a", "b", "c"))
+    counts = np.stack(
+        [np.bincount(evaluation.data.random_labels(dataset, 200, seed, "labels"), minlength=3) for seed in range(300)]
+    )
+    assert counts.mean(axis=0) == pytest.approx([100, 60, 40], abs=2)
+    assert counts.std(axis=0) == pytest.approx(np.sqrt([200 * p * (1 - p) for p in (0.5, 0.3, 0.2)]), rel=0.15)
 
 
 def test_without_labels_only_novelty_and_likelihood_are_given(tmp_path: Path, train: Callable[..., Path]) -> None:
@@ -198,6 +213,30 @@ def test_without_labels_only_novelty_and_likelihood_are_given(tmp_path: Path, tr
     assert found["reference"]["control"] == "held-out images"
     assert "pixels" in found["novelty"]
     assert "ode" not in found["bits_per_dim"]
+
+
+def test_drawn_images_are_saved_as_asked_for(
+    shade_run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """As a folder too; and where nothing is measured, nothing false is said of why."""
+    run = shutil.copytree(shade_run, tmp_path / "run")
+    (run / "metrics.json").unlink(missing_ok=True)
+    line = f"undiffuse evaluate {run} --n 100 --no-quality --no-novelty --bits-images 10 --ode-images 0 --save {tmp_path}/drawn/"
+    monkeypatch.setattr("sys.argv", line.split())
+    cli.main()
+    assert len(list((tmp_path / "drawn").glob("*.png"))) == 100
+    assert json.loads((run / "metrics.json").read_text())["missing"] == {}
+
+
+def test_a_stopwatch_knows_how_long_each_stage_took(monkeypatch: pytest.MonkeyPatch) -> None:
+    heard: list[tuple[str, float]] = []
+    watch = Stopwatch(lambda *said: heard.append(said))
+    for now, stage in ((1.0, "a"), (3.0, "a"), (6.0, "b")):
+        monkeypatch.setattr(evaluation.time, "monotonic", lambda now=now: now)
+        watch(stage, 0.5)
+    monkeypatch.setattr(evaluation.time, "monotonic", lambda: 7.5)
+    assert watch.seconds() == {"a": 5.0, "b": 1.5}
+    assert heard == [("a", 0.5), ("a", 0.5), ("b", 0.5)]
 
 
 def test_too_few_images_for_a_control_are_refused(run: Path) -> None:
@@ -284,7 +323,13 @@ def test_a_bad_file_gets_one_sentence(
         (["RUN", "--seed", "-1"], "a seed is"),
         (["RUN", "--save", "x.jpg"], "FILE.npz"),
         (["RUN", "--no-quality", "--no-novelty", "--no-likelihood"], "nothing to measure"),
+        (["RUN", "--save", "x.jpg"], "--save x.jpg"),
+        (["RUN", "--sampler", "ddim:eta=2", "--steps", "3"], "eta must be"),
         (["--images", "x.npz", "--data", "mnist", "--out", "m.json", "--n", "500"], "measured as they are"),
+        (
+            ["--images", "x.npz", "--data", "mnist", "--out", "m.json", "--no-quality", "--no-novelty"],
+            "nothing to measure",
+        ),
         (["--images", "x.npz", "--data", "mnist", "--out", "."], "name of a file"),
         (["--images", "x.npz", "--data", "mnist", "--out", "no/m.json"], "there is no folder"),
         (["RUN", "--sampler", "nonsense"], "no sampler called"),

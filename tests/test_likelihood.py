@@ -65,7 +65,7 @@ def test_the_continuous_bound_of_the_exact_denoiser_is_the_entropy(schedule: str
     """prior + diffusion + the decoder's part is tight for the exact denoiser: then all of it is -log2 of the data's own density,
     but for the last step, where a discretised decoder replaces the posterior."""
     images = gaussian_images(400)
-    bound = variational_bound(exact_denoiser(schedule), images, steps=1000, levels=64, clip=False)
+    bound = variational_bound(exact_denoiser(schedule), images, steps=1000, continuous=True, levels=64, clip=False)
     x_0 = data.to_float(images).double()
     density = -0.5 * ((x_0 - MEAN) / STD).square() - math.log(STD * math.sqrt(2 * math.pi))
     own = -density.mean(dim=(1, 2, 3)) / math.log(2)
@@ -74,7 +74,7 @@ def test_the_continuous_bound_of_the_exact_denoiser_is_the_entropy(schedule: str
     ratio = (begin.sigma / begin.alpha).item()
     posterior_std = ratio * STD / math.sqrt(STD**2 + ratio**2)
     left = (0.5 + math.log(posterior_std * math.sqrt(2 * math.pi))) / math.log(2)
-    found = (bound.prior + bound.continuous).mean().item() + left
+    found = (bound.prior + bound.diffusion).mean().item() + left
     assert found == pytest.approx(own.mean().item(), abs=0.02)
 
 
@@ -82,8 +82,14 @@ def test_more_steps_bring_the_chain_nearer_to_the_continuous_bound() -> None:
     """Between the same ends the sum is never below the integral."""
     images, gaps = gaussian_images(200), []
     for steps in (20, 100, 1000):
-        bound = variational_bound(exact_denoiser("log-linear"), images, steps=steps, levels=64, clip=False)
-        gaps.append((bound.diffusion - bound.continuous).mean().item())
+        of_chain, limit = (
+            variational_bound(
+                exact_denoiser("log-linear"), images, steps=steps, continuous=continuous, levels=64, clip=False
+            )
+            for continuous in (False, True)
+        )
+        assert (of_chain.low, of_chain.high) == (limit.low, limit.high)
+        gaps.append((of_chain.diffusion - limit.diffusion).mean().item())
     assert gaps[0] > 3 * gaps[1] > 9 * gaps[2]
     assert gaps[2] > -0.002
 
@@ -229,11 +235,13 @@ def test_hutchinson_is_unbiased_on_a_network_that_mixes_pixels() -> None:
 # --- What is drawn and reported ---
 
 
-def test_the_curve_by_level_integrates_to_the_diffusion_term() -> None:
-    bound = variational_bound(exact_denoiser("cosine"), gaussian_images(200), levels=32, clip=False)
+@pytest.mark.parametrize("continuous", [False, True])
+def test_the_curve_by_level_integrates_to_the_diffusion_term(continuous: bool) -> None:
+    images = gaussian_images(200)
+    bound = variational_bound(exact_denoiser("cosine"), images, continuous=continuous, levels=32, clip=False)
     curve = likelihood.loss_by_level(bound, bins=16)
     width = (bound.high - bound.low) / 16
-    assert sum(bits for _, bits, _ in curve) * width == pytest.approx(bound.continuous.mean().item(), rel=1e-6)
+    assert sum(bits for _, bits, _ in curve) * width == pytest.approx(bound.diffusion.mean().item(), rel=1e-6)
     assert len(curve) == 16
 
 

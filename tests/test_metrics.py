@@ -206,25 +206,65 @@ def test_halves_are_halves() -> None:
     assert len({tuple(h.tolist()) for h in halves}) > 40
 
 
-def test_halves_of_groups_are_halves_of_each() -> None:
-    groups = torch.tensor([0] * 20 + [1] * 6 + [2] * 10)[torch.randperm(36, generator=torch.Generator().manual_seed(0))]
-    for half in metrics.random_halves(36, seed=3, count=20, groups=groups):
-        assert torch.bincount(groups[half]).tolist() == [10, 3, 5]
+# --- Floors and ratios ---
 
 
-def test_prescribed_proportions_narrow_the_interval() -> None:
-    """Draws with as many of each group as prescribed vary less than draws of the mixture, and their intervals say so."""
-    real = Moments(10**6, torch.zeros(3).double(), 5 * torch.eye(3).double())
-    groups = torch.arange(200) % 2
+def test_the_floor_is_the_mean_over_disjoint_parts() -> None:
+    """Its interval is narrower than that of one part, and holds the expectation at this n."""
+    real = metrics.moments(normal(4000, 4, 1))
+    truth = sum(metrics.frechet(metrics.moments(normal(100, 4, 9000 + s)), real) for s in range(1000)) / 1000
+    floors = [metrics.frechet_floor(normal(800, 4, 100 + s), real, 100, seed=s) for s in range(100)]
+    ones = [metrics.frechet_interval(normal(100, 4, 100 + s), real, seed=s) for s in range(30)]
+    assert 0.86 < coverage(floors, truth) <= 1
+    widths = [sum(i.high - i.low for i in found) / len(found) for found in (floors, ones)]
+    assert widths[0] < 0.5 * widths[1]
+    whole = normal(250, 4, 3)
+    assert metrics.frechet_floor(whole, real, 250).value == pytest.approx(metrics.frechet(metrics.moments(whole), real))
 
-    def sample(seed: int) -> Tensor:
-        return normal(200, 3, seed) + 4 * groups[:, None]
 
-    truth = sum(metrics.frechet(metrics.moments(sample(5000 + s)), real) for s in range(500)) / 500
-    ours = [metrics.frechet_interval(sample(s), real, seed=s, count=40, groups=groups) for s in range(100)]
-    ignorant = [metrics.frechet_interval(sample(s), real, seed=s, count=40) for s in range(100)]
-    assert 0.88 < coverage(ours, truth) < 1
-    assert sum(i.high - i.low for i in ours) < 0.8 * sum(i.high - i.low for i in ignorant)
+def test_a_ratios_interval_holds_both_uncertainties() -> None:
+    """Of two figures with 5% and 10% of noise, the ratio of the truths."""
+    noise = normal(400, 2, 5)
+
+    def interval(value: float, std: float) -> Interval:
+        return Interval(value, value - metrics.Z * std, value + metrics.Z * std, value)
+
+    found = [metrics.ratio(interval(6 + 0.3 * a, 0.3), interval(2 + 0.2 * b, 0.2)) for a, b in noise.tolist()]
+    assert 0.91 < coverage(found, 3.0) < 0.985
+    assert math.isnan(metrics.ratio(interval(1, 0.1), interval(0, 0)).value)
+
+
+def test_draws_of_the_real_distribution_are_as_far_as_their_floor() -> None:
+    """Two classes far apart, whose counts are as random in the one sample as in the other: ratios about 1, whose intervals hold 1."""
+
+    def sample(n: int, seed: int) -> Tensor:
+        g = torch.Generator().manual_seed(seed)
+        return normal(n, 3, seed) + 4 * (torch.rand(n, 1, generator=g) < 0.4)
+
+    real = metrics.moments(sample(50_000, 1))
+    ratios = [
+        metrics.ratio(
+            metrics.frechet_interval(sample(200, 2 * s + 10), real, s),
+            metrics.frechet_floor(sample(1600, 2 * s + 11), real, 200, s),
+        )
+        for s in range(100)
+    ]
+    assert sum(r.value for r in ratios) / 100 == pytest.approx(1, abs=0.2)
+    assert coverage(ratios, 1.0) > 0.85
+
+
+def test_agreement_of_all_halves_is_no_certainty() -> None:
+    """None of 200 images is near a real one: an upper limit remains, about that of the rule of three."""
+    found = metrics.manifold(normal(200, 2, 0, shift=100.0), normal(200, 2, 1))
+    for figure in (
+        found.recall,
+        found.coverage,
+        found.density,
+        metrics.class_balance(torch.zeros(200).long(), torch.ones(1)),
+    ):
+        assert (figure.value, figure.low) == (0, 0)
+        assert 3 / 200 < figure.high < 4 / 200
+    assert metrics.mean_interval(torch.tensor([1.0, 1.0, 0.99]), 0.0, 1.0).high == 1.0
 
 
 # --- Precision, recall, density, coverage ---

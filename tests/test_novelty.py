@@ -105,6 +105,36 @@ def test_the_chance_is_that_of_the_hypergeometric() -> None:
         assert novelty.chance_of_as_many(count, audited, control, rank) == pytest.approx(expected, rel=1e-6)
 
 
+@pytest.mark.parametrize(("audited", "control"), [(200, 240), (2000, 2000), (10_000, 10_000)])
+def test_the_detectable_share_is_the_smallest_that_rings(audited: int, control: int) -> None:
+    """With ratios 1..n of real images: so many of the least replaced by copies ring, two less do not."""
+    g = torch.Generator().manual_seed(0)
+    of_control = torch.rand(control, generator=g, dtype=torch.float64).sort().values
+    # Audited ones at the control's own quantiles, so that exactly the expected number lies in each tail.
+    ours = of_control[((torch.arange(audited) + 0.5) / audited * control).long()]
+    share = novelty.detectable_share(audited, control)
+
+    def rings(copies: int) -> bool:
+        return novelty.audit(torch.cat([torch.zeros(copies).double(), ours[: audited - copies]]), of_control).raised
+
+    assert rings(math.ceil(share * audited) + 1)
+    assert not rings(math.ceil(share * audited) - 2)
+
+
+@pytest.mark.slow
+def test_false_alarms_and_power_on_all_of_mnist() -> None:
+    """Halves of the whole test set against the whole training set; 1% and 5% of planted copies of each kind."""
+    training, everything = data.load("mnist").images, data.load("mnist", split="test").images
+    of_test = novelty.nearest_images(everything, training).ratio
+    halves = [of_test[torch.from_numpy(rng.stream(2, "d", i).permutation(10_000).copy())].chunk(2) for i in range(100)]
+    assert sum(novelty.audit(audited, control).raised for audited, control in halves) <= 5
+    for copy in (exact, moved, noised):
+        copies = novelty.nearest_images(copy(training[torch.arange(250) * 239]), training).ratio
+        for count in (50, 250):
+            for audited, control in halves[:10]:
+                assert novelty.audit(torch.cat([audited[count:], copies[:count]]), control).raised
+
+
 @pytest.fixture(scope="module")
 def ratios(train: Tensor, test: Tensor) -> Tensor:
     """d1/d2 of 4,000 test digits to 8,000 training digits."""

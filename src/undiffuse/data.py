@@ -144,6 +144,15 @@ def split(dataset: Dataset, seed: int) -> tuple[Dataset, Dataset]:
     return dataset.take(order[held_out:].sort().values), dataset.take(order[:held_out].sort().values)
 
 
+def random_labels(dataset: Dataset, n: int, seed: int, purpose: str) -> Tensor:
+    """The labels (n,) of random images of a labelled data set."""
+    import torch
+
+    assert dataset.labels is not None
+    rows = stream(seed, purpose).integers(len(dataset), size=n)
+    return dataset.labels[torch.from_numpy(rows)]
+
+
 def batch_indices(n: int, batch_size: int, step: int, seed: int) -> Tensor:
     """Which of `n` images batch `step` (from 0) holds: int64 (batch_size,).
 

@@ -12,7 +12,7 @@ import math
 import time
 import zipfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -52,15 +52,37 @@ FEWEST = 100
 MANIFOLD = 10_000
 """Most images that neighbours are compared among: the distances take 4 bytes for every pair."""
 
-TRAINING_BITS = 2_000
-"""Training images on which the bound is taken, for the gap to the test set."""
+SOME_BITS = 2_000
+"""Training images on which the bound is taken, for the gap to the test set, and test images for the continuous-time one."""
 
 PAIRS = 20
+"""The likeliest copies that are shown."""
+
+WORST = 20
+"""The images that the classifier is least sure of, which are shown."""
+
 Watch = Callable[[str, float], None]
 
 
 def unwatched(stage: str, done: float) -> None:
     pass
+
+
+class Stopwatch:
+    """A `Watch` that passes on what it is told, and knows how long each stage took."""
+
+    def __init__(self, watch: Watch) -> None:
+        self.watch = watch
+        self.begun: dict[str, float] = {}
+
+    def __call__(self, stage: str, done: float) -> None:
+        self.begun.setdefault(stage, time.monotonic())
+        self.watch(stage, done)
+
+    def seconds(self) -> dict[str, float]:
+        """The seconds of each stage so far, in order: until the next one began, the last one until now."""
+        ends = [*self.begun.values(), time.monotonic()][1:]
+        return {stage: round(end - self.begun[stage], 1) for stage, end in zip(self.begun, ends, strict=True)}
 
 
 @dataclass(frozen=True)
@@ -141,14 +163,10 @@ def quality(
     real: Reference,
     network: FeatureNetwork,
     *,
-    prescribed: bool = False,
     seed: int = 0,
     watch: Watch = unwatched,
 ) -> tuple[dict[str, Any], list[str]]:
-    """(the figures, warnings) of images uint8 (n, C, H, W), with the labels that they were asked to have, if any.
-
-    prescribed: how many there are of each label is no accident."""
-    groups = label if prescribed else None
+    """(the figures, warnings) of images uint8 (n, C, H, W), with the labels that they were asked to have, if any."""
     n, warnings = len(generated), []
     watch("features", 0)
     x, x_classes = network(generated)
@@ -166,18 +184,21 @@ def quality(
         )
     if n < 2000:
         warnings.append(
-            f"n = {n:,} is small: the Frechet distance is biased upwards; compare it with the floor, or use `unbiased`"
+            f"n = {n:,} is small: Frechet distance and class balance are biased upwards; compare them with the real ones, "
+            "or use `frechet.unbiased`"
         )
 
     watch("Frechet and kernel distances", 0)
     y_moments, z_moments = metrics.moments(y), metrics.moments(z)
-    distance = metrics.frechet_interval(x, y_moments, seed, groups=groups)
-    floor = metrics.frechet_interval(z[control], y_moments, seed)
-    to_test = metrics.frechet_interval(x, z_moments, seed, groups=groups)
+    distance = metrics.frechet_interval(x, y_moments, seed)
+    floor = metrics.frechet_floor(z, y_moments, k, seed)
+    to_test = metrics.frechet_interval(x, z_moments, seed)
+    test_floor = metrics.frechet_floor(y, z_moments, min(n, len(y)), seed)
     same_n = distance if k == n else metrics.frechet_interval(x[random_rows(n, k, seed)], y_moments, seed)
+    ratio = metrics.ratio(same_n, floor)
     watch("Frechet and kernel distances", 0.4)
     y_powers = metrics.powers(y)
-    kernel = metrics.kid_interval(x, y_powers, seed, groups=groups)
+    kernel = metrics.kid_interval(x, y_powers, seed)
     found: dict[str, Any] = {
         "frechet": {
             **plain(distance),
@@ -185,11 +206,14 @@ def quality(
             "floor": floor.value,
             "floor_low": floor.low,
             "floor_high": floor.high,
+            "floor_unbiased": metrics.extrapolated(floor),
             "floor_n": k,
-            **{name: at / floor.value if floor.value else None for name, at in ratios(same_n).items()},
-            "to_test": plain(to_test),
+            "ratio": ratio.value,
+            "ratio_low": ratio.low,
+            "ratio_high": ratio.high,
             "n": n,
         },
+        "frechet_to_test": entry(to_test, test_floor.value, n, min(n, len(y)), unbiased=metrics.extrapolated(to_test)),
         "kid": entry(kernel, metrics.kid(metrics.powers(z[control]), y_powers), n, k),
     }
 
@@ -207,7 +231,7 @@ def quality(
     expected = torch.bincount(labels_of(real.training), minlength=len(network.classes))
     predicted, control_predicted = x_classes.argmax(dim=1), z_classes[control].argmax(dim=1)
     found["class_balance"] = entry(
-        metrics.class_balance(predicted, expected, seed, groups=groups),
+        metrics.class_balance(predicted, expected, seed),
         metrics.class_balance(control_predicted, expected, seed).value,
         n,
         k,
@@ -215,17 +239,17 @@ def quality(
         classes=list(network.classes),
     )
     sure, control_sure = x_classes.amax(dim=1), z_classes[control].amax(dim=1)
-    found["confidence"] = entry(metrics.mean_interval(sure), control_sure.double().mean().item(), n, k)
+    found["confidence"] = entry(metrics.mean_interval(sure, 0.0, 1.0), control_sure.double().mean().item(), n, k)
+    least = sure.argsort(stable=True)[:WORST]
+    found["least_sure"] = [
+        {"image": i, "confidence": sure[i].item(), "taken_for": network.classes[predicted[i]]} for i in least.tolist()
+    ]
     found["unsure"] = entry(metrics.share_interval(sure < 0.9), (control_sure < 0.9).double().mean().item(), n, k)
     if label is not None:
         right = (z_classes.argmax(dim=1) == labels_of(real.test)).double().mean().item()
         found["label_agreement"] = entry(metrics.share_interval(predicted == label), right, n, len(z))
         found["train_on_synthetic"] = train_on_synthetic(generated, label, real, seed=seed, watch=watch)
     return found, warnings
-
-
-def ratios(distance: Interval) -> dict[str, float]:
-    return {"ratio": distance.value, "ratio_low": distance.low, "ratio_high": distance.high}
 
 
 def random_rows(total: int, n: int, seed: int) -> Tensor:
@@ -260,6 +284,7 @@ def train_on_synthetic(generated: Tensor, label: Tensor, real: Reference, *, see
         scores[1].double().mean().item(),
         len(generated),
         min(len(generated), len(real.training)),
+        interval_of="the test images: other ones of the same kind, the classifier being what it is",
     )
 
 
@@ -285,6 +310,7 @@ def novelty_figures(
         "share_high": share.high,
         "expected": alarm.expected,
         "threshold": alarm.threshold,
+        "detectable": novelty.detectable_share(len(generated), len(of_test.ratio)),
         "n": len(generated),
         "control": {"alarm": control.raised, "p_value": control.p_value, "n": len(halves[0])},
         "ratio": quantiles(of_generated.ratio, of_test.ratio),
@@ -301,6 +327,15 @@ def novelty_figures(
         near_x, near_z = novelty.nearest_features(x, y), novelty.nearest_features(z, y)
         found["features"] = nearness(near_x, near_z, *cells, halves)
     chosen = novelty.closest(of_generated, min(PAIRS, len(generated)))
+    found["closest"] = [
+        {
+            "image": i,
+            "training": of_generated.nearest[i, 0].item(),
+            "d1": of_generated.distance[i, 0].item(),
+            "d2": of_generated.distance[i, 1].item(),
+        }
+        for i in chosen.tolist()
+    ]
     originals = real.seen.images[of_generated.nearest[chosen, 0]]
     return found, torch.stack([generated[chosen], originals], dim=1).flatten(0, 1)
 
@@ -359,22 +394,26 @@ def bits_per_dim(
     """The variational bounds on the whole test set (or n images of it) and on training images, and the exact likelihood of
     the ODE on some of them; conditional on their labels where the denoiser has classes."""
     test = random_part(real.unseen, n or len(real.unseen), seed)
-    training = random_part(real.seen, min(TRAINING_BITS, len(test)), seed)
-    bounds = {}
-    for name, part in (("test", test), ("training", training)):
-        bounds[name] = likelihood.variational_bound(
-            denoiser,
-            part.images,
-            part.labels if denoiser.classes else None,
-            steps=chain,
-            seed=seed,
-            watch=lambda done, name=name: watch(f"bound on {name} images", done),  # type: ignore[misc]
+    training = random_part(real.seen, min(SOME_BITS, len(test)), seed)
+    some = random_part(test, min(SOME_BITS, len(test)), seed)
+
+    def bound_of(part: Dataset, stage: str, continuous: bool = False) -> likelihood.Bound:
+        label = part.labels if denoiser.classes else None
+
+        def progress(done: float) -> None:
+            watch(stage, done)
+
+        return likelihood.variational_bound(
+            denoiser, part.images, label, steps=chain, continuous=continuous, seed=seed, watch=progress
         )
-    bound, of_training = bounds["test"], bounds["training"]
+
+    bound, of_training = bound_of(test, "bound on test images"), bound_of(training, "bound on training images")
+    of_some = bound_of(some, "continuous-time bound", continuous=True)
     total, train_total = metrics.mean_interval(bound.total), metrics.mean_interval(of_training.total)
     gap = total.value - train_total.value
     half_width = math.hypot(total.high - total.value, train_total.high - train_total.value)
-    continuous = metrics.mean_interval(bound.total_continuous)
+    continuous = metrics.mean_interval(of_some.total)
+    given = "; given each image's label" if denoiser.classes else ""
     found: dict[str, Any] = {
         "test": total.value,
         "low": total.low,
@@ -387,22 +426,28 @@ def bits_per_dim(
         "prior": plain(metrics.mean_interval(bound.prior)),
         "diffusion": plain(metrics.mean_interval(bound.diffusion)),
         "reconstruction": plain(metrics.mean_interval(bound.reconstruction)),
-        "network_calls": 2 * likelihood.LEVELS + 1,
+        "network_calls": likelihood.LEVELS + 1,
         "given_labels": bool(denoiser.classes),
+        "assumes": "the chain of unguided posterior steps, x_0_hat clipped, and a normal decoder cut into 256 grey levels"
+        + given,
+        "interval_of": "the images: other ones of the same kind, the model being what it is",
+        "seed": seed,
+        "undiffuse": __version__,
         "continuous": {
             "test": continuous.value,
             "low": continuous.low,
             "high": continuous.high,
-            "training": plain(metrics.mean_interval(of_training.total_continuous)),
-            "diffusion": plain(metrics.mean_interval(bound.continuous)),
+            "n": len(some),
+            "diffusion": plain(metrics.mean_interval(of_some.diffusion)),
         },
         "levels": likelihood.loss_by_level(bound),
     }
     if ode_images:
         part = random_part(test, ode_images, seed)
         label = part.labels if denoiser.classes else None
-        # A chain never trained below the noise of its own first steps.
-        level = likelihood.ODE_LEVEL if chain is None else min(likelihood.ODE_LEVEL, bound.high)
+        level = likelihood.ODE_LEVEL
+        if chain is not None:  # step 2 has the least noise that it was trained at
+            level = min(level, denoiser.noise_level(torch.tensor(2 / chain)).log_snr.item())
 
         def by_ode(steps: int, first: float, last: float) -> Tensor:
             def progress(done: float) -> None:
@@ -421,6 +466,8 @@ def bits_per_dim(
             "n": len(part),
             "steps": likelihood.ODE_STEPS,
             "log_snr": level,
+            "assumes": "the unguided probability flow, x_0_hat not clipped, and images with uniform noise over a grey level"
+            + given,
             "change_from_half_the_steps": (exact.mean() - coarse.mean()).item(),
         }
     return found
@@ -458,19 +505,23 @@ def evaluate_run(
     parts: Parts = Parts(),
     bits_images: int | None = None,
     ode_images: int = 500,
-    save: Path | None = None,
+    save: str | None = None,
     watch: Watch = unwatched,
 ) -> dict[str, Any]:
-    """Draw n images from a run, labels in the training set's proportions where it is conditional, measure them, and write
-    metrics.json and the pictures into the run folder. Raises UserError before anything is written."""
+    """Draw n images from a run, measure them, and write metrics.json and the pictures into the run folder.
+
+    A conditional run's labels are drawn at random from those of the training set, as real images have theirs: exact
+    proportions would make its figures better than those of as many real images, their control. Raises UserError before anything is
+    written."""
+    watch = stopwatch = Stopwatch(watch)
     run = Run(path)
     about = run.about()
     drawing = parts.quality or parts.novelty or save is not None
     check(parts, n if drawing else FEWEST, seed, bits_images, ode_images)
-    to = None if save is None else export.destination(str(save))
+    to = None if save is None else export.destination(save, "--save")
     denoiser, step = run.denoiser()
     real = reference(about.config.data, about.config.size, run)
-    labels = proportional_labels(labels_of(real.training), len(denoiser.classes), n, seed) if denoiser.classes else None
+    labels = data.random_labels(real.training, n, seed, "labels").tolist() if denoiser.classes else None
     request = api.Request(n, sampler, steps, grid, labels, guidance, seed=seed, precision=precision)
     ready = api.prepare(path, request)
     found: dict[str, Any] = {}
@@ -494,6 +545,7 @@ def evaluate_run(
         }
     of = {"run": path.resolve().name, "step": step, "conditional": bool(denoiser.classes)}
     content, pictures = assembled(of, found, generated, ready.label, real, parts, seed, watch)
+    content["seconds"] = stopwatch.seconds()
     if to is not None and generated is not None:
         export.save_images(to, generated, ready.label, denoiser.classes)
     content = with_earlier(run.path / "metrics.json", content, parts)
@@ -514,6 +566,7 @@ def evaluate_images(
     watch: Watch = unwatched,
 ) -> dict[str, Any]:
     """Measure the images of an .npz file, from whatever program, against the data set `spec`; write the metrics to `out`."""
+    parts = replace(parts, likelihood=False)  # there is no model to ask
     check(parts, FEWEST, seed, None, 0)
     if out.is_dir() or not out.name or out.resolve() == file.resolve():
         raise UserError(f"--out {out}: give the name of a file for the metrics, such as metrics.json")
@@ -557,16 +610,16 @@ def assembled(
             network = features.feature_network(
                 real.whole, real.training, lambda done: watch("training the feature network", done)
             )
-        if network is None:
-            why = "has no labels" if not real.training.classes else "has one class only"
-            missing["quality"] = (
-                f"the data set {why}, so no feature network can be trained on it; novelty is given in pixels"
-            )
+            if network is None:
+                why = "has no labels" if not real.training.classes else "has one class only"
+                missing["quality"] = (
+                    f"the data set {why}, so no feature network can be trained on it; novelty is given in pixels"
+                )
         if parts.quality and network is not None:
-            measured, warnings = quality(
-                generated, label, real, network, prescribed="run" in of, seed=seed, watch=watch
-            )
+            measured, warnings = quality(generated, label, real, network, seed=seed, watch=watch)
             found |= measured
+            worst = generated[[entry["image"] for entry in measured["least_sure"]]]
+            pictures["unsure.png"] = images.png_bytes(images.grid(worst, columns=10))
             if label is None:
                 missing["train_on_synthetic"] = missing["label_agreement"] = "the images were drawn without labels"
         if parts.novelty:
@@ -635,17 +688,6 @@ def check(parts: Parts, n: int, seed: int, bits_images: int | None, ode_images: 
         raise UserError(
             "--bits-images must be at least 2, and --ode-images 0 or at least 2: one image gives no interval"
         )
-
-
-def proportional_labels(labels: Tensor, classes: int, n: int, seed: int) -> list[int]:
-    """n labels in the proportions of `labels` (to the nearest whole number of each, the remainder to the largest fractions),
-    shuffled."""
-    exact = torch.bincount(labels, minlength=classes).double() * n / len(labels)
-    counts = exact.floor()
-    counts[(exact - counts).argsort(descending=True)[: n - int(counts.sum())]] += 1
-    ordered = torch.arange(classes).repeat_interleave(counts.long())
-    shuffled: list[int] = ordered[torch.from_numpy(rng.stream(seed, "labels").permutation(n))].tolist()
-    return shuffled
 
 
 def read_images(file: Path, training: Dataset) -> tuple[Tensor, Tensor | None]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from undiffuse import images as pictures
 from undiffuse.errors import UserError
@@ -26,8 +26,9 @@ class Destination:
         return str(self.path)
 
 
-def destination(text: str) -> Destination:
-    """FILE.png, FILE.npz, or FOLDER/ (a slash at its end, or a folder that exists). Raises UserError for another ending."""
+def destination(text: str, flag: str = "--out") -> Destination:
+    """FILE.png, FILE.npz, or FOLDER/ (a slash at its end, or a folder that exists). Raises UserError, which names the flag, for
+    anything else."""
     path = Path(text)
     if text.endswith("/") or path.is_dir():
         kind = "folder"
@@ -35,26 +36,30 @@ def destination(text: str) -> Destination:
         kind = path.suffix.lower()[1:]
     else:
         raise UserError(
-            f"--out {text}: write FILE.png for a grid, FILE.npz for an archive, or FOLDER/ for one PNG an image"
+            f"{flag} {text}: write FILE.png for a grid, FILE.npz for an archive, or FOLDER/ for one PNG an image"
         )
+    if kind == "folder" and path.exists() and not path.is_dir():
+        raise UserError(f"{flag} {text}: {path} is a file, not a folder; choose another name")
     if kind == "folder" and path.exists() and any(path.iterdir()):
         raise UserError(
-            f"--out {text}: the folder is not empty; choose a new one, so that old images don't mix with new ones"
+            f"{flag} {text}: the folder is not empty; choose a new one, so that old images don't mix with new ones"
         )
     if kind != "folder" and not path.parent.is_dir():
-        raise UserError(f"--out {text}: there is no folder {path.parent}")
+        raise UserError(f"{flag} {text}: there is no folder {path.parent}")
     return Destination(path, kind)
 
 
 def save_images(to: Destination, images: Tensor, labels: Tensor | None, classes: tuple[str, ...]) -> None:
-    """Write images uint8 (N, C, H, W), and their class numbers (N,) where there are some."""
+    """Write images uint8 (N, C, H, W), and their class numbers (N,) with the classes' names where there are some."""
     if to.kind == "png":
         columns = pictures.columns_for(len(images), 0 if labels is None else len(set(labels.tolist())))
         write_atomic(to.path, pictures.png_bytes(pictures.grid(images, columns)))
     elif to.kind == "npz":
         import numpy as np
 
-        arrays = {"images": pictures.as_array(images)} | ({} if labels is None else {"labels": labels.numpy()})
+        arrays: dict[str, Any] = {"images": pictures.as_array(images)}
+        if labels is not None:
+            arrays |= {"labels": labels.numpy(), "classes": np.array(classes)}
         out = io.BytesIO()
         np.savez_compressed(out, **arrays)
         write_atomic(to.path, out.getvalue())

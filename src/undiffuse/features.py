@@ -1,7 +1,7 @@
 """The feature network: a small classifier whose 64 penultimate features the metrics compare images by.
 
 Inception features mean little on digits. For MNIST a trained network is in the package: `digits-64`, pinned by its
-SHA-256; other weights would be another metric, under another name. `train_classifier` made it (`make features`), and
+SHA-256; other weights would be another metric, under another name: that of a data set's own network ends in its hash. `train_classifier` made it (`make features`), and
 trains one, once, for any other data set with labels; it is kept in the cache.
 """
 
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from undiffuse import data, files, machine, rng
 from undiffuse.errors import UserError
-from undiffuse.metrics import Moments, frechet, moments
+from undiffuse.metrics import Moments, frechet, frechet_floor, moments
 
 if TYPE_CHECKING:
     from undiffuse.data import Dataset
@@ -31,7 +31,7 @@ DIGITS_SHA256 = "f1abf8eef997528ee901fc9a0505ecf053f549f5017ae33aee3956e36bf562c
 DIGITS_KEY = "d18cfd466eb143ac1097fde604dba9eec4116885869d04cc648b510949f9e88c"
 """`dataset_key` of the images that `digits-64` is for: MNIST's training set."""
 
-RECIPE = 1
+RECIPE = 2
 """Counts the changes to what `train_classifier` makes, so that an old cache is not taken for a new network."""
 
 
@@ -184,10 +184,14 @@ def own_network(key: str, shape: tuple[int, int, int]) -> FeatureNetwork | None:
     """The network of another data set, by its key, if the cache has it."""
 
     def read(tensors: dict[str, Tensor], metadata: dict[str, str]) -> FeatureNetwork:
-        digest = hashlib.sha256(b"".join(tensors[name].numpy().tobytes() for name in sorted(tensors)))
-        return network_from(tensors, metadata, shape, digest.hexdigest())
+        return network_from(tensors, metadata, shape, digest_of(tensors))
 
     return files.from_cache(network_file(key), read)
+
+
+def digest_of(tensors: dict[str, Tensor]) -> str:
+    """The SHA-256 of tensors, in the order of their names."""
+    return hashlib.sha256(b"".join(tensors[name].numpy().tobytes() for name in sorted(tensors))).hexdigest()
 
 
 def network_file(key: str) -> str:
@@ -207,9 +211,10 @@ def feature_network(
     found = own_network(key, whole.shape)
     if found is None:
         network = train_classifier(training or whole, watch=watch)
-        stored = stored_network(network, whole, f"own-64-{key[:8]}", seed=0)
+        digest = digest_of(dict(network.state_dict()))
+        stored = stored_network(network, whole, f"own-64-{digest[:8]}", seed=0)
         files.to_cache(network_file(key), stored)
-        found = own_network(key, whole.shape) or network_from(*stored, shape=whole.shape, sha256=key)
+        found = network_from(*stored, shape=whole.shape, sha256=digest)
     return replace(found, classes=whole.classes)
 
 
@@ -253,10 +258,8 @@ def stored_scorer(network: FeatureNetwork, training: Tensor, test: Tensor) -> fi
     whole = moments(training)
     floors = {}
     for n in SCORE_COUNTS:
-        parts = torch.from_numpy(rng.stream(0, "floor").permutation(len(test))).split(n)
-        figures = [frechet(moments(test[part]), whole) for part in parts if len(part) == n]
-        if figures:
-            floors[f"floor-{n}"] = str(sum(figures) / len(figures))
+        if n <= len(test):
+            floors[f"floor-{n}"] = str(frechet_floor(test, whole, n).value)
     tensors = {"mean": whole.mean, "covariance": whole.covariance}
     return tensors, {"n": str(whole.n), "features": network.sha256, **floors}
 

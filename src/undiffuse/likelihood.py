@@ -42,8 +42,8 @@ if TYPE_CHECKING:
 CHAIN = 1000
 """Steps of the chain where a run was trained in continuous time, and has none of its own."""
 
-LEVELS = 16
-"""Log-SNRs visited for every image: two network calls each, for the chain and for the continuous bound."""
+LEVELS = 8
+"""Log-SNRs visited for every image, a network call each."""
 
 ODE_STEPS, ODE_LEVEL = 24, 13.0
 """Runge-Kutta steps of the exact likelihood, and the log-SNR at which the data are read."""
@@ -57,28 +57,24 @@ Watch = Callable[[float], None]
 
 @dataclass(frozen=True)
 class Bound:
-    """Bits per dimension of each image, float64 (N,): the three terms, with `continuous` in place of `diffusion` for T -> infinity.
+    """Bits per dimension of each image, float64 (N,): the three terms.
 
-    levels, squared_errors: (N, K) the log-SNRs visited, and |x_0 - x_0_hat|^2 per value there.
+    levels, density, squared_errors: (N, K) the log-SNRs visited, and there the bits of the diffusion term per dimension and unit of
+    log-SNR, and |x_0 - x_0_hat|^2 per value.
     low, high: the log-SNRs between which the chain runs."""
 
     prior: Tensor
     diffusion: Tensor
-    continuous: Tensor
     reconstruction: Tensor
     levels: Tensor
+    density: Tensor
     squared_errors: Tensor
     low: float
     high: float
 
     @property
     def total(self) -> Tensor:
-        """The bound of the chain."""
         return self.prior + self.diffusion + self.reconstruction
-
-    @property
-    def total_continuous(self) -> Tensor:
-        return self.prior + self.continuous + self.reconstruction
 
 
 @torch.no_grad()
@@ -88,6 +84,7 @@ def variational_bound(
     label: Tensor | None = None,
     *,
     steps: int | None = None,
+    continuous: bool = False,
     levels: int = LEVELS,
     seed: int = 0,
     clip: bool = True,
@@ -96,8 +93,8 @@ def variational_bound(
 ) -> Bound:
     """The bound for images uint8 (N, C, H, W), with labels (N,) for a denoiser with classes.
 
-    steps: T of the chain. levels: K; each costs two network calls an image, and the reconstruction one more. clip: x_0_hat to [-1, 1],
-    as in sampling."""
+    steps: T of the chain. continuous: T -> infinity between the ends of that chain. levels: K; each costs a network call an image, and
+    the reconstruction one more. clip: x_0_hat to [-1, 1], as in sampling."""
     schedule = SCHEDULES[denoiser.schedule]
     steps = steps or CHAIN
     alpha_bar = chain(schedule, steps).alpha_bar
@@ -110,39 +107,42 @@ def variational_bound(
         x_0 = denoiser(x_t, t, label)
         return x_0.clamp(-1, 1) if clip else x_0
 
-    parts: dict[str, list[Tensor]] = {key: [] for key in ("prior", "diffusion", "continuous", "reconstruction")}
-    visited, errors = [], []
+    parts: dict[str, list[Tensor]] = {key: [] for key in ("prior", "diffusion", "reconstruction")}
+    visited, densities, errors = [], [], []
     for first in range(0, len(images), batch_size):
         x_0 = data.to_float(images[first : first + batch_size])
         own = None if label is None else label[first : first + batch_size]
         count = len(x_0)
         u = torch.from_numpy(rng.stream(seed, "bound levels", first).random((count, levels)))
         level = low + (high - low) * (torch.arange(levels) + u) / levels  # (b, K)
-        # The step i in {2..T} whose interval of log-SNR, from node i to node i - 1, this level lies in.
-        i = (torch.searchsorted(-node, -level).clamp(1, steps - 1)) + 1
-        density = (high - low) / (node[i - 2] - node[i - 1])
-        of_step = density * (snr[i - 2] - snr[i - 1]) / 2
-        square_discrete, square_continuous = torch.empty_like(level), torch.empty_like(level)
-        for k in range(levels):
+        if continuous:
+            times, weight = time_of(schedule, level), level.exp() / 2
+        else:
+            # The step i in {2..T} whose interval of log-SNR, from node i to node i - 1, this level lies in.
+            i = (torch.searchsorted(-node, -level).clamp(1, steps - 1)) + 1
+            times, weight = i / steps, (snr[i - 2] - snr[i - 1]) / (node[i - 2] - node[i - 1]) / 2
+        square = torch.empty_like(level)
+        for k, t in enumerate(times.unbind(dim=1)):
             noise = rng.normal(x_0.shape, seed, "bound noise", first, k)
-            for t, into in ((i[:, k] / steps, square_discrete), (time_of(schedule, level[:, k]), square_continuous)):
-                at_t = denoiser.noise_level(t)
-                x_t = process.jump(x_0, noise, at_t.alpha, at_t.sigma)
-                into[:, k] = (guess(x_t, t, own) - x_0).double().square().mean(dim=(1, 2, 3))
+            at_t = denoiser.noise_level(t)
+            x_t = process.jump(x_0, noise, at_t.alpha, at_t.sigma)
+            square[:, k] = (guess(x_t, t, own) - x_0).double().square().mean(dim=(1, 2, 3))
             watch((first + count * (k + 1) / levels) / len(images))
         end = denoiser.noise_level(torch.ones((), dtype=torch.float64))
         begin = denoiser.noise_level(torch.tensor(1 / steps, dtype=torch.float64))
         x_1 = process.jump(x_0, rng.normal(x_0.shape, seed, "bound noise", first, levels), begin.alpha, begin.sigma)
         x_0_hat = guess(x_1, torch.full((count,), 1 / steps, dtype=torch.float64), own)
         parts["prior"].append(prior_bits(x_0, end.alpha, end.sigma))
-        parts["diffusion"].append((of_step * square_discrete).mean(dim=1) / BITS)
-        parts["continuous"].append(((high - low) * level.exp() * square_continuous / 2).mean(dim=1) / BITS)
+        density = weight * square / BITS
+        parts["diffusion"].append((high - low) * density.mean(dim=1))
         parts["reconstruction"].append(decoder_bits(x_0, x_0_hat, (begin.sigma / begin.alpha).item()))
         visited.append(level)
-        errors.append(square_continuous)
+        densities.append(density)
+        errors.append(square)
     return Bound(
         **{key: torch.cat(values) for key, values in parts.items()},
         levels=torch.cat(visited),
+        density=torch.cat(densities),
         squared_errors=torch.cat(errors),
         low=low,
         high=high,
@@ -257,13 +257,12 @@ def ode_log_density(
 
 
 def loss_by_level(bound: Bound, bins: int = 24) -> list[list[float]]:
-    """(log-SNR, SNR |x_0 - x_0_hat|^2 / 2 in bits per dimension and unit of log-SNR, |x_0 - x_0_hat|^2) in equal bins."""
+    """(log-SNR, bits per dimension and unit of log-SNR, |x_0 - x_0_hat|^2) in equal bins."""
     edges = torch.linspace(bound.low, bound.high, bins + 1, dtype=torch.float64)
-    level, error = bound.levels.flatten(), bound.squared_errors.flatten()
+    level, density, error = bound.levels.flatten(), bound.density.flatten(), bound.squared_errors.flatten()
     found = []
     for a, b in itertools.pairwise(edges):
         here = (level >= a) & (level < b)
         if here.any():
-            bits = (level[here].exp() * error[here] / 2).mean().item() / BITS
-            found.append([((a + b) / 2).item(), bits, error[here].mean().item()])
+            found.append([((a + b) / 2).item(), density[here].mean().item(), error[here].mean().item()])
     return found

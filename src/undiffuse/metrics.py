@@ -34,22 +34,20 @@ class Interval(NamedTuple):
     of_halves: float
 
 
-def random_halves(n: int, seed: int, count: int = HALVES, groups: Tensor | None = None) -> Tensor:
-    """Membership in `count` random halves of n things, bool (count, n); halves of each group too, where `groups` (n,) says
-    that their sizes are no accident."""
+def random_halves(n: int, seed: int, count: int = HALVES) -> Tensor:
+    """Membership in `count` random halves of n things, bool (count, n)."""
     halves = torch.zeros(count, n, dtype=torch.bool)
     for i, half in enumerate(halves):
-        order = torch.from_numpy(rng.stream(seed, "halves", i).permutation(n))
-        if groups is not None:
-            order = order[groups[order].argsort(stable=True)]
-        half[order[1::2]] = True
+        half[torch.from_numpy(rng.stream(seed, "halves", i).permutation(n)[: n // 2])] = True
     return halves
 
 
-def with_interval(value: float, of_halves: list[float], low: float = -math.inf, high: float = math.inf) -> Interval:
-    """value +- 1.96 standard deviations of the figures of random halves, within [low, high]."""
+def with_interval(
+    value: float, of_halves: list[float], low: float = -math.inf, high: float = math.inf, least: float = 0.0
+) -> Interval:
+    """value +- 1.96 standard deviations of the figures of random halves, but at least +- `least`; within [low, high]."""
     figures = torch.tensor(of_halves, dtype=torch.float64)
-    half_width = Z * figures.std().item()
+    half_width = max(least, Z * figures.std().item())
     return Interval(value, max(low, value - half_width), min(high, value + half_width), figures.mean().item())
 
 
@@ -83,15 +81,30 @@ def frechet(a: Moments, b: Moments) -> float:
     return max(0.0, distance.item())
 
 
-def frechet_interval(
-    x: Tensor, real: Moments, seed: int = 0, count: int = HALVES, groups: Tensor | None = None
-) -> Interval:
-    """The distance of generated features X to the real moments at this n. The interval is for its expectation at this n.
-
-    groups: the labels that the images were asked to have, if their proportions were prescribed."""
+def frechet_interval(x: Tensor, real: Moments, seed: int = 0, count: int = HALVES) -> Interval:
+    """The distance of generated features X to the real moments at this n. The interval is for its expectation at this n."""
     x = x.double()
-    halves = [frechet(moments(x[half]), real) for half in random_halves(len(x), seed, count, groups)]
+    halves = [frechet(moments(x[half]), real) for half in random_halves(len(x), seed, count)]
     return with_interval(frechet(moments(x), real), halves, low=0.0)
+
+
+def frechet_floor(z: Tensor, real: Moments, n: int, seed: int = 0) -> Interval:
+    """The distance of n of the real features Z (m, D), n <= m: the mean over the m/n disjoint parts of Z."""
+    order = torch.from_numpy(rng.stream(seed, "floor").permutation(len(z)))
+    parts = order[: len(z) // n * n].split(n)
+    first = frechet_interval(z[parts[0]], real, seed)
+    mean = (first.value + sum(frechet(moments(z[part]), real) for part in parts[1:])) / len(parts)
+    half_width = (first.high - first.value) / math.sqrt(len(parts))
+    return Interval(mean, max(0.0, mean - half_width), mean + half_width, mean + first.of_halves - first.value)
+
+
+def ratio(a: Interval, b: Interval) -> Interval:
+    """a / b of independent positive figures, both their uncertainties in the interval; nan where b is 0."""
+    if b.value == 0:
+        return Interval(math.nan, math.nan, math.nan, math.nan)
+    value = a.value / b.value
+    half_width = math.hypot(a.high - a.value, value * (b.high - b.value)) / b.value
+    return Interval(value, max(0.0, value - half_width), value + half_width, math.nan)
 
 
 def extrapolated(interval: Interval) -> float:
@@ -133,11 +146,9 @@ def kid(a: Powers, b: Powers) -> float:
     return sum(within) - 2 * kernel_sum(a, b) / (a.n * b.n)
 
 
-def kid_interval(
-    x: Tensor, real: Powers, seed: int = 0, count: int = HALVES // 2, groups: Tensor | None = None
-) -> Interval:
+def kid_interval(x: Tensor, real: Powers, seed: int = 0, count: int = HALVES // 2) -> Interval:
     """The kernel distance, as `frechet_interval`."""
-    halves = [kid(powers(x[half]), real) for half in random_halves(len(x), seed, count, groups)]
+    halves = [kid(powers(x[half]), real) for half in random_halves(len(x), seed, count)]
     return with_interval(kid(powers(x), real), halves)
 
 
@@ -187,11 +198,12 @@ def manifold(
     within = inside.float()
     covered = [((within @ half.float()) > 0).double().mean().item() for half in (everyone, *halves)]
     recalled = [recall_of(half) for half in (everyone, *halves)]
+    least = unseen_share(n)
     return Manifold(
         share_interval(precise),
-        with_interval(recalled[0], recalled[1:], 0.0, 1.0),
-        with_interval(dense.mean().item(), [dense[half].mean().item() for half in halves], 0.0),
-        with_interval(covered[0], covered[1:], 0.0, 1.0),
+        with_interval(recalled[0], recalled[1:], 0.0, 1.0, least),
+        with_interval(dense.mean().item(), [dense[half].mean().item() for half in halves], 0.0, least=least),
+        with_interval(covered[0], covered[1:], 0.0, 1.0, least),
     )
 
 
@@ -203,11 +215,11 @@ def total_variation(counts: Tensor, expected: Tensor) -> float:
     return ((counts / counts.sum() - expected / expected.sum()).abs().sum() / 2).item()
 
 
-def mean_interval(values: Tensor) -> Interval:
-    """The mean of independent values with its normal interval."""
+def mean_interval(values: Tensor, low: float = -math.inf, high: float = math.inf) -> Interval:
+    """The mean of independent values with its normal interval, within [low, high]."""
     x = values.double()
     mean, half_width = x.mean().item(), Z * x.std().item() / math.sqrt(len(x))
-    return Interval(mean, mean - half_width, mean + half_width, mean)
+    return Interval(mean, max(low, mean - half_width), min(high, mean + half_width), mean)
 
 
 def share_interval(hits: Tensor) -> Interval:
@@ -218,13 +230,16 @@ def share_interval(hits: Tensor) -> Interval:
     return Interval(p, min(p, centre - half_width), max(p, centre + half_width), p)
 
 
-def class_balance(
-    predicted: Tensor, expected: Tensor, seed: int = 0, count: int = HALVES, groups: Tensor | None = None
-) -> Interval:
+def unseen_share(n: int) -> float:
+    """The largest share, at 95%, of what n images showed none of: where all halves agree, that is not yet certainty."""
+    return share_interval(torch.zeros(n, dtype=torch.bool)).high
+
+
+def class_balance(predicted: Tensor, expected: Tensor, seed: int = 0, count: int = HALVES) -> Interval:
     """Total variation distance between the frequencies of predicted classes (n,) and those `expected` (K,)."""
 
     def of(labels: Tensor) -> float:
         return total_variation(torch.bincount(labels, minlength=len(expected)).double(), expected.double())
 
-    halves = [of(predicted[half]) for half in random_halves(len(predicted), seed, count, groups)]
-    return with_interval(of(predicted), halves, 0.0, 1.0)
+    halves = [of(predicted[half]) for half in random_halves(len(predicted), seed, count)]
+    return with_interval(of(predicted), halves, 0.0, 1.0, unseen_share(len(predicted)))

@@ -148,6 +148,20 @@ def audit(ratios: Tensor, control: Tensor, alpha: float = ALPHA) -> Alarm:
     return min(found, key=lambda alarm: alarm.p_value)
 
 
+def detectable_share(audited: int, control: int, alpha: float = ALPHA) -> float:
+    """The smallest share of copies that raises the alarm, where all copies have ratios below the control's tail and the other
+    images are as real ones on average; 1 where even all would not."""
+    shares = [1.0]
+    for tail in TAILS:
+        rank = max(1, round(tail * control))
+        by_chance = audited * rank / control
+        for count in range(math.ceil(by_chance), audited + 1):
+            if len(TAILS) * chance_of_as_many(count, audited, control, rank) <= alpha:
+                shares.append((count - by_chance) / audited)
+                break
+    return min(shares)
+
+
 def c_t(generated: Tensor, test: Tensor, cells: tuple[Tensor, Tensor] | None = None) -> float:
     """C_T of Meehan, Chaudhuri & Dasgupta 2020 (arXiv:2004.05675): the Mann-Whitney z-score of "a generated image is nearer to
     the training set than a test image is", averaged over cells weighted by their test images.

@@ -423,11 +423,8 @@ def score_plan(steps: int, snapshots: Sequence[int], config: Config, counts: Seq
 
 
 def quick_samples(denoiser: Denoiser, config: Config, training: Dataset, n: int) -> Tensor:
-    """n images for a score, uint8 (n, C, H, W); labels, where there are some, in the training set's proportions."""
-    label = None
-    if denoiser.classes and training.labels is not None:
-        rows = rng.stream(config.seed, "score labels").integers(len(training), size=n)
-        label = training.labels[torch.from_numpy(rows)]
+    """n images for a score, uint8 (n, C, H, W); labels, where there are some, at random from the training set's."""
+    label = data.random_labels(training, n, config.seed, "score labels") if denoiser.classes else None
     parts = [
         draw(
             denoiser,
