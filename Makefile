@@ -17,11 +17,16 @@ READY   := .venv/.ready
 
 digits: setup
 	@$(BIN)/undiffuse train --conditional --minutes $(MINUTES) --out $(RUN) || { status=$$?; \
-	  if [ $$status -eq 2 ]; then echo "For a new run: make digits MINUTES=$(MINUTES) RUN=$(RUN)-$(MINUTES)min"; fi; exit $$status; }
+	  if $(BIN)/python -c '$(OTHER_MINUTES)' $(RUN)/config.json $(MINUTES) 2>/dev/null; then \
+	    echo "For a new run: make digits MINUTES=$(MINUTES) RUN=$(RUN)-$(MINUTES)min"; fi; exit $$status; }
 	@test -f $(RUN)/samples.png || $(BIN)/undiffuse sample $(RUN) --n 100
 
+# Whether the run's config.json has another number of minutes; fails where there is none, or where MINUTES is no number.
+OTHER_MINUTES := import json, sys; path, asked = sys.argv[1:]; \
+  sys.exit(json.load(open(path))["config"]["minutes"] == float(asked))
+
 test: check
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow" -n auto --maxprocesses 4
 
 test-slow: setup
 	$(BIN)/python -m pytest -m slow

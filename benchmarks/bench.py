@@ -28,6 +28,7 @@ from undiffuse import machine, training
 from undiffuse.clock import Clock
 from undiffuse.config import make_config
 from undiffuse.run import build_network, make_denoiser
+from undiffuse.sampling import draw, steps_within
 from undiffuse.session import prepare
 
 BATCH = 128
@@ -73,8 +74,27 @@ def train_undiffuse(**changes: str) -> dict[str, float]:
     return {"seconds": pace(step), "flops": 3 * counter.get_total_flops()}
 
 
+def sample_undiffuse() -> dict[str, float]:
+    """Images per second drawn by the preset `fast`, conditional and guided, as `undiffuse sample` does, by network calls an image."""
+    config = make_config("fast", conditional=True)
+    _, _, facts = prepare(config)
+    denoiser = make_denoiser(build_network(config, facts).eval(), config, facts)
+    options: dict[str, Any] = {"sampler": config.sampler, "grid": config.grid, "guidance": config.guidance}
+    label = torch.arange(256) % len(facts.classes)
+    rates = {}
+    for calls in (5, 10, 25):
+        steps = steps_within(calls, denoiser, **options)
+        seconds = []
+        for _ in range(4):
+            begin = time.perf_counter()
+            draw(denoiser, range(256), steps=steps, label=label, **options)
+            seconds.append(time.perf_counter() - begin)
+        rates[str(calls)] = 256 / statistics.median(seconds[1:])
+    return rates
+
+
 def train_unet2d(best: bool) -> dict[str, float]:
-    """diffusers' UNet2DModel as the tutorials train it (fp32, eager), or at its `best` (bf16, compiled)."""
+    """diffusers' UNet2DModel as the tutorials train it (fp32, eager), or at its `best` (bf16, and compiled where there is a compiler)."""
     from diffusers import UNet2DModel
 
     model = UNet2DModel(
@@ -94,7 +114,7 @@ def train_unet2d(best: bool) -> dict[str, float]:
             return nn.functional.mse_loss(model(x, t).sample.float(), target)
 
     warnings.filterwarnings("ignore", message="Dynamo detected a call to a `functools.lru_cache`")  # in diffusers
-    run = torch.compile(loss) if best else loss
+    run = torch.compile(loss) if best and machine.has_compiler() else loss
 
     def step() -> None:
         run(torch.randint(0, 1000, (BATCH,))).backward()
@@ -129,6 +149,7 @@ CONTESTANTS: dict[str, Callable[[], dict[str, float]]] = {
     "unet2d": lambda: train_unet2d(best=False),
     "unet2d-best": lambda: train_unet2d(best=True),
     "convolution": convolution_rate,
+    "sampling": sample_undiffuse,
     "undiffuse, not compiled": lambda: train_undiffuse(compile="off"),
     "undiffuse, fp32": lambda: train_undiffuse(precision="fp32"),
 }
@@ -160,7 +181,7 @@ def main() -> None:
     def median(name: str, key: str) -> float:
         return statistics.median(result[key] for result in rounds[name])
 
-    speed = {name: BATCH / median(name, "seconds") for name in CONTESTANTS if name != "convolution"}
+    speed = {name: BATCH / median(name, "seconds") for name in CONTESTANTS if name not in ("convolution", "sampling")}
     rate = median("convolution", "rate")
     reached = median("undiffuse", "flops") * speed["undiffuse"]
     figures: dict[str, Any] = {
@@ -177,6 +198,7 @@ def main() -> None:
         "conv_rate_gflops": rate / 1e9,
         "train_gflops": reached / 1e9,
         "conv_rate_share": reached / rate,
+        **{f"sample_images_per_s_{calls}_calls": median("sampling", str(calls)) for calls in (5, 10, 25)},
         "peak_memory_mb": max(result["memory_mb"] for result in rounds["undiffuse"]),
         "batch_size": BATCH,
         "machine": {

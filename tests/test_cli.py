@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import shutil
@@ -19,14 +20,18 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from rich.console import Console
 
 from conftest import as_flags, write_idx
 from undiffuse import __version__, api, cli, machine
 from undiffuse.config import Config
+from undiffuse.console import Watcher
 from undiffuse.run import Run
 from undiffuse.schedule import SCHEDULES
+from undiffuse.session import Began
+from undiffuse.training import Stepped, Validated
 
-VERBS = ("train", "sample", "info")
+VERBS = ("train", "sample", "evaluate", "info")
 
 
 @dataclass(frozen=True)
@@ -150,6 +155,9 @@ def test_the_help_of_a_preset_shows_its_values(command: Command) -> None:
         ("train --schedule nonsense", [f"no schedule called 'nonsense'; there are: {', '.join(SCHEDULES)}"]),
         ("train --schedule cosine:q=1", ["no parameter 'q'", "s=0.008"]),
         ("train --net nonsense", ["no network called 'nonsense'; there are: categorical, unet, unet2d"]),
+        ("train --net unet:heads=4", ["network 'unet' takes no parameters", "--heads"]),
+        ("train --plan --schedule cosine:s=-1", ["schedule cosine:s=-1", "other parameters"]),
+        ("train --plan --weighting sigmoid:bias=1000", ["weighting sigmoid:bias=1000", "other parameters"]),
         ("train --steps 5 --minutes 3", ["give one of --minutes, --epochs and --steps"]),
         ("train --epochs 5 --steps 3", ["give one of --minutes, --epochs and --steps"]),
         ("train --minutes 0", ["minutes", "greater than 0"]),
@@ -251,6 +259,7 @@ def test_bad_data_are_named(command: Command, tiny: dict[str, Any], tmp_path: Pa
     ("flags", "parts"),
     [
         ("--label 7", ["trained without labels", "--conditional"]),
+        ("--grid karras:rho=0.001", ["time grid 'karras:rho=0.001'", "other values"]),
         ("--guidance 2", ["trained without labels", "--conditional"]),
         ("--sampler nonsense", ["no sampler called 'nonsense'; there are: mean, ddpm"]),
         ("--sampler ddim:eta=2", ["eta must be between 0 and 1"]),
@@ -361,6 +370,74 @@ def test_sample_draws_what_the_python_function_draws(command: Command, labelled_
         assert (archive["images"] == expected).all()
         assert archive["labels"].tolist() == [7, 3, 7, 3, 7]
     assert Path("way.gif").is_file()
+
+
+def test_classes_are_asked_for_by_name_or_by_number(
+    command: Command, train: Callable[..., Path], tmp_path: Path
+) -> None:
+    """A label that is a class's name is that class, also where it is another one's number."""
+    folder = tmp_path / "pictures"
+    for name in ("2", "cat", "dog"):
+        (folder / name).mkdir(parents=True)
+        for i in range(4):
+            Image.new("L", (8, 8), 60 * i).save(folder / name / f"{i}.png")
+    run = train(data=str(folder), conditional=True, steps=1, snapshots=2)
+    assert command("sample", run, "--n", 4, "--label", "dog", 2, 1, 0, "--out", "new.npz").code == 0
+    with np.load("new.npz") as archive:
+        assert archive["labels"].tolist() == [2, 0, 1, 0]
+        assert archive["classes"].tolist() == ["2", "cat", "dog"]
+    Path("new.npz").unlink()
+    for wrong in ("cow", "3", "-1"):
+        refused = command("sample", run, f"--label={wrong}")
+        assert_refused(refused, f"no class {wrong}; its classes are 0 to 2: 2, cat, dog")
+
+
+def test_a_folder_to_write_to_that_is_a_file_is_named(command: Command, run: Path, tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    assert_refused(command("sample", run, "--out", f"{tmp_path}/notes.txt/"), "notes.txt is a file")
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize("width", [60, 80, 120, 200])
+def test_the_live_line_fits_the_terminal(width: int, run: Path) -> None:
+    """What is shown in a narrow one is the bar, what is left, and the step; in a wide one everything."""
+    screen = io.StringIO()
+    console = Console(file=screen, width=width, force_terminal=True, color_system=None)
+    config = Run(run).about().config.model_copy(update={"minutes": 100.0, "steps": None})
+    with Watcher(config, run, console, time.monotonic()) as watcher:
+        watcher(Began(0, 0.0, Run(run).about().facts, 10**6, "bf16", True, []))
+        watcher(Validated(0, 0.1234, []))
+        watcher(Stepped(23_456, 0.0987, 1e-3, 0.1, 98_765))
+        watcher.progress.refresh()
+        (line,) = [line for line in screen.getvalue().split("\r")[-1].splitlines() if "to go" in line]
+    shown = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", line).rstrip()
+    assert len(shown) <= width
+    assert re.match(r".{10,30} +0% (100:00|99:59) to go  step 23,456/98,765", shown)
+    assert ("epoch" in shown) == ("held-out 0.1234" in shown and width > 120)
+    assert "…" not in shown
+
+
+@pytest.mark.parametrize(
+    ("there", "asked", "hint"), [("10.0", "3", True), ("10.0", "10", False), ("10.0", "abc", False), (None, "3", False)]
+)
+def test_make_digits_names_the_command_for_another_number_of_minutes(
+    tmp_path: Path, there: str | None, asked: str, hint: bool
+) -> None:
+    """And only then: the refusal is played by a stand-in."""
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "python").symlink_to(sys.executable)
+    (tmp_path / "bin" / "undiffuse").write_text("#!/bin/sh\nexit 2\n")
+    (tmp_path / "bin" / "undiffuse").chmod(0o755)
+    if there:
+        (tmp_path / "run").mkdir()
+        (tmp_path / "run" / "config.json").write_text(f'{{"config": {{"minutes": {there}}}}}')
+    arguments = [f"BIN={tmp_path}/bin", f"RUN={tmp_path}/run", f"MINUTES={asked}"]
+    root = Path(__file__).parent.parent
+    done = subprocess.run(
+        ["make", "-o", "setup", "digits", *arguments], cwd=root, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert (f"make digits MINUTES={asked} RUN={tmp_path}/run-{asked}min" in done.stdout) == hint
 
 
 def test_sample_writes_a_grid_or_a_folder(command: Command, run: Path, tmp_path: Path) -> None:

@@ -125,6 +125,11 @@ def test_reasons_are_the_presets_or_the_defaults_or_the_users(preset: str) -> No
     assert found["weight_decay"] == "its usual value"
 
 
+def test_a_value_that_differs_from_the_presets_is_the_users_even_where_it_is_the_default() -> None:
+    assert PRESETS["likelihood"]["guidance"][0] != 1.25 == make_config().guidance
+    assert reasons(make_config("likelihood", guidance=1.25))["guidance"] == "chosen for this run"
+
+
 def test_differences_name_each_field_with_both_values() -> None:
     one, other = make_config(steps=5), make_config(steps=5, lr=0.5, schedule="flow")
     assert differences(one, one) == []

@@ -167,13 +167,22 @@ def test_samplers_do_what_their_papers_say(
 # Whose samples are the data's
 
 
+# Each schedule with each grid (but equal steps of t are not for a sigma that grows to 80), and the predictions in turn: given a perfect guess they are all the same (see above).
+GRIDDED = [(*POSSIBLE[(7 * i) % len(POSSIBLE)], grid) for i, grid in enumerate([*GRIDS] * len(POSSIBLE))]
+GRIDDED = list({(s, g): (s, p, g) for s, p, g in GRIDDED if (s, g) != (GROWING, "uniform")}.values())
+
+
+def test_every_schedule_meets_every_grid() -> None:
+    schedules = {s for s, _ in POSSIBLE}
+    assert {(s, g) for s, _, g in GRIDDED} == {(s, g) for s in schedules for g in GRIDS} - {(GROWING, "uniform")}
+    assert {p for _, p, _ in GRIDDED} == set(PREDICTIONS)
+
+
 @pytest.mark.parametrize("sampler", FAITHFUL)
-@pytest.mark.parametrize(
-    ("schedule", "grid"), [*((s, "uniform") for s in SCHEDULES), *(("cosine", g) for g in GRIDS if g != "uniform")]
-)
-def test_more_steps_lead_to_the_data(affine: Measure, schedule: str, grid: str, sampler: str) -> None:
+@pytest.mark.parametrize(("schedule", "prediction", "grid"), GRIDDED)
+def test_more_steps_lead_to_the_data(affine: Measure, schedule: str, prediction: str, grid: str, sampler: str) -> None:
     """Down to 0.0025, which the schedule's signal at t = 1 and the grid's last step leave."""
-    denoiser = perfect(gaussian, schedule)
+    denoiser = perfect(gaussian, schedule, prediction)
     maps = [affine(denoiser, steps, sampler=sampler, grid=grid) for steps in (25, 100, 400)]
     errors = [np.abs(moments(found) - [M, S]).max() for found in maps]
     assert errors[1] < max(errors[0] / 2, 0.0025)
@@ -217,11 +226,15 @@ def mixture(x_t: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
     return (share * (MEANS + alpha * STDS**2 / variance * (x_t - alpha * MEANS))).sum(-1)
 
 
-@pytest.mark.parametrize("sampler", TEXTBOOK)
-def test_mixture(sampler: str) -> None:
-    x = draw(perfect(mixture, "cosine", shape=(1, 80, 100)), [0], sampler=sampler, steps=200, seed=1, clip=False)
+@pytest.mark.parametrize(
+    ("schedule", "prediction", "grid", "sampler"),
+    [(*case, s) for case in GRIDDED for s in TEXTBOOK if s != "ddpm-printed" or case[0] in PRESERVING],
+)
+def test_mixture(schedule: str, prediction: str, grid: str, sampler: str) -> None:
+    denoiser = perfect(mixture, schedule, prediction, shape=(1, 80, 100))
+    x = draw(denoiser, [0], sampler=sampler, grid=grid, steps=200, seed=1, clip=False)
     if sampler in TOO_NARROW:
-        assert x.std() < 0.05  # 0.48 in the data: one mode is gone, and the other has shrunk
+        assert x.std() < 0.1  # 0.48 in the data: one mode is gone, and the other has shrunk
         return
     left, right = x[x < -0.15], x[x >= -0.15]
     assert len(left) / x.numel() == pytest.approx(0.3, abs=0.02)  # a standard deviation is 0.005

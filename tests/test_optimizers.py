@@ -8,13 +8,19 @@ import pytest
 import torch
 from torch import nn
 
+from undiffuse import machine
 from undiffuse.config import make_config
 from undiffuse.errors import UserError
 from undiffuse.optimizers import OPTIMIZERS, matrix_shape, orthogonal
 
 
 @pytest.mark.parametrize("shape", [(3, 32, 32), (2, 20, 100), (1, 100, 20)])
-def test_orthogonal_keeps_the_directions_and_evens_the_sizes(shape: tuple[int, int, int]) -> None:
+@pytest.mark.parametrize("bf16", [False, True])
+def test_orthogonal_keeps_the_directions_and_evens_the_sizes(
+    shape: tuple[int, int, int], bf16: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In bfloat16, or in float32 where the processor has no bfloat16."""
+    monkeypatch.setattr(machine, "has_bf16", lambda: bf16)
     matrices = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     found = orthogonal(matrices)
     u, s, v = torch.linalg.svd(matrices, full_matrices=False)

@@ -15,6 +15,7 @@ from PIL import Image
 import undiffuse
 from conftest import write_idx
 from undiffuse import api, export, images
+from undiffuse.config import make_config
 from undiffuse.errors import UserError
 from undiffuse.sampling import SAMPLERS
 
@@ -25,6 +26,19 @@ SHEET = torch.arange(3 * 5 * 4, dtype=torch.uint8).view(3, 1, 5, 4) * 4  # (N, 1
 def colour_run(train: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     pixels = np.random.default_rng(0).integers(0, 256, (20, 6, 9, 3), dtype=np.uint8)
     return train(data=str(write_idx(tmp_path_factory.mktemp("data") / "colour", pixels)), steps=2, snapshots=2)
+
+
+@pytest.mark.parametrize("shape", [(28, 28), (32, 32, 3), (64, 64, 3)])
+def test_images_of_common_sizes_train_and_sample(
+    shape: tuple[int, ...], train: Callable[..., Path], tmp_path: Path
+) -> None:
+    """With the default network, from end to end."""
+    pixels = np.random.default_rng(0).integers(0, 256, (20, *shape), dtype=np.uint8)
+    sizes = {name: getattr(make_config(), name) for name in ("channels", "blocks", "attention", "heads")}
+    run = train(data=str(write_idx(tmp_path / "data", pixels)), steps=2, snapshots=2, **sizes)
+    drawn = undiffuse.sample(run, n=2)
+    assert drawn.shape == (2, *shape)
+    assert drawn.std() > 10
 
 
 def watched(drawing: api.Drawing) -> list[tuple[torch.Tensor, torch.Tensor | None]]:
@@ -201,7 +215,8 @@ def saved(to: str, pictures: torch.Tensor, labels: torch.Tensor | None = None, c
 def test_an_archive_holds_images_and_labels(tmp_path: Path, channels: int) -> None:
     pictures, labels = SHEET.expand(3, channels, 5, 4), torch.tensor([2, 0, 1])
     with np.load(saved(f"{tmp_path}/a.npz", pictures, labels, ("a", "b", "c"))) as archive:
-        assert sorted(archive) == ["images", "labels"]
+        assert sorted(archive) == ["classes", "images", "labels"]
+        assert archive["classes"].tolist() == ["a", "b", "c"]
         assert archive["images"].dtype == np.uint8
         assert archive["images"].shape == ((3, 5, 4) if channels == 1 else (3, 5, 4, 3))
         assert (archive["images"].reshape(3, 5, 4, channels)[..., 0] == SHEET[:, 0].numpy()).all()

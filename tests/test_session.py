@@ -26,7 +26,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from conftest import as_flags, write_idx
-from undiffuse import api, data, images, session, training
+from undiffuse import api, data, images, machine, session, training
 from undiffuse.clock import FINISH_SECONDS, Decision, lr_factor, snapshot_steps
 from undiffuse.config import Config, make_config, reasons
 from undiffuse.errors import UserError
@@ -289,6 +289,22 @@ def test_a_finished_run_is_not_touched(copy: Path, config: Config) -> None:
     assert files(copy) == before
 
 
+def test_two_processes_do_not_train_one_run(run: Path, tmp_path: Path, config: Config, tiny: dict[str, Any]) -> None:
+    """The second is refused, and changes nothing; when the first has ended, however, it goes on."""
+    path = tmp_path / "run"
+    command = [sys.executable, "-m", "undiffuse", "train", "--out", path, *as_flags(tiny)]
+    with closing(train_session(config, path)) as events:
+        list(islice(events, 5))
+        before = files(path)
+        second = subprocess.run(command, capture_output=True, text=True)
+        assert (second.returncode, files(path)) == (2, before)
+        assert (
+            second.stderr == f"undiffuse: {path} is being trained by another process; wait for it to end, or stop it\n"
+        )
+    assert subprocess.run(command, capture_output=True).returncode == 0
+    assert_same_run(run, path)
+
+
 def test_training_works_outside_of_the_main_thread(run: Path, tmp_path: Path, config: Config) -> None:
     thread = threading.Thread(target=finish, args=(config, tmp_path / "run"))
     thread.start()
@@ -328,6 +344,51 @@ def test_a_signal_saves_and_the_same_command_goes_on(
     assert "goes on from here" in stopped.stdout
     finish(make_config(**tiny), path)
     assert_same_run(run, path)
+
+
+def test_a_snapshot_that_was_deleted_does_not_keep_a_run_from_its_end(
+    run: Path, tmp_path: Path, config: Config
+) -> None:
+    stop(config, tmp_path / "run", at=7)
+    (tmp_path / "run" / "samples" / "step_000002.png").unlink()
+    finish(config, tmp_path / "run")
+    assert (tmp_path / "run" / "model.safetensors").read_bytes() == (run / "model.safetensors").read_bytes()
+    with Image.open(run / "timeline.png") as whole, Image.open(tmp_path / "run" / "timeline.png") as figure:
+        assert figure.height < whole.height
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not machine.has_compiler(), reason="there is no C++ compiler")
+def test_compiled_conditional_runs_replay_and_resume_to_the_bit(tmp_path: Path) -> None:
+    """The default network and arithmetic, on all threads: LOG.md tells of a gradient that was summed in any order."""
+    script = """
+import signal, sys
+from pathlib import Path
+import torch
+from undiffuse import api
+from undiffuse.config import make_config
+from undiffuse.session import Stopped
+from undiffuse.training import Stepped
+torch.set_num_threads(2)
+path, stops = Path(sys.argv[1]), [int(step) for step in sys.argv[2].split(",") if step]
+config = make_config(conditional=True, steps=150, compile="on", subset=3000, score_share=0.0, snapshots=2)
+def watch(event):
+    if isinstance(event, Stepped) and event.step in stops:
+        signal.raise_signal(signal.SIGTERM)
+replay = Path(sys.argv[3]) if sys.argv[3:] else None
+while True:
+    try:
+        api.train_config(config, path, replay=replay, watch=watch)
+        break
+    except Stopped:
+        pass
+"""
+    environment = {**os.environ, "OMP_NUM_THREADS": "2"}
+    for name, stops, *replay in (("whole", ""), ("stopped", "1,70,149"), ("replayed", "", tmp_path / "whole")):
+        arguments = [sys.executable, "-c", script, tmp_path / name, stops, *replay]
+        subprocess.run(arguments, check=True, env=environment)
+    assert_same_run(tmp_path / "whole", tmp_path / "stopped")
+    assert_same_run(tmp_path / "whole", tmp_path / "replayed")
 
 
 # What is refused, with nothing changed
@@ -550,6 +611,22 @@ def test_the_budget_is_the_sum_over_all_sessions(ticking: SimpleNamespace, tmp_p
     check_ending(tmp_path / "run", minute)
 
 
+def test_what_was_spent_before_the_first_step_counts(ticking: SimpleNamespace, tmp_path: Path, minute: Config) -> None:
+    """As when compiling, which takes a while, is interrupted."""
+
+    def interrupted() -> None:
+        for event in train_session(minute, tmp_path / "run"):
+            if isinstance(event, Snapshot):
+                ticking.now += 25
+                signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(Stopped):
+        interrupted()
+    assert next(iter(train_session(minute, tmp_path / "run"))).seconds > 25
+    finish(minute, tmp_path / "run")
+    check_ending(tmp_path / "run", minute)
+
+
 @pytest.fixture
 def timed(ticking: SimpleNamespace, tmp_path: Path, minute: Config) -> Path:
     """A finished run of a minute, on a machine that became three times slower after 45 seconds."""
@@ -606,6 +683,7 @@ def test_a_run_is_not_overwritten_by_a_replay(run: Path, copy: Path, config: Con
         {"weighting": "min-snr:gamma=-5"},
         {"sampler": "ddim:eta=2"},
         {"grid": "karras:rho=0"},
+        {"grid": "karras:rho=0.001"},
         {"grid": "karras:sigma_min=-1"},
     ],
     ids=str,

@@ -66,13 +66,13 @@ def load(run: Where) -> Denoiser:
 class Request:
     """What to draw from a run; None stands for the run's own default.
 
-    labels: class numbers to cycle through, in a conditional run; by default all of them in turn."""
+    labels: classes to cycle through, in a conditional run: numbers from 0, or names, or numbers as text; by default all in turn."""
 
     n: int = 64
     sampler: str | None = None
     steps: int | None = None
     grid: str | None = None
-    labels: Sequence[int] | None = None
+    labels: Sequence[int | str] | None = None
     guidance: float | None = None
     clip: bool = True
     seed: int = 0
@@ -135,11 +135,9 @@ def prepare(run: Where, request: Request) -> Drawing:
         )
     if request.labels is not None and len(request.labels) == 0:
         raise UserError("an empty list of labels leaves nothing to draw; name at least one")
-    wrong = [label for label in request.labels or () if not 0 <= label < classes]
-    if wrong:
-        raise UserError(
-            f"{run} has no class {wrong[0]}; its classes are 0 to {classes - 1}: {', '.join(denoiser.classes)}"
-        )
+    cycle = (
+        range(classes) if request.labels is None else [class_number(run, label, denoiser) for label in request.labels]
+    )
     options: dict[str, Any] = {
         "sampler": request.sampler or config.sampler,
         "grid": request.grid or config.grid,
@@ -148,14 +146,25 @@ def prepare(run: Where, request: Request) -> Drawing:
         "seed": request.seed,
     }
     SAMPLERS.check(options["sampler"])
-    steps = request.steps if request.steps is not None else steps_within(config.sample_calls, denoiser, **options)
+    within = steps_within(config.sample_calls, denoiser, **options)  # and a rehearsal, which finds unusable options
+    steps = request.steps if request.steps is not None else within
     time_grid(options["grid"], denoiser.schedule, steps)
     label = None
     if classes:
-        cycle = torch.tensor(request.labels if request.labels is not None else range(classes))
-        label = cycle[torch.arange(request.n) % len(cycle)]
+        label = torch.tensor(cycle)[torch.arange(request.n) % len(cycle)]
     quick = replace(denoiser, network=in_precision(denoiser.network, request.precision))
     return Drawing(quick, request, label, {**options, "steps": steps})
+
+
+def class_number(run: Where, label: int | str, denoiser: Denoiser) -> int:
+    """The number of a class, given by number, by name, or, where no class has that name, by its number as text."""
+    names = denoiser.classes
+    if label in names:
+        return names.index(str(label))
+    number = int(label) if isinstance(label, int) or label.isdecimal() else -1
+    if not 0 <= number < len(names):
+        raise UserError(f"{run} has no class {label}; its classes are 0 to {len(names) - 1}: {', '.join(names)}")
+    return number
 
 
 def sample(run: Where, n: int = 64, **request: Any) -> NDArray[np.uint8]:

@@ -93,7 +93,7 @@ def sample(
     sampler: str | None = None,
     steps: int | None = None,
     grid: str | None = None,
-    label: tuple[int, ...] | None = None,
+    label: tuple[str, ...] | None = None,
     guidance: float | None = None,
     clip: bool = True,
     seed: int = 0,
@@ -110,7 +110,7 @@ def sample(
         sampler: mean (7) | ddpm (8) | ddpm-printed | ddim:eta=0 | euler | heun | dpmpp-2m (default: the run's)
         steps: sampling steps, any number; each is one network call (heun: two, the last one) (default: as many as the run's sample_calls allow)
         grid: the times visited: uniform | log-snr | karras (default: the run's)
-        label: only this class, or these, in a conditional run (default: all in turn)
+        label: only this class, or these, by name or number, in a conditional run (default: all in turn)
         guidance: classifier-free guidance, 1 is none; two network calls a step (default: the run's)
         clip: clip the guessed image to the range of images
         seed: the same seed draws the same images, whatever the batch size
@@ -164,7 +164,7 @@ def evaluate(
     novelty: bool = True,
     bits_images: int | None = None,
     ode_images: int = 500,
-    save: Path | None = None,
+    save: str | None = None,
     data: str | None = None,
     size: int | None = None,
     out: Path | None = None,
@@ -247,6 +247,7 @@ def main() -> None:
     if arguments == ["--version"]:
         print(f"undiffuse {__version__}")
         return
+    machine.keep_freed_memory()
     try:
         verbs: dict[str, Callable[..., Any]] = {
             "train": train_verb(flags_of(preset_of(arguments))),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 from rich import box
@@ -41,8 +42,9 @@ class Watcher:
         self.printed = time.monotonic()
         self.epoch_images = 1
         self.decaying = False
+        self.bar = 30 if console.width >= 120 else 10
         self.progress = Progress(
-            BarColumn(bar_width=30),
+            BarColumn(bar_width=self.bar),
             TextColumn("{task.percentage:>3.0f}%"),
             TextColumn("{task.fields[words]}"),
             console=console,
@@ -113,17 +115,25 @@ class Watcher:
         else:
             end = event.end or event.step
             share, left = event.step / end, (end - event.step) * pace
-        words = (
-            f"step {event.step:,}{f'/{event.end:,}' if event.end else ''}"
-            f"  epoch {event.step * self.config.batch_size / self.epoch_images:.2f}"
-            f"  {self.config.batch_size / pace:,.0f} images/s  loss {sum(self.losses) / len(self.losses):.4f}"
-            + (f"  held-out {self.validation:.4f}" if self.validation is not None else "")
-            + f"  {duration(elapsed)} min, {duration(left)} to go"
-        )
-        self.progress.update(self.task, completed=min(1.0, share), words=words)
+        words = [  # the most wanted first: a narrow terminal has room for some only
+            f"{duration(left)} to go",
+            f"step {event.step:,}{f'/{event.end:,}' if event.end else ''}",
+            f"{self.config.batch_size / pace:,.0f} images/s",
+            f"loss {sum(self.losses) / len(self.losses):.4f}",
+            *([f"held-out {self.validation:.4f}"] if self.validation is not None else []),
+            f"epoch {event.step * self.config.batch_size / self.epoch_images:.2f}",
+            f"{duration(elapsed)} min",
+        ]
+        room = self.console.width - self.bar - len(" 100% ")
+        fitting = [
+            word
+            for word, length in zip(words, accumulate(len(word) + 2 for word in words), strict=True)
+            if length <= room
+        ]
+        self.progress.update(self.task, completed=min(1.0, share), words="  ".join(fitting))
         if not self.console.is_terminal and time.monotonic() - self.printed > LINE_SECONDS:
             self.printed = time.monotonic()
-            self.console.print("  " + words, soft_wrap=True)
+            self.console.print("  " + "  ".join(words), soft_wrap=True)
 
 
 class Stages:
@@ -159,6 +169,7 @@ class Stages:
 
 FIGURES = {
     "frechet": "Frechet distance to the training images",
+    "frechet_to_test": "Frechet distance to the test images",
     "kid": "kernel distance (KID)",
     "precision": "precision (k = 3)",
     "recall": "recall (k = 3)",
@@ -180,31 +191,44 @@ def scores(found: dict[str, Any]) -> Group:
         return "-" if x is None else f"{x:.4g}"
 
     def row(name: str, figure: dict[str, Any], control: float | None) -> None:
-        table.add_row(
-            name, number(figure["value"]), f"{number(figure['low'])} to {number(figure['high'])}", number(control)
-        )
+        interval = f"{number(figure['low'])} to {number(figure['high'])}"
+        table.add_row(name, number(figure["value"]), interval, number(control))
 
     for key, name in FIGURES.items():
         if key in found:
             row(name, found[key], found[key].get("floor", found[key].get("control")))
         if key == "frechet" and key in found:
-            table.add_row("  over that of real images, its floor", number(found[key]["ratio"]), "", "1")
+            ratio = {
+                name: found[key][f"ratio{part}"] for name, part in (("value", ""), ("low", "_low"), ("high", "_high"))
+            }
+            row("  over that of real images, its floor", ratio, 1)
+    lines = []
     bits = found.get("bits_per_dim")
     if bits:
         row(f"bits/dim, test: bound of the {bits['chain']}-step chain", {**bits, "value": bits["test"]}, None)
         row("  training images", bits["training"], None)
-        row("  continuous-time bound, test", {**bits["continuous"], "value": bits["continuous"]["test"]}, None)
+        row(
+            f"  continuous-time bound, {bits['continuous']['n']:,} test images",
+            {**bits["continuous"], "value": bits["continuous"]["test"]},
+            None,
+        )
         if "ode" in bits:
             row("  probability-flow ODE, test (another model)", {**bits["ode"], "value": bits["ode"]["test"]}, None)
+        lines.append(f"the bound is that of {bits['assumes']}")
+        if "ode" in bits:
+            lines.append(f"the ODE's is that of {bits['ode']['assumes']}: neither bounds the other")
     audit = found.get("novelty")
-    lines = []
     if audit:
         for what in ("pixels", "features"):
             if what in audit:
                 near, c_t = audit[what]["nearer"], audit[what]["c_t"]
                 row(f"share nearer to training images than 99% of real ones, {what}", near, near["control"])
                 table.add_row(f"C_T, {what} (far below 0: copies)", number(c_t["value"]), "", number(c_t["control"]))
-        verdict = "ALARM: some images are copies of training images" if audit["alarm"] else "no copies found"
+        verdict = (
+            "ALARM: some images are copies of training images"
+            if audit["alarm"]
+            else f"no copies found; {audit['detectable']:.2%} of them would have been"
+        )
         lines.append(
             f"novelty: {verdict} (d1/d2 below {audit['threshold']:.3f}: {audit['share']:.2%} of them, {audit['expected']:.2%} of real ones; p = {audit['p_value']:.2g})"
         )

@@ -91,8 +91,12 @@ def timeline(run: Run, each: int = 10) -> None:
     _, height, width = run.about().facts.shape
     rows = []
     for event in run.events("snapshot"):
+        if not (run.path / event["file"]).is_file():
+            continue  # somebody removed it: no reason not to finish
         with Image.open(run.path / event["file"]) as sheet:
             rows.append((event["step"], images.tiles(sheet, height, width)[:each]))
+    if not rows:
+        return
     figure = new_figure(0.62 * each + 1.2, 0.62 * len(rows) + 0.5)
     axes = figure.subplots(len(rows), each, squeeze=False)
     for row, (step, tiles) in zip(axes, rows, strict=True):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Protocol
 
+from undiffuse import machine
 from undiffuse.errors import UserError
 from undiffuse.registry import Table
 
@@ -111,11 +112,13 @@ NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 
 def orthogonal(matrices: Tensor, iterations: int = 5) -> Tensor:
     """About the nearest orthogonal matrix to each of (K, R, C): singular values of more than a few hundredths of the matrix's norm
-    are moved to about 0.7 to 1.2, by a quintic Newton-Schulz iteration in bfloat16."""
+    are moved to about 0.7 to 1.2, by a quintic Newton-Schulz iteration, in bfloat16 where the processor has it."""
     a, b, c = NEWTON_SCHULZ
     tall = matrices.shape[1] > matrices.shape[2]
-    x = (matrices.mT if tall else matrices).bfloat16()
-    x = x / (x.float().norm(dim=(1, 2), keepdim=True) + 1e-7).bfloat16()
+    x = matrices.mT if tall else matrices
+    x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
+    if machine.has_bf16():
+        x = x.bfloat16()
     for _ in range(iterations):
         square = x @ x.mT
         x = a * x + (b * square + c * (square @ square)) @ x

@@ -5,11 +5,11 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
-from undiffuse import machine
+from undiffuse import data, features, machine
 from undiffuse.clock import FINISH_SECONDS, Clock
 from undiffuse.run import build_network, make_denoiser
 from undiffuse.session import prepare, total_steps
-from undiffuse.training import Stepped, fit, new_state
+from undiffuse.training import Stepped, fit, new_state, rehearse
 
 if TYPE_CHECKING:
     from undiffuse.config import Config
@@ -18,16 +18,21 @@ TIMED_STEPS = 8
 
 
 def plan(config: Config) -> str:
-    """A few lines on how many steps and epochs the configuration's budget gives, after timing some; writes nothing."""
-    training, held_out, facts = prepare(config)
+    """A few lines on how many steps and epochs the configuration's budget gives, after timing some; writes nothing.
+
+    Raises UserError where training would."""
+    rehearse(config)
+    whole = data.load(config.data, config.size)
+    training, held_out, facts = prepare(config, whole)
     steps = total_steps(config, len(training))
     precision, compiled, notes = machine.resolve(config, steps and steps * config.batch_size)
     network = build_network(config, facts)
     clock = Clock(lambda: 0.0, config.decay, steps=TIMED_STEPS + 1)
     begin = time.monotonic()
     ready = first = 0.0
+    timed = config.model_copy(update={"snapshots": 2})  # at the first step, and at one that is not reached
     events = fit(
-        config, make_denoiser(network, config, facts), new_state(config, network), training, held_out, clock,
+        timed, make_denoiser(network, config, facts), new_state(config, network), training, held_out, clock,
         precision=precision, compiled=compiled,
     )  # fmt: skip
     for event in events:
@@ -41,16 +46,19 @@ def plan(config: Config) -> str:
     pace = sorted(clock.durations)[len(clock.durations) // 2]
     starting = begin - machine.STARTED + first
     snapshots = config.snapshots * clock.snapshot_seconds + FINISH_SECONDS
+    scoring = config.score_share if config.score_share and features.scorer(whole) else 0.0
+    each = pace / (1 - scoring)
     if steps is None:
         assert config.minutes is not None
-        steps = max(1, int((60 * config.minutes - starting - snapshots) / pace))
-    minutes = (starting + snapshots + steps * pace) / 60
+        steps = max(1, int((60 * config.minutes - starting - snapshots) / each))
+    minutes = (starting + snapshots + steps * each) / 60
     seen = steps * config.batch_size
     largest = min(seen, len(training))
     lines = [
         *(f"note: {note}" for note in notes),
         f"a step of {config.batch_size} images takes {pace:.3f} s here: {config.batch_size / pace:,.0f} images/s ({precision}{', compiled' if compiled else ''})",
-        f"starting takes {starting:.0f} s{', most of it compiling' if compiled else ''}; {config.snapshots} snapshots take {snapshots:.0f} s",
+        f"starting takes {starting:.0f} s{', most of it compiling' if compiled else ''}; {config.snapshots} snapshots take {snapshots:.0f} s"
+        + (f"; scores take {scoring:.0%} of the rest" if scoring else ""),
         f"in {minutes:.1f} minutes: {steps:,} steps, {seen:,} images, {seen / len(training):.2f} epochs of {len(training):,} images",
     ]
     if seen >= len(training):

@@ -14,7 +14,10 @@ name is complete.
 from __future__ import annotations
 
 import json
+import os
+import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -75,6 +78,27 @@ class Run:
 
     def exists(self) -> bool:
         return (self.path / "config.json").is_file()
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Within: no other process trains in the folder. Raises UserError where one does. The lock goes with its process, however that
+        ends; Windows has no such locks."""
+        if sys.platform == "win32":
+            yield
+            return
+        import fcntl
+
+        folder = os.open(self.path, os.O_RDONLY)
+        try:
+            try:
+                fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise UserError(
+                    f"{self.path} is being trained by another process; wait for it to end, or stop it"
+                ) from None
+            yield
+        finally:
+            os.close(folder)
 
     # --- config.json ---
 

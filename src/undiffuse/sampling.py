@@ -88,7 +88,10 @@ def time_grid(grid: str, schedule: str, steps: int) -> Tensor:
     """The grid's times (steps + 1,), checked: UserError unless they fall strictly from 1 to 0."""
     if steps < 1:
         raise UserError(f"sampling takes at least 1 step, not {steps}")
-    times: Tensor = GRIDS[grid](SCHEDULES[schedule], steps)
+    try:
+        times: Tensor = GRIDS[grid](SCHEDULES[schedule], steps)
+    except ArithmeticError as error:
+        raise UserError(f"time grid '{grid}' can't be computed ({error}); give its parameters other values") from error
     if not (len(times) == steps + 1 and times[0] == 1 and times[-1] == 0 and (times.diff() < 0).all()):
         raise UserError(
             f"time grid '{grid}' has no {steps} distinct steps on schedule '{schedule}'; take --grid uniform"

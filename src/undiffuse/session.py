@@ -167,66 +167,72 @@ def train_session(
     if run.finished():
         return
 
-    spent = max((event["time"] for event in run.log()), default=0.0)
-    if run.checkpoint_path.is_file():
-        try:
-            state.restore(*run.load_tensors(run.checkpoint_path))
-        except (RuntimeError, KeyError) as error:
-            raise UserError(f"{run.checkpoint_path} does not fit the network of {path}/config.json") from error
-    run.rewind_log(state.step)
-    recorded = run.events("clock")
-    for record in copied:
-        if record not in recorded:
-            run.append(record)
-    decisions, outlook = decisions_of(run.events("clock"))
+    with run.locked():
+        spent = max((event["time"] for event in run.log()), default=0.0)
+        if run.checkpoint_path.is_file():
+            try:
+                state.restore(*run.load_tensors(run.checkpoint_path))
+            except (RuntimeError, KeyError) as error:
+                raise UserError(f"{run.checkpoint_path} does not fit the network of {path}/config.json") from error
+        run.rewind_log(state.step)
+        recorded = run.events("clock")
+        for record in copied:
+            if record not in recorded:
+                run.append(record)
+        decisions, outlook = decisions_of(run.events("clock"))
 
-    def elapsed() -> float:
-        return spent + time.monotonic() - started
+        def elapsed() -> float:
+            return spent + time.monotonic() - started
 
-    earlier = run.events("session") or (Run(replay).events("session") if replay else [])
-    bits = {**machine.facts(), "precision": precision, "compiled": compiled}
-    changed = [key for key, value in bits.items() if earlier and earlier[-1]["machine"].get(key) != value]
-    if changed:
-        notes.append(
-            f"not the machine or versions of before ({', '.join(changed)}): the result will not be the same to the bit"
+        earlier = run.events("session") or (Run(replay).events("session") if replay else [])
+        bits = {**machine.facts(), "precision": precision, "compiled": compiled}
+        changed = [key for key, value in bits.items() if earlier and earlier[-1]["machine"].get(key) != value]
+        if changed:
+            notes.append(
+                f"not the machine or versions of before ({', '.join(changed)}): the result will not be the same to the bit"
+            )
+        clock = Clock(
+            elapsed,
+            config.decay,
+            budget=None if config.minutes is None else 60 * config.minutes,
+            steps=steps,
+            decisions=decisions,
+            outlook=outlook,
+            replayed=replay is not None,
         )
-    clock = Clock(
-        elapsed,
-        config.decay,
-        budget=None if config.minutes is None else 60 * config.minutes,
-        steps=steps,
-        decisions=decisions,
-        outlook=outlook,
-        replayed=replay is not None,
-    )
-    run.append({"event": "session", "step": state.step, "time": elapsed(), "machine": bits})
-    parameters = sum(p.numel() for p in network.parameters())
-    yield Began(state.step, spent, facts, parameters, precision, compiled, notes)
+        run.append({"event": "session", "step": state.step, "time": elapsed(), "machine": bits})
+        parameters = sum(p.numel() for p in network.parameters())
+        yield Began(state.step, spent, facts, parameters, precision, compiled, notes)
 
-    saved = time.monotonic()
-    looked = {event["step"] for event in run.events("snapshot")}
-    with Signals() as signals:
-        events = fit(
-            config, denoiser, state, training, held_out, clock,
-            precision=precision, compiled=compiled, scorer=scorer, looked=looked, stop=lambda: signals.received != 0,
-        )  # fmt: skip
-        for event in events:
-            signals.something_to_save |= isinstance(event, Stepped)
-            write_down(run, event, elapsed(), facts)
-            due = time.monotonic() - saved > SAVE_SECONDS
-            if config.checkpoint_every:
-                due = event.step % config.checkpoint_every == 0
-            if isinstance(event, Ended) or (isinstance(event, Stepped) and due):
-                run.save_tensors(run.checkpoint_path, state.tensors(), state.step)
-                saved = time.monotonic()
-            if isinstance(event, Ended) and event.finished:
-                run.save_tensors(run.model_path, dict(state.average.state_dict()), state.step)
-                figures.loss_curve(run)
-                figures.timeline(run)
-                run.append({"event": "finished", "step": event.step, "time": elapsed()})
-            yield event
-        if signals.received and not run.finished():
-            raise Stopped(signals.received)
+        saved = time.monotonic()
+        looked = {event["step"] for event in run.events("snapshot")}
+        signals = Signals()
+        try:
+            with signals:
+                events = fit(
+                    config, denoiser, state, training, held_out, clock,
+                    precision=precision, compiled=compiled, scorer=scorer, looked=looked, stop=lambda: signals.received != 0,
+                )  # fmt: skip
+                for event in events:
+                    signals.something_to_save |= isinstance(event, Stepped)
+                    write_down(run, event, elapsed(), facts)
+                    due = time.monotonic() - saved > SAVE_SECONDS
+                    if config.checkpoint_every:
+                        due = event.step % config.checkpoint_every == 0
+                    if isinstance(event, Ended) or (isinstance(event, Stepped) and due):
+                        run.save_tensors(run.checkpoint_path, state.tensors(), state.step)
+                        saved = time.monotonic()
+                    if isinstance(event, Ended) and event.finished:
+                        run.save_tensors(run.model_path, dict(state.average.state_dict()), state.step)
+                        figures.loss_curve(run)
+                        figures.timeline(run)
+                        run.append({"event": "finished", "step": event.step, "time": elapsed()})
+                    yield event
+                if signals.received and not run.finished():
+                    raise Stopped(signals.received)
+        finally:
+            if signals.received and not signals.something_to_save:  # nothing is lost but time, which counts
+                run.append({"event": "stopped", "step": state.step, "time": round(elapsed(), 3)})
 
 
 def write_down(run: Run, event: Event, seconds: float, facts: DataFacts) -> None:

@@ -16,6 +16,7 @@ import pkgutil
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from undiffuse.errors import UserError
 from undiffuse.registry import Table
 
 
@@ -26,8 +27,16 @@ class NetworkTable(Table):
         files = (module.name for module in pkgutil.iter_modules(__path__))
         return iter(sorted({*files, *self._functions}))
 
-    def __contains__(self, spec: object) -> bool:
-        return spec in list(self)
+    def __contains__(self, name: object) -> bool:
+        return name in list(self)
+
+    def check(self, spec: str) -> None:
+        name, colon, _ = spec.partition(":")
+        super().check(name)
+        if colon:
+            raise UserError(
+                f"network '{name}' takes no parameters after a colon; --channels, --blocks, --heads are flags"
+            )
 
     def __getitem__(self, spec: str) -> Callable[..., Any]:
         if spec in self and spec not in self._functions:
