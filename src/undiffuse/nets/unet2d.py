@@ -55,11 +55,9 @@ class UNet2D(nn.Module):
         super().__init__()
         if len(set(blocks)) != 1:
             raise UserError(
-                f"network 'unet2d' has the same number of blocks at every level, so --blocks {' '.join(map(str, blocks))} will "
-                "not do; give for example --blocks 2 2, or take --preset handout"
+                f"network 'unet2d' has the same number of blocks at every level, so --blocks {blocks} will not do"
             )
-        # Fewer groups than UNet2DModel's 32: a group of one channel would lose that channel's mean.
-        groups = next(g for g in (8, 4, 2, 1) if all(c % g == 0 for c in channels))
+        groups = next(g for g in (32, 16, 8, 4, 2, 1) if all(c % g == 0 for c in channels))
         self.multiple = 2 ** (len(channels) - 1)
         self.table: Tensor
         self.register_buffer("table", linear_table(1e-4, 0.02), persistent=False)
@@ -75,8 +73,6 @@ class UNet2D(nn.Module):
             add_attention=any(attention),
             attention_head_dim=max(channels[-1] // heads, 1),
             norm_num_groups=groups,
-            # UNet2DModel's default adds the noise level before a norm, which takes most of it away again.
-            resnet_time_scale_shift="scale_shift",
             dropout=dropout,
             num_class_embeds=classes + 1 if classes else None,
         )
