@@ -252,7 +252,7 @@ def reasons(config: Config) -> dict[str, str]:
         value = getattr(config, name)
         if name in preset and preset[name][0] == value:
             found[name] = preset[name][1]
-        elif value == field.default:
+        elif value == field.default and (name not in preset or value is None):
             found[name] = (field.description or "").partition(" - ")[2]
         else:
             found[name] = "chosen for this run"

@@ -55,7 +55,8 @@ class UNet2D(nn.Module):
         super().__init__()
         if len(set(blocks)) != 1:
             raise UserError(
-                f"network 'unet2d' has the same number of blocks at every level, so --blocks {blocks} will not do"
+                f"network 'unet2d' has the same number of blocks at every level, so --blocks {' '.join(map(str, blocks))} will "
+                "not do; give for example --blocks 2 2, or take --preset handout"
             )
         groups = next(g for g in (32, 16, 8, 4, 2, 1) if all(c % g == 0 for c in channels))
         self.multiple = 2 ** (len(channels) - 1)
