@@ -195,7 +195,6 @@ def quality(
     to_test = metrics.frechet_interval(x, z_moments, seed)
     test_floor = metrics.frechet_floor(y, z_moments, min(n, len(y)), seed)
     same_n = distance if k == n else metrics.frechet_interval(x[random_rows(n, k, seed)], y_moments, seed)
-    ratio = metrics.ratio(same_n, floor)
     watch("Frechet and kernel distances", 0.4)
     y_powers = metrics.powers(y)
     kernel = metrics.kid_interval(x, y_powers, seed)
@@ -208,9 +207,10 @@ def quality(
             "floor_high": floor.high,
             "floor_unbiased": metrics.extrapolated(floor),
             "floor_n": k,
-            "ratio": ratio.value,
-            "ratio_low": ratio.low,
-            "ratio_high": ratio.high,
+            **{
+                name: at / floor.value if floor.value else None
+                for name, at in (("ratio", same_n.value), ("ratio_low", same_n.low), ("ratio_high", same_n.high))
+            },
             "n": n,
         },
         "frechet_to_test": entry(to_test, test_floor.value, n, min(n, len(y)), unbiased=metrics.extrapolated(to_test)),

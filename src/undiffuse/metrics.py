@@ -98,15 +98,6 @@ def frechet_floor(z: Tensor, real: Moments, n: int, seed: int = 0) -> Interval:
     return Interval(mean, max(0.0, mean - half_width), mean + half_width, mean + first.of_halves - first.value)
 
 
-def ratio(a: Interval, b: Interval) -> Interval:
-    """a / b of independent positive figures, both their uncertainties in the interval; nan where b is 0."""
-    if b.value == 0:
-        return Interval(math.nan, math.nan, math.nan, math.nan)
-    value = a.value / b.value
-    half_width = math.hypot(a.high - a.value, value * (b.high - b.value)) / b.value
-    return Interval(value, max(0.0, value - half_width), value + half_width, math.nan)
-
-
 def extrapolated(interval: Interval) -> float:
     """A figure with bias c/n, at infinite n: twice that of n less that of n/2. Chong & Forsyth 2020 (arXiv:1911.07023)."""
     return 2 * interval.value - interval.of_halves
