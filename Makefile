@@ -1,4 +1,5 @@
-# make digits            train on MNIST for 10 minutes and draw new digits (MINUTES=3 for another budget)
+# make digits            train on MNIST for 10 minutes, draw new digits, compare the samplers, write the report (MINUTES=3 for
+#                        another budget)
 # make test              the checks and the fast tests;  make test-slow  the long ones
 # make bench             training speed beside diffusers' UNet2DModel and the machine's own, into bench.json
 # make speedrun          quality for the minutes spent: 3 and 10 minutes, 3 seeds (MINUTES=60), about 2 hours
@@ -20,6 +21,7 @@ digits: setup
 	  if $(BIN)/python -c '$(OTHER_MINUTES)' $(RUN)/config.json $(MINUTES) 2>/dev/null; then \
 	    echo "For a new run: make digits MINUTES=$(MINUTES) RUN=$(RUN)-$(MINUTES)min"; fi; exit $$status; }
 	@test -f $(RUN)/samples.png || $(BIN)/undiffuse sample $(RUN) --n 100
+	@test -f $(RUN)/report.html || { $(BIN)/undiffuse study samplers $(RUN) && $(BIN)/undiffuse report $(RUN); }
 
 # Whether the run's config.json has another number of minutes; fails where there is none, or where MINUTES is no number.
 OTHER_MINUTES := import json, sys; path, asked = sys.argv[1:]; \

@@ -31,7 +31,7 @@ from undiffuse.schedule import SCHEDULES
 from undiffuse.session import Began
 from undiffuse.training import Stepped, Validated
 
-VERBS = ("train", "sample", "evaluate", "info")
+VERBS = ("train", "sample", "evaluate", "study", "report", "info")
 
 
 @dataclass(frozen=True)
@@ -147,8 +147,8 @@ def test_the_help_of_a_preset_shows_its_values(command: Command) -> None:
 @pytest.mark.parametrize(
     ("line", "parts"),
     [
-        ("", ["train, sample, evaluate, info"]),
-        ("draw", ["draw", "train, sample, evaluate, info"]),
+        ("", ["train, sample, evaluate, study, report, info"]),
+        ("draw", ["draw", "train, sample, evaluate, study, report, info"]),
         ("train --bogus 1", ["--bogus"]),
         ("train --preset nonsense", ["no preset called 'nonsense'; there are: fast, handout, likelihood"]),
         ("train --preset=nonsense", ["no preset called 'nonsense'; there are: fast, handout, likelihood"]),
@@ -176,6 +176,10 @@ def test_the_help_of_a_preset_shows_its_values(command: Command) -> None:
         ("sample nowhere", ["nowhere is no run folder"]),
         ("sample nowhere --out new.png", ["nowhere is no run folder"]),
         ("sample", ["the run folder"]),
+        ("report nowhere", ["nowhere is no run folder"]),
+        ("study samplers nowhere", ["nowhere is no run folder"]),
+        ("study nonsense nowhere", ["nonsense", "samplers"]),
+        ("study samplers nowhere --minutes 0", ["--minutes must be above 0"]),
     ],
 )
 def test_a_mistake_is_one_sentence(command: Command, line: str, parts: list[str]) -> None:

@@ -115,6 +115,7 @@ def test_a_run_leaves_these_files_and_no_others(run: Path) -> None:
     assert list(files(run)) == [
         "checkpoint.safetensors",
         "config.json",
+        "data.png",
         "log.jsonl",
         "loss.png",
         "model.safetensors",

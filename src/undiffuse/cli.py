@@ -223,6 +223,45 @@ def evaluate(
     console.print(f"{out or f'{run}/metrics.json'}: all of it", highlight=False, soft_wrap=True)
 
 
+def study(what: Positional[Literal["samplers"]], run: Positional[Path], minutes: float = 2.0, seed: int = 0) -> None:
+    """Compare choices, everything else being the same, into RUN/study/; the report takes it in. Goes on where it was interrupted.
+
+    Args:
+        what: samplers: (7), (8) as printed, (8), DDIM, Heun and DPM-Solver++ at several numbers of steps, from the same noise
+        run: the run folder
+        minutes: how long it may take; more is more images
+        seed: of the drawn images
+    """
+    from undiffuse import study as studies
+    from undiffuse.console import Stages
+
+    console = stdout()
+    ready = studies.sampler_study(run, minutes, seed)
+    total = sum(case.calls for case in studies.cases())
+    console.print(
+        f"{what}: {ready.n:,} images of each of {len(list(studies.cases()))} cases, about {ready.seconds / 60:.1f} minutes"
+    )
+    with Stages(console) as stages:
+        done = 0
+        for row in ready.rows():
+            done += row["calls"]
+            stages(f"{row['sampler']}, {row['steps']} steps", done / total)
+    console.print(f"{ready.path}: all of it", highlight=False, soft_wrap=True)
+
+
+def report(run: Positional[Path]) -> None:
+    """Write the report of a run: what it is, its code beside its equations, every hyperparameter, and all that was measured.
+
+    Args:
+        run: the run folder
+    """
+    from undiffuse.report import write_report
+
+    console = stdout()
+    for path in write_report(run):
+        console.print(str(path), highlight=False, soft_wrap=True)
+
+
 def info(run: Positional[Path]) -> None:
     """Show what a run is: its state, its data, and every hyperparameter with its reason.
 
@@ -253,6 +292,8 @@ def main() -> None:
             "train": train_verb(flags_of(preset_of(arguments))),
             "sample": sample,
             "evaluate": evaluate,
+            "study": study,
+            "report": report,
             "info": info,
         }
         tyro.extras.subcommand_cli_from_dict(

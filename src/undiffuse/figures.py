@@ -11,6 +11,8 @@ from undiffuse.run import Run
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from undiffuse.data import Dataset
+
 COLOURS = ("#9ab3c9", "#1f4e79", "#c8501e")  # told apart in grey too
 
 
@@ -82,6 +84,19 @@ def loss_curve(run: Run) -> None:
         )
         axis.legend(fontsize=8)
     run.write("loss.png", png(figure))
+
+
+def examples(training: Dataset, classes: tuple[str, ...], count: int = 40) -> bytes:
+    """data.png: some training images; a column a class, where there are not too many."""
+    import torch
+
+    columns = images.columns_for(count, len(classes))
+    chosen = torch.arange(min(count, len(training)))
+    if training.labels is not None and columns == len(classes):
+        of_class = [(training.labels == label).nonzero()[: count // columns, 0] for label in range(columns)]
+        rows = range(min(len(own) for own in of_class))
+        chosen = torch.tensor([own[row] for row in rows for own in of_class], dtype=torch.long) if rows else chosen
+    return images.png_bytes(images.grid(training.images[chosen], columns))
 
 
 def timeline(run: Run, each: int = 10) -> None:

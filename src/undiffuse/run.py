@@ -2,6 +2,7 @@
 
     config.json              the configuration with its reasons, the data's facts, the version
     log.jsonl                one event a line: sessions, the clock's decisions, steps, validations, snapshots, the end
+    data.png                 a grid of training images
     samples/step_*.png       grids of the same noise, drawn during training
     checkpoint.safetensors   all that is needed to go on: weights, their average, the optimiser's moments
     model.safetensors        the averaged weights of a finished run

@@ -166,6 +166,8 @@ def train_session(
     run = open_run(path, config, facts, replay)
     if run.finished():
         return
+    if not (run.path / "data.png").is_file():
+        run.write("data.png", figures.examples(training, facts.classes))
 
     with run.locked():
         spent = max((event["time"] for event in run.log()), default=0.0)

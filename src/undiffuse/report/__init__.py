@@ -1,0 +1,76 @@
+"""The report of a run: what a student would hand in. It reads the run folder and the package's own source, and nothing else."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from undiffuse.report.blocks import Block, Code, Figure
+from undiffuse.report.content import blocks, read
+from undiffuse.report.document import compile_document
+from undiffuse.report.notebook import notebook, picture
+from undiffuse.report.pictures import PICTURES, svg
+from undiffuse.run import Run
+
+
+class Report:
+    """The report of the run at `path`. Raises UserError where there is none."""
+
+    def __init__(self, path: Path) -> None:
+        self.run = Run(path)
+        self.content = read(self.run)
+        self.title = f"A diffusion model of {self.content.about.facts.name}"
+
+    @cached_property
+    def blocks(self) -> list[Block]:
+        return blocks(self.content)
+
+    @cached_property
+    def pictures(self) -> dict[str, bytes]:
+        """Every picture that the blocks name, by file name."""
+        wanted = {block.name for block in self.blocks if isinstance(block, Figure)}
+        drawn = {f"{name}.svg": svg(PICTURES[name](self.content)) for name in PICTURES if name in wanted}
+        kept = {name: content for name, content in self.content.pictures.items() if Path(name).stem in wanted}
+        return kept | drawn
+
+    def write(self) -> list[Path]:
+        """Write report.html, report.pdf and report.ipynb into the run folder; returns their paths."""
+        page, document = compile_document(self.title, self.blocks, self.pictures)
+        weights = self.run.model_path.is_file() or self.run.checkpoint_path.is_file()
+        files = {
+            "report.html": page.encode(),
+            "report.pdf": document,
+            "report.ipynb": notebook(self.title, self.blocks, self.pictures, weights),
+        }
+        for name, content in files.items():
+            self.run.write(name, content)
+        return [self.run.path / name for name in files]
+
+    # What the notebook's cells show.
+
+    def figure(self, name: str) -> Shown:
+        """A picture of the report, by its name."""
+        file = next(file for file in self.pictures if Path(file).stem == name)
+        alt = next(block.alt for block in self.blocks if isinstance(block, Figure) and block.name == name)
+        return Shown(picture(self.pictures[file], file, alt))
+
+    def source(self, file: str, line: int) -> Shown:
+        """A piece of the package's code, by where it stands."""
+        found = next(b for b in self.blocks if isinstance(b, Code) and (b.file, b.line) == (file, line))
+        return Shown({"text/markdown": f"`{file}`, line {line}\n```python\n{found.source.rstrip()}\n```"})
+
+
+class Shown:
+    """Something that a notebook shows, in its own forms."""
+
+    def __init__(self, forms: dict[str, Any]) -> None:
+        self.forms = forms
+
+    def _repr_mimebundle_(self, **_: Any) -> dict[str, Any]:
+        return self.forms
+
+
+def write_report(path: Path) -> list[Path]:
+    """Write the report of a run into its folder; returns the paths. Raises UserError where there is no run."""
+    return Report(path).write()

@@ -1,0 +1,687 @@
+"""What the report says: a run folder as a list of blocks. Numbers are the run's own; code is the source that runs."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import undiffuse
+from undiffuse.config import PRESETS, Config
+from undiffuse.errors import UserError
+from undiffuse.report.blocks import Block, Code, Equation, Figure, Heading, Missing, Table, Text, coded, plain
+from undiffuse.run import About, Run
+
+
+@dataclass(frozen=True)
+class Source:
+    """What a report reads of a run folder. pictures: by file name, the ones that there are."""
+
+    run: Run
+    about: About
+    events: list[dict[str, Any]]
+    metrics: dict[str, Any] | None
+    samplers: dict[str, Any] | None
+    pictures: dict[str, bytes] = field(default_factory=dict)
+
+    def of(self, kind: str) -> list[dict[str, Any]]:
+        return [event for event in self.events if event["event"] == kind]
+
+    @property
+    def config(self) -> Config:
+        return self.about.config
+
+    @cached_property
+    def steps(self) -> int:
+        return max((event["step"] for event in self.events), default=0)
+
+    @cached_property
+    def minutes(self) -> float:
+        return max((event["time"] for event in self.events), default=0.0) / 60
+
+    @property
+    def finished(self) -> bool:
+        return bool(self.of("finished"))
+
+
+def read(run: Run) -> Source:
+    """Raises UserError where there is no run, or where its metrics cannot be read."""
+    about = run.about()
+    metrics = content_of(run.path / "metrics.json", f"undiffuse evaluate {run.path}")
+    samplers = content_of(run.path / "study" / "samplers.json", f"undiffuse study samplers {run.path}")
+    pictures = {name: (run.path / name).read_bytes() for name in PICTURES if (run.path / name).is_file()}
+    snapshots = [event["file"] for event in run.events("snapshot") if (run.path / event["file"]).is_file()]
+    if "samples.png" not in pictures and snapshots:
+        pictures["samples.png"] = (run.path / snapshots[-1]).read_bytes()
+    if samplers:
+        pictures["denoising.png"] = (run.path / "study" / "denoising.png").read_bytes()
+        pictures |= {
+            f"study-{row['picture']}": (run.path / "study" / row["picture"]).read_bytes() for row in samplers["rows"]
+        }
+    return Source(run, about, list(run.log()), metrics, samplers, pictures)
+
+
+def content_of(path: Path, command: str) -> dict[str, Any] | None:
+    """What a JSON file of ours holds, None where there is none. Raises UserError, which names the command that makes it anew."""
+    if not path.is_file():
+        return None
+    try:
+        content: dict[str, Any] = json.loads(path.read_bytes())
+        if content["format"] != 1:
+            raise ValueError(f"format {content['format']}")
+    except (ValueError, KeyError, TypeError, OSError) as error:
+        raise UserError(f"{path} can't be read ({error}); remove it, and make it anew with: {command}") from error
+    return content
+
+
+PICTURES = ("data.png", "loss.png", "timeline.png", "samples.png", "bits.png", "novelty.png", "unsure.png")
+
+
+def blocks(source: Source) -> list[Block]:
+    """The whole report."""
+    parts = (
+        summary,
+        ideas,
+        process,
+        model,
+        samplers,
+        evaluation,
+        hyperparameters,
+        training,
+        results,
+        compared,
+        limits,
+        references,
+    )
+    return [block for part in parts for block in part(source)]
+
+
+def code(*functions: Any) -> Iterator[Code]:
+    """The source of functions or classes, with the file and line where they stand."""
+    root = Path(undiffuse.__file__).parent.parent
+    for function in functions:
+        inner = inspect.unwrap(function)
+        lines, first = inspect.getsourcelines(inner)
+        file = inspect.getsourcefile(inner)
+        assert file is not None
+        path = Path(file)
+        yield Code("".join(lines), str(path.relative_to(root) if path.is_relative_to(root) else path.name), first)
+
+
+def with_examples(source: Source, figure: Figure) -> Iterator[Block]:
+    """A figure that is drawn from training images, if the run kept some."""
+    if "data.png" in source.pictures:
+        yield figure
+    else:
+        yield Missing(
+            "A picture is left out, as this run was begun by a version that kept no training images.", "undiffuse train"
+        )
+
+
+def number(x: float | None, digits: int = 3) -> str:
+    return "-" if x is None else f"{x:.{digits}g}" if abs(x) < 1000 else f"{x:,.0f}"
+
+
+def interval(figure: dict[str, Any]) -> str:
+    return f"{number(figure['low'])} to {number(figure['high'])}"
+
+
+# --- The parts ---
+
+
+def summary(source: Source) -> Iterator[Block]:
+    facts, config = source.about.facts, source.config
+    channels, height, width = facts.shape
+    kind = f"{height} x {width} pixels, {'grey' if channels == 1 else f'{channels} colours'}"
+    state = "" if source.finished else " The run was interrupted, so all of this is of an unfinished model."
+    yield Text(
+        f"A diffusion model was trained on {facts.training:,} images of _{plain(facts.name)}_ ({kind}) for {source.steps:,} steps, "
+        f"in {source.minutes:.1f} minutes on a CPU.{state} This report says what it is, how it was made, and how good it is; "
+        "every number in it is the run's own, and every line of code the one that ran."
+    )
+    if source.metrics and "frechet" in source.metrics:
+        found = source.metrics["frechet"]
+        yield Text(
+            f"Its images are {number(found['ratio'])} times as far from the training images, by the Fréchet distance, as real ones that "
+            "it was not trained on are."
+        )
+    yield Figure(
+        "samples",
+        "New images, drawn by this model; none was picked out."
+        + (" A column is a class." if config.conditional else ""),
+        f"A grid of images drawn by the model, in the manner of {facts.name}.",
+        0.8,
+    )
+
+
+def ideas(source: Source) -> Iterator[Block]:
+    yield Heading(1, "What a diffusion model is")
+    yield Heading(2, "Generative models and latent variables")
+    yield Text(
+        "A data set is a handful of draws from a distribution $q(x)$ that nobody knows: all images that could have been in it. A "
+        "_generative model_ learns a distribution $p_theta (x)$ close to it, and draws new samples, which could have come from the "
+        "data set and are not in it. What makes this hard is that the images fill next to nothing of the space of all pixels: almost every point "
+        "of it is noise."
+    )
+    yield Text(
+        "Many models explain what is seen by _latent variables_ that are not: as the people in Plato's cave see shadows, and have to think of "
+        "what throws them, a model has to think of causes that make an image likely. In a diffusion model the latents of an image $x_0$ are its "
+        "own noisy versions $x_1, ..., x_T$, of the same size as the image. Nothing about them has to be learned: $x_t$ is $x_0$ with a known "
+        "amount of noise. Learned is only the way back."
+    )
+    yield from with_examples(
+        source,
+        Figure(
+            "chain",
+            "The chain of latents. To the right, noise is added, by a fixed rule $q$; to the left, the network takes it away, step by step.",
+            "An image on the left, noisier and noisier copies to the right, with arrows q to the right and p to the left.",
+        ),
+    )
+    yield Text(
+        "The longer derivation of what follows is in Luo (2022). The numbers (1) to (8) are those of the course handout, three of whose "
+        "equations are misprinted; this is pointed out where it matters."
+    )
+
+
+def process(source: Source) -> Iterator[Block]:
+    from undiffuse import process as forward
+    from undiffuse.schedule import SCHEDULES, chain
+
+    config = source.config
+    yield Heading(1, "The forward process: from image to noise")
+    yield Heading(2, "One step of noise")
+    yield Text(
+        "Each step keeps a share of the signal, and fills up with noise to the same total size. The share $alpha_t$ lies between 0 and 1; the "
+        "noise schedule fixes it, and it is not learned."
+    )
+    yield Equation("q(x_t | x_(t-1)) = cal(N)(sqrt(alpha_t) x_(t-1), (1 - alpha_t) bold(I))", "1")
+    yield Text("To draw from it, a standard normal $epsilon$ is scaled to that standard deviation:")
+    yield Equation("x_t = sqrt(alpha_t) x_(t-1) + sqrt(1 - alpha_t) epsilon", "2")
+    yield Text(
+        "The handout prints $(1 - alpha_t) epsilon$ here, without the root. That would be noise of variance $(1 - alpha_t)^2$, which "
+        "contradicts (1)."
+    )
+    yield from code(forward.step)
+    yield Heading(2, "The jump")
+    yield Text(
+        "Sums of normal variables are normal, so all steps up to $t$ make one jump. With the product $macron(alpha)_t = alpha_1 alpha_2 dots.h.c "
+        "alpha_t$ it is"
+    )
+    yield Equation("x_t = sqrt(macron(alpha)_t) x_0 + sqrt(1 - macron(alpha)_t) epsilon_0", "3")
+    yield Text(
+        "The handout prints $x_(t-1)$ for $x_0$, and $(1 - macron(alpha)_t)$ without its root. The jump is what makes training cheap: any $x_t$ "
+        "comes from the image in one line, without the steps before it."
+    )
+    yield from code(forward.jump)
+    yield from with_examples(
+        source,
+        Figure(
+            "noising",
+            "Training images on their way to noise, by (3) and this run's schedule.",
+            "Rows of training images that become noisier from left to right until nothing of them is left.",
+        ),
+    )
+    yield Heading(2, "The noise schedule")
+    yield Text(
+        f"This run uses the schedule {coded(config.schedule)}. In this software a schedule is a pair of functions of the time $t$ from 0 (image) to 1 "
+        "(noise): $alpha(t)$, what is left of the image, and $sigma(t)$, how much noise there is. A chain of $T$ steps reads them at $t_i = i "
+        "slash T$, and then $alpha(t_i) = sqrt(macron(alpha)_i)$. What a network sees of it is their ratio, the signal-to-noise ratio SNR "
+        "$= alpha^2 slash sigma^2$."
+    )
+    yield Figure(
+        "schedules",
+        f"The schedules to choose from; {coded(config.schedule)} is this run's. Left: the share of the image's variance that is left. Right: "
+        "the logarithm of the signal-to-noise ratio.",
+        "Two charts of falling curves, one for each noise schedule.",
+    )
+    yield from code(SCHEDULES[config.schedule.partition(":")[0]], chain)
+
+
+def model(source: Source) -> Iterator[Block]:
+    from undiffuse import objective
+    from undiffuse import process as forward
+    from undiffuse.denoiser import PREDICTIONS, Denoiser
+    from undiffuse.nets import NETWORKS
+    from undiffuse.objective import TIMES, WEIGHTINGS
+
+    config = source.config
+    yield Heading(1, "The model: from noise to image")
+    yield Heading(2, "The posterior")
+    yield Text(
+        "If the image were known, the step back would be known too. By Bayes' rule $q(x_(t-1) | x_t, x_0)$ is normal, its mean a weighted sum of "
+        "where one is and where one is going:"
+    )
+    yield Equation(
+        "mu_q (x_t, x_0, t) = frac(sqrt(alpha_t) (1 - macron(alpha)_(t-1)) x_t + sqrt(macron(alpha)_(t-1)) (1 - alpha_t) x_0, "
+        "1 - macron(alpha)_t)",
+        "4",
+    )
+    yield Text(
+        "and its variance is $(1 - alpha_t)(1 - macron(alpha)_(t-1)) slash (1 - macron(alpha)_t)$. At $t = 1$ the mean is exactly $x_0$ and the "
+        "variance 0: the last step adds no noise."
+    )
+    yield from code(forward.posterior)
+    yield Text(
+        "The image is not known, so a network guesses it from $x_t$. The guess $hat(x)_theta (x_t, t)$ in place of $x_0$ gives the model's mean:"
+    )
+    yield Equation("mu_theta (x_t, t) = mu_q (x_t, hat(x)_theta (x_t, t), t)", "5")
+    yield Heading(2, "The loss")
+    yield Text(
+        "The model is good where its step back is near the posterior's, and that is where the guess is near the image. So what is minimised is, for "
+        "each image,"
+    )
+    yield Equation(
+        'EE_(t tilde.op "Uniform"{2..T}) thin EE_(x_t tilde.op q(x_t | x_0)) norm(hat(x)_theta (x_t, t) - x_0)^2'.replace(
+            "thin ", ""
+        ),
+        "6",
+    )
+    yield Text(
+        f"averaged over the data set. Here the squared error is weighted by $w$ of the signal-to-noise ratio, {coded(config.weighting)}, and the "
+        f"times are drawn as {coded(config.times)}"
+        + (
+            f", from a chain of $T = {config.chain}$ steps."
+            if config.chain
+            else ", in continuous time, so that any number of steps can be sampled."
+        )
+    )
+    yield from code(
+        objective.loss,
+        objective.regression,
+        objective.draw_times,
+        WEIGHTINGS[config.weighting.partition(":")[0]],
+        TIMES[config.times.partition(":")[0]],
+    )
+    yield Heading(2, "What the network predicts")
+    yield Text(
+        f'The network $F$ need not give the image itself. Its prediction here is {coded(config.predict)}: the guess is $c_"skip" x_t + c_"out" '
+        'F(c_"in" x_t, log "SNR")$, with coefficients that make what the network sees, and what it has to give, of about unit size at '
+        "every noise level. All predictions differ by these three coefficients only."
+    )
+    yield from code(PREDICTIONS[config.predict.partition(":")[0]], Denoiser.__call__)
+    yield Heading(2, "The network")
+    yield Text(
+        f"The network is {coded(config.net)}, with {plain(config.channels)} channels and {plain(config.blocks)} blocks at its levels. It is told the "
+        "noise level" + (" and the class." if config.conditional else ".")
+    )
+    yield from code(NETWORKS[config.net])
+
+
+def samplers(source: Source) -> Iterator[Block]:
+    from undiffuse import sampling
+
+    yield Heading(1, "Drawing new images")
+    yield Text(
+        "One starts from pure noise, $x_T tilde.op cal(N)(0, bold(I))$, and goes back step by step. The handout has two ways:"
+    )
+    yield Equation("x_(t-1) = mu_theta (x_t, t)", "7")
+    yield Equation(
+        "x_(t-1) = mu_theta (x_t, t) + sqrt(frac((1 - alpha_t) (1 - macron(alpha)_(t-1)), 1 - macron(alpha)_t)) epsilon_t",
+        "8",
+    )
+    yield Text(
+        "The handout prints (8) without the root: that adds the posterior's variance where its standard deviation belongs, and so too little noise. And "
+        'it calls the two "DDIM and DDPM sampling". (8) is DDPM (Ho et al. 2020). (7) is _not_ DDIM (Song et al. 2021): the posterior\'s mean, '
+        "repeated, shrinks the noise faster than the chain does, and the samples collapse onto few shapes. DDIM takes away exactly as much noise as "
+        "there is less of at the next time, and keeps the direction of the rest:"
+    )
+    yield Equation(
+        "x_(t-1) = sqrt(macron(alpha)_(t-1)) hat(x)_theta + sqrt(1 - macron(alpha)_(t-1)) hat(epsilon), quad hat(epsilon) = "
+        "frac(x_t - sqrt(macron(alpha)_t) hat(x)_theta, sqrt(1 - macron(alpha)_t))",
+        "",
+        "DDIM",
+    )
+    if "denoising.png" in source.pictures:
+        yield Figure(
+            "denoising",
+            "Three images on their way, by (8), from noise on the left. Upper rows: $x_t$. Lower rows: the network's guess $hat(x)_theta (x_t, t)$, at first a "
+            "mean of all that it might become, at last the image.",
+            "Pairs of rows: noise that becomes a clear image, and below it a blurred guess that becomes the same image.",
+        )
+    yield Text(
+        "In the code a `Step` holds $x_t$, the two times, and the guess; a sampler is the line of mathematics that leads to the next image. "
+        "Other samplers, such as Heun's and DPM-Solver++, solve the same equation as DDIM to second order, and need fewer steps."
+    )
+    yield from code(
+        sampling.mean, sampling.ddpm, sampling.ddpm_printed, sampling.ddim, sampling.dpmpp_2m, sampling.trajectory
+    )
+
+
+def evaluation(source: Source) -> Iterator[Block]:
+    from undiffuse import metrics, novelty
+
+    yield Heading(1, "How it is measured")
+    yield Text(
+        "_Quality._ Images are compared by the 64 features of a small classifier. The Fréchet distance compares the means and covariances of the features "
+        "of drawn and of real images; precision is the share of drawn images that lie among real ones, recall the share of real ones that lie among "
+        "drawn ones. None of these has a meaning by itself, so each stands beside the same figure of real images that the model was not trained on, at the "
+        "same number, and beside its 95% interval.\n\n"
+        "_Likelihood._ Bits per dimension are how many bits a perfect code made from the model needs for a value of a pixel; the variational bound is an upper "
+        "limit of that.\n\n"
+        "_Novelty._ A drawn image should be like the training images, and not be one of them. For each, its two nearest training images are found; a copy is "
+        "near one and far from all others, so the ratio of the two distances tells it."
+    )
+    yield from code(metrics.frechet, novelty.audit)
+
+
+def hyperparameters(source: Source) -> Iterator[Block]:
+    config = source.config
+    preset = PRESETS.get(config.preset, {})
+    yield Heading(1, "Hyperparameters")
+    rows = []
+    for name, why in source.about.reasons.items():
+        value = getattr(config, name)
+        default = preset[name][0] if name in preset else Config.model_fields[name].default
+        mark = "" if value == default or name == "preset" else " \\*"
+        shown = "none" if value is None else " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+        rows.append((f"`{name.replace('_', '-')}`{mark}", plain(shown), plain(why)))
+    yield Table(
+        ("name", "value", "why"),
+        rows,
+        f"Every hyperparameter, with the reason for its value. An asterisk marks what was changed from the preset {coded(config.preset)}.",
+    )
+    sessions = source.of("session")
+    machine = sessions[-1]["machine"] if sessions else {}
+    seen = source.steps * config.batch_size
+    what = [
+        ("images seen", f"{seen:,}, or {seen / max(1, source.about.facts.training):.2f} times the training set"),
+        ("time", f"{source.minutes:.1f} minutes, in {len(sessions)} session{'s' if len(sessions) != 1 else ''}"),
+        (
+            "processor time",
+            f"{source.minutes * machine.get('threads', 1):.0f} CPU-minutes at the most, on {machine.get('threads', 'unknown')} threads",
+        ),
+        ("seed", str(config.seed)),
+        *((key, str(value)) for key, value in machine.items()),
+    ]
+    yield Table(
+        ("", "this run"), [(plain(key), plain(value)) for key, value in what], "What the run cost, and what it ran on."
+    )
+
+
+def training(source: Source) -> Iterator[Block]:
+    from undiffuse.training import fit
+
+    run = source.run.path
+    yield Heading(1, "Training")
+    validations, scores = source.of("validation"), source.of("score")
+    if validations:
+        first, last = validations[0], validations[-1]
+        yield Text(
+            f"On images that were held out, the loss fell from {number(first['loss'])} of the untrained network to {number(last['loss'])} at step "
+            f"{last['step']:,}."
+            + (
+                f" Quick samples came from a Fréchet distance of {number(scores[0]['frechet'])} at step {scores[0]['step']:,} to "
+                f"{number(scores[-1]['frechet'])} at step {scores[-1]['step']:,}; as many real images have {number(scores[-1]['floor'])}."
+                if scores
+                else ""
+            )
+        )
+    if "loss.png" in source.pictures:
+        yield Figure(
+            "loss",
+            "The loss as training went on; the held-out loss by noise level, darker later"
+            + ("; the quality of quick samples" if scores else "")
+            + ".",
+            "Charts of the falling loss against the step, and of the held-out loss against the log-SNR.",
+        )
+    if "timeline.png" in source.pictures:
+        yield Figure(
+            "timeline",
+            "The same noise, drawn at different steps of training, the untrained network first.",
+            "Rows of images, from noise at the top to clear images at the bottom.",
+            0.75,
+        )
+    if not source.finished:
+        yield Missing(
+            "This run is unfinished; figures of the whole of it are drawn at its end.", f"undiffuse train --out {run}"
+        )
+    yield Text("The whole of training is one loop, which reports what happens as events:")
+    yield from code(fit)
+
+
+FIGURES = {
+    "frechet": "Fréchet distance to the training images",
+    "kid": "kernel distance",
+    "precision": "precision, k = 3",
+    "recall": "recall, k = 3",
+    "density": "density, k = 5",
+    "coverage": "coverage, k = 5",
+    "class_balance": "class balance: total variation",
+    "confidence": "classifier's mean confidence",
+    "unsure": "share it is less than 90% sure of",
+    "label_agreement": "share with the label asked for",
+    "train_on_synthetic": "accuracy of a classifier trained on them",
+}
+
+
+def results(source: Source) -> Iterator[Block]:
+    found, run = source.metrics, source.run.path
+    yield Heading(1, "Results")
+    if found is None:
+        yield Missing("This run has not been evaluated.", f"undiffuse evaluate {run}")
+        return
+    rows = [
+        (
+            name,
+            number(found[key]["value"]),
+            interval(found[key]),
+            number(found[key].get("floor", found[key].get("control"))),
+        )
+        for key, name in FIGURES.items()
+        if key in found
+    ]
+    if rows:
+        drawn = found["sampling"]
+        yield Heading(2, "Quality")
+        yield Table(
+            ("figure", "value", "95% interval", f"real ({plain(found['reference']['control'])})"),
+            rows,
+            f"Of {drawn['n']:,} images drawn by {coded(drawn['sampler'])} in {drawn['steps']} steps, {drawn['network_calls']} network calls each.",
+            (1, 2, 3),
+        )
+        if "unsure.png" in source.pictures:
+            yield Figure(
+                "unsure",
+                "The failures: of all drawn images, those that the classifier is least sure of.",
+                "A grid of the worst drawn images, many of them malformed.",
+                0.7,
+            )
+    for name, why in found["missing"].items():
+        yield Text(f"Not given: {plain(name.replace('_', ' '))}, as {plain(why)}.")
+    bits = found.get("bits_per_dim")
+    if bits:
+        yield Heading(2, "Likelihood")
+        yield Text(
+            f"The bound of the chain of {bits['chain']:,} steps is {bits['test']:.3f} bits per dimension on test images ({interval(bits)}), and "
+            f"{bits['training']['value']:.3f} on training images. The gap of {bits['gap']['value']:+.3f} is the overfitting."
+            + (
+                f" The probability-flow ODE, another model of the data, has {bits['ode']['test']:.3f}."
+                if "ode" in bits
+                else ""
+            )
+        )
+        if "bits.png" in source.pictures:
+            yield Figure(
+                "bits",
+                "Where on the noise axis the bits are spent.",
+                "A chart of bits per dimension against the log-SNR.",
+                0.7,
+            )
+    elif found:
+        yield Missing("There are no bits per dimension yet.", f"undiffuse evaluate {run} --no-quality --no-novelty")
+    audit = found.get("novelty")
+    if audit:
+        yield Heading(2, "Novelty")
+        verdict = (
+            "The audit found copies of training images among the drawn ones."
+            if audit["alarm"]
+            else "The audit found no copies of training images among the drawn ones."
+        )
+        yield Text(
+            f"{verdict} Of {audit['n']:,} images {audit['share']:.2%} have a ratio of distances below {audit['threshold']:.3f}, where "
+            f"{audit['expected']:.2%} of real ones have (p = {audit['p_value']:.2g})."
+        )
+        if "novelty.png" in source.pictures:
+            yield Figure(
+                "novelty",
+                "The likeliest copies: each drawn image with its nearest training image to its right.",
+                "Pairs of similar images side by side.",
+                0.8,
+            )
+
+
+WAYS = {
+    "mean": "(7)",
+    "ddpm-printed": "(8) as printed",
+    "ddpm": "(8), DDPM",
+    "ddim": "DDIM",
+    "heun": "Heun",
+    "dpmpp-2m": "DPM-Solver++ 2M",
+}
+
+
+def compared(source: Source) -> Iterator[Block]:
+    study, run = source.samplers, source.run.path
+    yield Heading(1, "Samplers compared")
+    if study is None:
+        yield Missing("The samplers have not been compared on this run.", f"undiffuse study samplers {run}")
+        return
+    rows = study["rows"]
+    scored = all("frechet" in row for row in rows)
+    yield Text(
+        f"Each sampler drew {study['n']:,} images with this run's model, from the same noise"
+        + (" and the same labels" if source.config.conditional else "")
+        + ", without guidance. _Spread_ is how different its images are from one another (the root mean square difference from the mean"
+        + (" of their class" if source.config.conditional else "")
+        + ", in grey levels); "
+        f"real images have {study['real_spread']:.1f}."
+    )
+    yield Table(
+        (
+            "sampler",
+            "steps",
+            "calls",
+            *(("Fréchet distance", "95% interval") if scored else ()),
+            "spread",
+            "ms an image",
+        ),
+        [
+            (
+                plain(WAYS[row["sampler"]]),
+                str(row["steps"]),
+                str(row["calls"]),
+                *(
+                    (number(row["frechet"]), f"{number(row['frechet_low'])} to {number(row['frechet_high'])}")
+                    if scored
+                    else ()
+                ),
+                f"{row['spread']:.1f}",
+                f"{1000 * row['seconds_per_image']:.1f}",
+            )
+            for row in rows
+        ],
+        f"Of {study['n']:,} images each. A small sample's Fréchet distance is biased upwards, alike for all of them: compare the rows, not the figures elsewhere.",
+        (1, 2, 3, 4, 5, 6) if scored else (1, 2, 3, 4),
+    )
+    if scored:
+        yield Figure(
+            "samplers",
+            "Quality against network calls.",
+            "Curves of the Fréchet distance against network calls, one for each sampler.",
+            0.75,
+        )
+    for row in {row["sampler"]: row for row in sorted(rows, key=lambda row: int(row["calls"]))}.values():
+        words = f"{plain(WAYS[row['sampler']])}, {row['steps']} steps: from the same ten noises as the others."
+        yield Figure(Path(f"study-{row['picture']}").stem, words, f"Ten images drawn by {row['sampler']}.", 0.9)
+    yield Heading(2, "Which advantages and disadvantages has each?")
+    yield Text(" ".join(verdicts(study, scored)))
+
+
+def verdicts(study: dict[str, Any], scored: bool) -> Iterator[str]:
+    """The answer to the handout's question, as far as the figures bear it out."""
+    by_name: dict[str, list[dict[str, Any]]] = {}
+    for row in study["rows"]:
+        by_name.setdefault(row["sampler"], []).append(row)
+    last = {name: max(rows, key=lambda row: int(row["calls"])) for name, rows in by_name.items()}
+    first = {name: min(rows, key=lambda row: int(row["calls"])) for name, rows in by_name.items()}
+    real = study["real_spread"]
+    collapsed = last["mean"]["spread"] < 0.8 * last["ddpm"]["spread"]
+    if collapsed:
+        yield (
+            f"(7) collapses: its images have a spread of {last['mean']['spread']:.1f}, those of (8) of {last['ddpm']['spread']:.1f}, real ones of {real:.1f}. "
+            "It needs no noise on the way, and that is its only advantage."
+        )
+    else:
+        yield (
+            f"On this run (7) has not collapsed (a spread of {last['mean']['spread']:.1f} against {last['ddpm']['spread']:.1f} of (8)), though in theory its noise "
+            "shrinks too fast."
+        )
+    if last["ddpm-printed"]["spread"] < 0.97 * last["ddpm"]["spread"]:
+        yield f"(8) as printed adds too little noise, and its images are less varied than they should be ({last['ddpm-printed']['spread']:.1f})."
+    else:
+        yield f"(8) as printed is about as varied as (8) here ({last['ddpm-printed']['spread']:.1f})."
+    if not scored:
+        return
+    best = min(study["rows"], key=lambda row: float(row["frechet"]))
+    yield f"The smallest Fréchet distance, {number(best['frechet'])}, is that of {WAYS[best['sampler']]} with {best['calls']} calls."
+
+    def apart(a: dict[str, Any], b: dict[str, Any]) -> bool:
+        return bool(a["frechet_high"] < b["frechet_low"] or b["frechet_high"] < a["frechet_low"])
+
+    for calls, rows in (("many", last), ("few", first)):
+        ddpm, ddim = rows["ddpm"], rows["ddim"]
+        how = f"With {calls} calls ({ddpm['calls']}), (8) has {number(ddpm['frechet'])} and DDIM {number(ddim['frechet'])}"
+        if not apart(ddpm, ddim):
+            yield f"{how}: no difference that these many images could show."
+        elif ddpm["frechet"] < ddim["frechet"]:
+            yield f"{how}: the fresh noise of (8) corrects errors that the network made on the way, which DDIM carries to the end."
+        else:
+            yield f"{how}: DDIM makes the most of its steps, as it takes away as much noise as there is to lose, and adds none."
+    yield "DDIM and the methods of second order give the same image for the same noise each time, so two noises can be mixed, and an image found again; (8) does not."
+
+
+def limits(source: Source) -> Iterator[Block]:
+    yield Heading(1, "Limits, and how to repeat it")
+    yield Text(
+        "The features by which images are compared come from a classifier: what it does not see, these figures do not measure. Intervals say what "
+        "other draws of images would give, not what another training would. The bound and the ODE's likelihood are of different models, and no order "
+        "holds between them."
+    )
+    yield Text(
+        "This run is repeated to the same weights, on the same machine and versions, by "
+        + coded(f"undiffuse train --replay {source.run.path} --out NEW")
+        + "."
+    )
+
+
+REFERENCES = (
+    ("Ho, Jain & Abbeel 2020", "Denoising Diffusion Probabilistic Models", "2006.11239"),
+    ("Song, Meng & Ermon 2021", "Denoising Diffusion Implicit Models", "2010.02502"),
+    ("Nichol & Dhariwal 2021", "Improved Denoising Diffusion Probabilistic Models", "2102.09672"),
+    ("Kingma, Salimans, Poole & Ho 2021", "Variational Diffusion Models", "2107.00630"),
+    ("Salimans & Ho 2022", "Progressive Distillation for Fast Sampling of Diffusion Models", "2202.00512"),
+    ("Ho & Salimans 2022", "Classifier-Free Diffusion Guidance", "2207.12598"),
+    ("Lu et al. 2022", "DPM-Solver++", "2211.01095"),
+    ("Karras et al. 2022", "Elucidating the Design Space of Diffusion-Based Generative Models", "2206.00364"),
+    ("Luo 2022", "Understanding Diffusion Models: A Unified Perspective", "2208.11970"),
+    ("Heusel et al. 2017", "GANs Trained by a Two Time-Scale Update Rule", "1706.08500"),
+    ("Kynkäänniemi et al. 2019", "Improved Precision and Recall Metric", "1904.06991"),
+    ("Meehan, Chaudhuri & Dasgupta 2020", "A Non-Parametric Test to Detect Data-Copying", "2004.05675"),
+)
+
+
+def references(source: Source) -> Iterator[Block]:
+    yield Heading(1, "References")
+    yield Text(
+        "\n".join(
+            f'- {who}: _{title}_. #link("https://doi.org/10.48550/arXiv.{number}")[arXiv:{number}]'
+            for who, title, number in REFERENCES
+        )
+    )
+
+
+Part = Callable[[Source], Iterator[Block]]

@@ -1,0 +1,70 @@
+"""Blocks as a Typst document, which is compiled to a page (HTML) and to a document (PDF)."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Iterable, Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Literal
+
+from undiffuse.errors import UserError
+from undiffuse.report.blocks import Block, Code, Equation, Figure, Heading, Missing, Table, Text, coded, plain
+
+
+def typst_source(title: str, blocks: Iterable[Block]) -> str:
+    """The whole document; pictures are expected beside it, as NAME.svg or NAME.png."""
+    head = f'#import "style.typ": *\n#show: report.with(title: [{plain(title)}])\n'
+    return "\n\n".join([head, *map(typst, blocks), ""])
+
+
+def typst(block: Block) -> str:
+    match block:
+        case Heading(level, words):
+            return f"{'=' * level} {words}"
+        case Text(words):
+            return words
+        case Equation(mathematics, number, note):
+            label = f"({number})" if number else ""
+            return f"#numbered($ {mathematics} $, [{label}{f' {note}' if note else ''}])"
+        case Figure(name, caption, alt, width):
+            return f"#picture({json.dumps(name)}, {json.dumps(alt, ensure_ascii=False)}, {width:.0%}, [{caption}])"
+        case Table(header, rows, caption, numeric):
+            cells = "\n".join(", ".join(f"[{cell}]" for cell in row) + "," for row in [header, *rows])
+            columns = ", ".join("right" if i in numeric else "left" for i in range(len(header)))
+            return f"#tabular(({columns},), [{caption}],\n{cells}\n)"
+        case Code(source, file, line):
+            fence = "`" * 4
+            return f"#where({json.dumps(file)}, {line})\n\n{fence}python\n{source.rstrip()}\n{fence}"
+        case Missing(what, command):
+            return f"#missing[{what} This command makes it:][{coded(command)}]"
+
+
+def compile_document(title: str, blocks: Iterable[Block], pictures: Mapping[str, bytes]) -> tuple[str, bytes]:
+    """(the page, the document). pictures: by file name, such as "loss.png"."""
+    try:
+        import typst as compiler
+    except ImportError as error:
+        raise UserError("a report needs the typst library; install it with: pip install 'undiffuse[report]'") from error
+
+    files = resources.files("undiffuse.report")
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder)
+        (place / "style.typ").write_text((files / "style.typ").read_text())
+        (place / "main.typ").write_text(typst_source(title, blocks))
+        (place / "pictures.json").write_text(json.dumps({Path(name).stem: name for name in pictures}))
+        for name, content in pictures.items():
+            (place / name).write_bytes(content)
+
+        def compiled(form: Literal["html", "pdf"]) -> bytes:
+            world = compiler.Compiler(
+                place / "main.typ", root=place, ignore_system_fonts=True, sys_inputs={"form": form}
+            )
+            found = world.compile(format=form)
+            assert isinstance(found, bytes)
+            return found
+
+        page, document = compiled("html").decode(), compiled("pdf")
+    css = (files / "style.css").read_text()
+    return page.replace("</head>", f"<style>{css}</style></head>", 1), document

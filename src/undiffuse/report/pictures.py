@@ -1,0 +1,146 @@
+"""The pictures that explain: a digit being noised, the chain, the schedules. Drawn from the run's own schedule and images.
+
+To add one: a function (source) -> Figure with `@PICTURES.add`; a report names it by its name."""
+
+from __future__ import annotations
+
+import io
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+from undiffuse import data, figures, images, process, rng
+from undiffuse.registry import Table
+from undiffuse.schedule import SCHEDULES, noise_level
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from torch import Tensor
+
+    from undiffuse.report.content import Source
+
+PICTURES = Table("picture")
+
+
+def svg(figure: Figure) -> bytes:
+    """The same bytes for the same figure: no date, no random names."""
+    import matplotlib
+
+    out = io.BytesIO()
+    with matplotlib.rc_context({"svg.hashsalt": "undiffuse", "svg.fonttype": "path"}):
+        figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None})
+    return out.getvalue()
+
+
+def examples(source: Source, count: int) -> Tensor:
+    """The first training images of data.png, float (count, C, H, W)."""
+    import numpy as np
+    import torch
+    from PIL import Image
+
+    channels, height, width = source.about.facts.shape
+    with Image.open(io.BytesIO(source.pictures["data.png"])) as sheet:
+        tiles = images.tiles(sheet, height, width)[:count]
+    arrays = [np.asarray(tile.resize((width, height), Image.Resampling.NEAREST)) for tile in tiles]
+    pixels = torch.from_numpy(np.stack(arrays)).reshape(count, height, width, channels)
+    return data.to_float(pixels.movedim(-1, 1))
+
+
+def noised(source: Source, x_0: Tensor, t: float) -> Tensor:
+    import torch
+
+    level = noise_level(SCHEDULES[source.config.schedule], torch.tensor(t, dtype=torch.float64))
+    return process.jump(x_0, rng.normal(x_0.shape, 0, "report"), level.alpha, level.sigma)
+
+
+def show(axis: Axes, x: Tensor) -> None:
+    """One image, float (C, H, W)."""
+    axis.imshow(images.picture(data.to_uint8(x)), cmap="gray", vmin=0, vmax=255)
+    axis.set_axis_off()
+
+
+@PICTURES.add
+def noising(source: Source) -> Figure:
+    times, x_0 = [0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1], examples(source, 3)
+    figure = figures.new_figure(9, 2.9)
+    axes = figure.subplots(len(x_0), len(times))
+    for column, t in enumerate(times):
+        x_t = noised(source, x_0, t)
+        for row, axis in enumerate(axes[:, column]):
+            show(axis, x_t[row])
+        axes[0, column].set_title(f"t = {t:g}", fontsize=9)
+    return figure
+
+
+@PICTURES.add
+def chain(source: Source) -> Figure:
+    from matplotlib.patches import FancyArrowPatch
+
+    figure = figures.new_figure(9, 2.0)
+    figure.set_layout_engine("none")
+    x_0 = examples(source, 1)
+    places = [
+        (0.02, 0.0, "$x_0$"),
+        (0.22, 0.15, "$x_1$"),
+        (0.42, 0.4, "$x_{t-1}$"),
+        (0.62, 0.6, "$x_t$"),
+        (0.86, 1.0, "$x_T$"),
+    ]
+    for left, t, name in places:
+        axis = figure.add_axes((left, 0.18, 0.12, 0.6))
+        show(axis, noised(source, x_0, t)[0])
+        figure.text(left + 0.06, 0.08, name, ha="center", fontsize=12)
+    for (a, *_), (b, *_) in pairwise(places):
+        left, right = a + 0.13, b - 0.005
+        for y, start, end in ((0.62, left, right), (0.34, right, left)):
+            arrow = FancyArrowPatch((start, y), (end, y), arrowstyle="-|>", mutation_scale=11, color=figures.COLOURS[1])
+            figure.add_artist(arrow)
+    figure.text(0.585, 0.86, "$q(x_t|x_{t-1})$: adds noise", ha="center", fontsize=10)
+    figure.text(0.28, 0.86, "$p_\\theta(x_{t-1}|x_t)$: takes it away", ha="center", fontsize=10)
+    return figure
+
+
+@PICTURES.add
+def samplers(source: Source) -> Figure:
+    assert source.samplers is not None
+    figure = figures.new_figure(7, 3.6)
+    axis = figure.subplots()
+    styles = {
+        "mean": ":",
+        "ddpm-printed": "--",
+        "ddpm": "-",
+        "ddim": "-.",
+        "heun": (0, (5, 1)),
+        "dpmpp-2m": (0, (3, 1, 1, 1)),
+    }
+    shades = {"ddpm": figures.COLOURS[1], "ddim": figures.COLOURS[2]}
+    for name, style in styles.items():
+        rows = [row for row in source.samplers["rows"] if row["sampler"] == name]
+        calls, distance = [row["calls"] for row in rows], [row["frechet"] for row in rows]
+        axis.plot(
+            calls, distance, linestyle=style, marker="o", markersize=3, color=shades.get(name, "#555555"), label=name
+        )
+    axis.set(xscale="log", yscale="log", xlabel="network calls an image", ylabel="Frechet distance")
+    axis.legend(fontsize=8)
+    return figure
+
+
+@PICTURES.add
+def schedules(source: Source) -> Figure:
+    import torch
+
+    own = source.config.schedule
+    t = torch.linspace(0, 1, 400, dtype=torch.float64)[1:]
+    figure = figures.new_figure(9, 3.2)
+    left, right = figure.subplots(1, 2)
+    styles = ["-", "--", ":", "-.", (0, (5, 1, 1, 1, 1, 1))]
+    names = [name for name in SCHEDULES if name != own.partition(":")[0]] + [own]
+    for name, style in zip(names, [*styles[1:], "-"], strict=True):
+        level = noise_level(SCHEDULES[name], t)
+        look = {"color": "#c8501e", "linewidth": 2.4} if name == own else {"color": "#555555", "linewidth": 1.1}
+        left.plot(t, level.alpha**2 / (level.alpha**2 + level.sigma**2), linestyle=style, label=name, **look)
+        right.plot(t, level.log_snr, linestyle=style, **look)
+    left.set(xlabel="t", ylabel=r"$\bar\alpha$")
+    right.set(xlabel="t", ylabel="log SNR")
+    left.legend(fontsize=8)
+    return figure

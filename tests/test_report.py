@@ -1,0 +1,265 @@
+"""The report: what it says against the run folder, and that each of its three forms is whole."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import numpy as np
+import pypdf
+import pytest
+
+import undiffuse
+from conftest import write_idx
+from undiffuse.config import Config
+from undiffuse.errors import UserError
+from undiffuse.report import Report, write_report
+from undiffuse.report.blocks import Code, Equation, Figure, Heading, Missing, Table, coded, latex, markdown, plain
+from undiffuse.run import Run
+
+SECTIONS = (
+    "What a diffusion model is",
+    "The forward process: from image to noise",
+    "The model: from noise to image",
+    "Drawing new images",
+    "How it is measured",
+    "Hyperparameters",
+    "Training",
+    "Results",
+    "Limits, and how to repeat it",
+    "References",
+)
+
+
+# The vocabulary
+
+
+@pytest.mark.parametrize(
+    ("typst", "expected"),
+    [
+        ("x_t = sqrt(alpha_t) x_(t-1)", r"x_{t} = \sqrt{\alpha _{t}} x_{t-1}"),
+        ("frac(a (b), c)", r"\frac{a (b)}{c}"),
+        ("sqrt(1 - macron(alpha)_t) epsilon_0", r"\sqrt{1 - \bar{\alpha}_{t}} \varepsilon _{0}"),
+        ("norm(hat(x)_theta - x)^2", r"\lVert \hat{x}_{\theta} - x \rVert^{2}"),
+        ('EE_(t tilde.op "Uniform"{2..T})', r"\mathbb{E} _{t \sim  \text{Uniform}\{2..T\}}"),
+        ("i slash T", "i /  T"),
+        ("cal(N)(0, bold(I))", r"\mathcal{N}(0, \mathbf{I})"),
+    ],
+)
+def test_mathematics_as_latex(typst: str, expected: str) -> None:
+    assert latex(typst).strip() == expected
+
+
+def test_unknown_mathematics_is_an_error() -> None:
+    with pytest.raises(ValueError, match="wombat"):
+        latex("wombat(x)")
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("*strong* and _emphasis_ and `co_de`", "**strong** and *emphasis* and `co_de`"),
+        ("with $x_t$ in it", "with $x_{t}$ in it"),
+        ('#link("https://a.b/c")[words]', "[words](https://a.b/c)"),
+        (plain("1_000 * [x] #y"), r"1\_000 \* \[x\] \#y"),
+        (plain("a-b/c 'd' \"e\""), "a-b/c 'd' \"e\""),
+        (coded('a=1 "b" \\ $c$'), '`a=1 "b" \\ $c$`'),
+    ],
+)
+def test_text_as_markdown(words: str, expected: str) -> None:
+    assert markdown(words) == expected
+
+
+# Whole reports
+
+
+@pytest.fixture(scope="module")
+def reported(labelled_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = Path(shutil.copytree(labelled_run, tmp_path_factory.mktemp("reports") / "run"))
+    write_report(run)
+    return run
+
+
+def pdf_text(path: Path) -> str:
+    return " ".join(" ".join(page.extract_text() for page in pypdf.PdfReader(path).pages).split())
+
+
+def test_each_form_has_every_section_and_equation(reported: Path) -> None:
+    page = (reported / "report.html").read_text()
+    document = pdf_text(reported / "report.pdf")
+    cells = nbformat.read(reported / "report.ipynb", as_version=4)
+    nbformat.validate(cells)
+    prose = "\n".join(cell.source for cell in cells.cells if cell.cell_type == "markdown")
+    for section in SECTIONS:
+        assert section in page
+        assert section in document
+        assert f"## {section}" in prose
+    for number in range(1, 9):
+        assert re.search(rf'class="number">\({number}\)', page)
+        assert f"({number})" in document
+        assert rf"\tag{{{number}}}" in prose
+    # Typst's page once lost the bar of alpha without a word (`overline`): every accent must arrive.
+    mathematics = " ".join([b.mathematics for b in Report(reported).blocks if isinstance(b, Equation)])
+    assert page.count("<mover") >= mathematics.count("macron(") + mathematics.count("hat(") > 10
+    for printed in ("contradicts (1)", "without its root", "without the root", "not DDIM"):
+        assert printed in document
+
+
+def test_every_figure_is_there_and_not_empty(reported: Path) -> None:
+    report = Report(reported)
+    names = [block.name for block in report.blocks if isinstance(block, Figure)]
+    assert {"samples", "chain", "noising", "schedules", "loss", "timeline"} <= set(names)
+    assert len(names) == len(set(names))
+    for name in names:
+        content = next(c for file, c in report.pictures.items() if Path(file).stem == name)
+        assert len(content) > 500
+        assert next(b for b in report.blocks if isinstance(b, Figure) and b.name == name).alt
+    page = (reported / "report.html").read_text()
+    assert page.count("<img") == len(names)
+    assert len(re.findall(r"<img[^>]* alt=\"[^\"]+\"", page)) == len(names)
+
+
+def test_code_is_the_source_that_runs(reported: Path) -> None:
+    found = [block for block in Report(reported).blocks if isinstance(block, Code)]
+    assert len(found) > 20
+    root = Path(undiffuse.__file__).parent.parent
+    for block in found:
+        lines = (root / block.file).read_text().splitlines(keepends=True)
+        assert "".join(lines[block.line - 1 :]).startswith(block.source)
+    assert any("def ddpm_printed" in block.source for block in found)
+
+
+def test_every_hyperparameter_is_in_the_table_and_changes_are_marked(reported: Path) -> None:
+    table = next(b for b in Report(reported).blocks if isinstance(b, Table) and b.header == ("name", "value", "why"))
+    rows = {row[0]: row[1:] for row in table.rows}
+    assert {name.split("`")[1].replace("-", "_") for name in rows} == set(Config.model_fields)
+    assert rows["`lr`"] == (plain(0.002), plain(Run(reported).about().reasons["lr"]))
+    assert rows["`batch-size` \\*"][0] == "8"
+
+
+def test_nothing_is_asked_of_the_network(reported: Path) -> None:
+    page = (reported / "report.html").read_text()
+    fetched = re.findall(r'(?:src|srcset|data|poster)="(?!data:)([^"]*)"|@import|url\((?!data:)', page)
+    assert fetched == []
+    assert "<link" not in page
+    assert "<script" not in page
+
+
+def test_twice_is_the_same_to_the_byte(reported: Path) -> None:
+    before = {name: (reported / name).read_bytes() for name in ("report.html", "report.pdf", "report.ipynb")}
+    write_report(reported)
+    assert all((reported / name).read_bytes() == content for name, content in before.items())
+    assert all(len(content) < 5_000_000 for content in before.values())
+
+
+def test_what_is_not_there_is_named_with_its_command(reported: Path) -> None:
+    missing = [block for block in Report(reported).blocks if isinstance(block, Missing)]
+    assert [block.command for block in missing] == [
+        f"undiffuse evaluate {reported}",
+        f"undiffuse study samplers {reported}",
+    ]
+
+
+METRICS: dict[str, Any] = {
+    "format": 1,
+    "reference": {"control": "test set"},
+    "sampling": {"n": 4321, "sampler": "ddim:eta=0.5", "steps": 17, "network_calls": 34},
+    "frechet": {"value": 0.1234, "low": 0.1111, "high": 0.1357, "floor": 0.0456, "ratio": 2.706},
+    "precision": {"value": 0.8765, "low": 0.8701, "high": 0.8802, "control": 0.8999},
+    "missing": {"label_agreement": "the images were drawn without labels"},
+    "bits_per_dim": {
+        "test": 1.2345, "low": 1.2, "high": 1.27, "chain": 1000, "training": {"value": 1.2222}, "gap": {"value": 0.0123},
+    },
+    "novelty": {"alarm": True, "n": 4321, "share": 0.0234, "threshold": 0.567, "expected": 0.001, "p_value": 1e-9},
+}  # fmt: skip
+
+
+def test_numbers_are_those_of_metrics_json(reported: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(reported, tmp_path / "run"))
+    (run / "metrics.json").write_text(json.dumps(METRICS))
+    write_report(run)
+    document = pdf_text(run / "report.pdf")
+    for words in (
+        "0.123",
+        "0.111 to 0.136",
+        "0.0456",
+        "2.71 times",
+        "0.876",
+        "0.9",
+        "4,321 images",
+        "1.234",
+        "1.222",
+        "+0.012",
+    ):
+        assert words in document, words
+    for words in (
+        "ddim:eta=0.5",
+        "17 steps, 34 network calls",
+        "found copies",
+        "2.34%",
+        "0.567",
+        "drawn without labels",
+    ):
+        assert words in document, words
+    assert [b.command for b in Report(run).blocks if isinstance(b, Missing)] == [f"undiffuse study samplers {run}"]
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"format": 7}', "{half"])
+def test_damaged_metrics_are_named(reported: Path, tmp_path: Path, content: str) -> None:
+    run = Path(shutil.copytree(reported, tmp_path / "run"))
+    (run / "metrics.json").write_text(content)
+    with pytest.raises(UserError, match=r"metrics\.json can't be read"):
+        write_report(run)
+
+
+def test_no_run_no_report(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no run folder"):
+        write_report(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_colour_and_strange_names(train: Callable[..., Path], tmp_path: Path) -> None:
+    """A data set whose name is full of marks, in colour, without labels."""
+    pixels = np.random.default_rng(0).integers(0, 256, (20, 6, 9, 3), dtype=np.uint8)
+    folder = write_idx(tmp_path / "_my$ *data* #1 [x]@y", pixels)
+    run = train(data=str(folder), steps=2, snapshots=2)
+    write_report(run)
+    assert "_my$ *data* #1 [x]@y" in pdf_text(run / "report.pdf")
+    assert "6 x 9 pixels, 3 colours" in pdf_text(run / "report.pdf")
+
+
+def test_an_unfinished_run_says_so(run: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(run, tmp_path / "copy"))
+    kept = [line for line in (copy / "log.jsonl").read_text().splitlines() if json.loads(line)["step"] <= 7]
+    (copy / "log.jsonl").write_text("".join(f"{line}\n" for line in kept))
+    for name in ("loss.png", "timeline.png", "model.safetensors", "data.png"):
+        (copy / name).unlink()
+    write_report(copy)
+    document = pdf_text(copy / "report.pdf")
+    assert "The run was interrupted" in document
+    assert f"undiffuse train --out {copy}" in document
+    assert "7 steps" in document
+
+
+def test_headings_are_nested(reported: Path) -> None:
+    levels = [block.level for block in Report(reported).blocks if isinstance(block, Heading)]
+    assert levels[0] == 1
+    assert all(b <= a + 1 for a, b in pairwise(levels))
+
+
+@pytest.mark.slow
+def test_the_notebook_runs(reported: Path) -> None:
+    from nbclient import NotebookClient
+
+    book = nbformat.read(reported / "report.ipynb", as_version=4)
+    NotebookClient(book, timeout=300, kernel_name="python3", resources={"metadata": {"path": str(reported)}}).execute()
+    outputs = [
+        cell.outputs for cell in book.cells if cell.cell_type == "code" and cell.source.startswith("report.figure")
+    ]
+    assert all(out and set(out[0].data) & {"image/png", "image/svg+xml"} for out in outputs)

@@ -1,0 +1,128 @@
+"""The comparison of samplers: what it draws, what it writes down, and that it goes on where it was interrupted."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from undiffuse import images, study
+from undiffuse.errors import UserError
+from undiffuse.report import Report
+from undiffuse.report.blocks import Table, Text
+from undiffuse.report.content import verdicts
+from undiffuse.study import CALLS, SAMPLERS, cases, sampler_study, spread
+
+
+@pytest.fixture(scope="module")
+def studied(labelled_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = Path(shutil.copytree(labelled_run, tmp_path_factory.mktemp("studies") / "run"))
+    list(sampler_study(run, minutes=1e-6).rows())
+    return run
+
+
+def test_every_sampler_is_drawn_at_every_number_of_calls(studied: Path) -> None:
+    content = json.loads((studied / "study" / "samplers.json").read_text())
+    assert content["n"] == study.FEWEST
+    assert [(row["sampler"], row["calls"]) for row in content["rows"]] == [(c.sampler, c.calls) for c in cases()]
+    assert len(content["rows"]) == len(SAMPLERS) * len(CALLS)
+    assert [c.calls for c in cases() if c.sampler == "heun"] == [5, 9, 25]
+    assert all(c.calls == c.steps in CALLS for c in cases() if c.sampler != "heun")
+
+
+def test_pictures_are_of_the_same_noise_and_the_samplers_own(studied: Path) -> None:
+    """`ddim` of the study's picture is what `ddim` draws from the same noise and label."""
+    tiles = {}
+    for name in ("ddim-25", "ddpm-25"):
+        with Image.open(studied / "study" / f"{name}.png") as sheet:
+            tiles[name] = np.stack([np.asarray(tile) for tile in images.tiles(sheet, 8, 8)[: study.SHOWN]])
+    assert (tiles["ddim-25"] != tiles["ddpm-25"]).any()
+    assert tiles["ddim-25"].std() > 5
+
+
+def test_it_goes_on_where_it_was_interrupted(labelled_run: Path, studied: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(labelled_run, tmp_path / "run"))
+    list(islice(sampler_study(run, minutes=1e-6).rows(), 5))
+    half = json.loads((run / "study" / "samplers.json").read_text())
+    assert len(half["rows"]) in (4, 5)
+    again = sampler_study(run, minutes=100)  # the number of images is that of before
+    assert again.n == study.FEWEST
+    list(again.rows())
+    whole = json.loads((run / "study" / "samplers.json").read_text())
+    for ours, theirs in zip(
+        whole["rows"], json.loads((studied / "study" / "samplers.json").read_text())["rows"], strict=True
+    ):
+        assert {**ours, "seconds_per_image": 0} == {**theirs, "seconds_per_image": 0}
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}"])
+def test_a_damaged_study_is_named(labelled_run: Path, tmp_path: Path, content: str) -> None:
+    run = Path(shutil.copytree(labelled_run, tmp_path / "run"))
+    (run / "study").mkdir()
+    (run / "study" / "samplers.json").write_text(content)
+    with pytest.raises(UserError, match=r"samplers\.json"):
+        sampler_study(run)
+
+
+def test_spread_is_the_standard_deviation_over_images() -> None:
+    g = torch.Generator().manual_seed(0)
+    x = torch.randint(0, 256, (50, 1, 4, 4), generator=g, dtype=torch.uint8)
+    assert spread(x) == pytest.approx(x.double().var(dim=0, correction=0).mean().sqrt().item())
+    assert spread(x[:1].expand(9, 1, 4, 4)) == 0
+    assert spread(x, torch.arange(50)) == 0  # each its own class
+    label = torch.arange(50) % 2
+    halves = [spread(x[label == k]) for k in (0, 1)]
+    assert spread(x, label) ** 2 == pytest.approx((halves[0] ** 2 + halves[1] ** 2) / 2)
+
+
+def test_the_report_takes_it_in(studied: Path) -> None:
+    found = Report(studied)
+    table = next(b for b in found.blocks if isinstance(b, Table) and b.header[0] == "sampler")
+    assert len(table.rows) == len(SAMPLERS) * len(CALLS)
+    assert {"study-mean-25", "study-ddpm-25", "denoising"} <= {Path(name).stem for name in found.pictures}
+    words = " ".join(b.words for b in found.blocks if isinstance(b, Text))
+    assert "(7)" in words
+
+
+def rows(**spreads: float) -> list[dict[str, object]]:
+    return [
+        {"sampler": name, "calls": calls, "steps": calls, "spread": spreads.get(name.replace("-", "_"), 80.0)}
+        for name in SAMPLERS
+        for calls in (10, 50)
+    ]
+
+
+def scored(distances: dict[str, tuple[float, float]]) -> list[dict[str, object]]:
+    """Rows with these Frechet distances (of few calls, of many), +-5%."""
+    found = rows(mean=20.0, ddpm_printed=60.0)
+    for row in found:
+        value = distances.get(str(row["sampler"]), (9.0, 9.0))[row["calls"] == 50]
+        row |= {"frechet": value, "frechet_low": 0.95 * value, "frechet_high": 1.05 * value}
+    return found
+
+
+Verdict = Callable[[list[dict[str, object]]], str]
+
+
+@pytest.fixture
+def verdict() -> Verdict:
+    return lambda found: " ".join(verdicts({"rows": found, "real_spread": 81.0}, "frechet" in found[0]))
+
+
+def test_the_text_follows_the_figures(verdict: Verdict) -> None:
+    assert "(7) collapses" in verdict(rows(mean=20.0))
+    assert "has not collapsed" in verdict(rows())
+    assert "too little noise" in verdict(rows(ddpm_printed=60.0))
+    assert "about as varied" in verdict(rows())
+    found = verdict(scored({"ddpm": (3.0, 1.0), "ddim": (2.0, 1.5), "heun": (0.5, 0.4)}))
+    assert "0.4, is that of Heun with 50 calls" in found
+    assert "With many calls (50), (8) has 1 and DDIM 1.5: the fresh noise" in found
+    assert "With few calls (10), (8) has 3 and DDIM 2: DDIM makes the most" in found
+    assert "no difference" in verdict(scored({"ddpm": (2.0, 1.0), "ddim": (2.05, 1.0)}))
