@@ -23,7 +23,7 @@ LEVELS = [
         "nets",
         "optimizers",
     ],  # nets is the table; its networks come higher
-    ["denoiser", "data", "images", "nets.unet"],
+    ["denoiser", "data", "images", "groups", "nets.unet"],
     ["objective", "sampling", "features", "likelihood", "novelty", "nets.*"],
     ["config"],
     ["run"],

@@ -137,6 +137,7 @@ def test_the_configuration_is_saved_with_its_reasons_and_its_data(run: Path, con
         "training": 61,
         "validation": len(held_out),
         "sha256": hashlib.sha256(dataset.images.numpy().tobytes() + dataset.labels.numpy().tobytes()).hexdigest(),
+        "groups": [],
     }
     assert Run(run).about().config == config
 

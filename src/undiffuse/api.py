@@ -129,7 +129,7 @@ def prepare(run: Where, request: Request) -> Drawing:
         raise UserError(
             f"{run} was trained without labels, so it can't be asked for one; train a run with --conditional"
         )
-    if not classes and request.guidance not in (None, 1.0):
+    if not denoiser.labels and request.guidance not in (None, 1.0):
         raise UserError(
             f"{run} was trained without labels, so there is nothing to guide by; train a run with --conditional"
         )

@@ -60,6 +60,13 @@ class Config(BaseModel):
     size: int | None = hyper(None, "resize images to SIZE x SIZE pixels", "the images' own size")
     subset: int | None = hyper(None, "train on a random subset of this many images", "all of them", ge=1)
     conditional: bool = hyper(False, "train with class labels", "the handout's model has none, nor have all data")
+    groups: int = hyper(
+        64,
+        "groups of similar images that a run without labels learns apart, found by k-means; 0 for none",
+        "a network that knows roughly what it is to draw learns faster, and keeps the data's proportions",
+        ge=0,
+        le=1000,
+    )
     label_dropout: float = hyper(
         0.1, "share of labels hidden in training", "guidance needs both guesses; Ho & Salimans 2022", ge=0, le=1
     )
@@ -201,6 +208,7 @@ PRESETS: dict[str, dict[str, tuple[Any, str]]] = {
         "chain": (1000, "T of Ho et al. 2020; t uniform on {2..T}, the handout's (6)"),
         "predict": ("x0", "the handout's network guesses the image"),
         "weighting": ("uniform", "the handout's (6) is plain squared error"),
+        "groups": (0, "the handout's network is told x_t and t only"),
         "stratified": (False, "the handout draws t independently"),
         "optimizer": ("adamw", "the usual one"),
         "lr": (1e-3, "the usual step for a UNet of this size"),
@@ -213,6 +221,7 @@ PRESETS: dict[str, dict[str, tuple[Any, str]]] = {
         "predict": ("x0", "the network's guess is a mean over grey levels"),
         "schedule": ("log-linear:snr_max=14,snr_min=-10", "to log-SNR 14, where a grey level is certain"),
         "weighting": ("snr", "the loss is then the variational bound itself"),
+        "groups": (0, "the likelihood of an image is that of all groups together"),
         "guidance": (1.0, "guided samples are not the model whose likelihood is measured"),
         "sample_calls": (50, "the schedule spends much of its time where little is to be seen"),
     },

@@ -68,17 +68,24 @@ class Denoiser:
 
     network: (x (B, C, H, W), log-SNR (B,), label (B,) or None) -> (B, C, H, W).
     schedule, prediction: specs such as "cosine:s=0.01" and "v".
-    shape: (C, H, W) of an image. classes: the names of the labels, empty for an unconditional network; label
-    number len(classes) is "no label". Raises UserError for a prediction that the schedule makes impossible."""
+    shape: (C, H, W) of an image. classes: the names of the labels, empty where there are none to ask for. groups: the sizes of
+    the hidden groups that take the labels' place (groups.py). Label number `labels` is "no label". Raises UserError for a prediction
+    that the schedule makes impossible."""
 
     network: Network
     schedule: str
     prediction: str
     shape: tuple[int, int, int]
     classes: tuple[str, ...] = ()
+    groups: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         refuse_zero_snr(self.schedule, self.prediction)
+
+    @property
+    def labels(self) -> int:
+        """How many labels the network knows, beside "no label"; 0 where it takes none."""
+        return len(self.classes) or len(self.groups)
 
     def noise_level(self, t: Tensor) -> NoiseLevel:
         """The noise level at times t, any shape."""
@@ -90,7 +97,7 @@ class Denoiser:
         return c_skip, c_out, c_in
 
     def __call__(self, x_t: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
-        """x_0_hat for noisy images x_t (B, C, H, W) at times t (B,) in (0, 1]; labels (B,) where the network has classes."""
+        """x_0_hat for noisy images x_t (B, C, H, W) at times t (B,) in (0, 1]; labels (B,) where it knows some."""
         level = self.noise_level(t)
         c_skip, c_out, c_in = (process.expand(c, x_t) for c in self.coefficients(level))
         return c_skip * x_t + c_out * self.network(c_in * x_t, level.log_snr.to(x_t.dtype), label)

@@ -114,7 +114,7 @@ def reference(spec: str, size: int | None = None, run: Run | None = None) -> Ref
     if run is not None:
         about = run.about()
         seen, held_out, facts = prepare(about.config, whole)
-        if facts != about.facts:
+        if not about.facts.same_images(facts):
             raise UserError(
                 f"{run.path} was trained on other images than '{spec}' holds now; bring those back to evaluate it"
             )
@@ -392,13 +392,13 @@ def bits_per_dim(
     watch: Watch = unwatched,
 ) -> dict[str, Any]:
     """The variational bounds on the whole test set (or n images of it) and on training images, and the exact likelihood of
-    the ODE on some of them; conditional on their labels where the denoiser has classes."""
+    the ODE on some of them; given their labels where the denoiser has classes, without any where it has groups."""
     test = random_part(real.unseen, n or len(real.unseen), seed)
     training = random_part(real.seen, min(SOME_BITS, len(test)), seed)
     some = random_part(test, min(SOME_BITS, len(test)), seed)
 
     def bound_of(part: Dataset, stage: str, continuous: bool = False) -> likelihood.Bound:
-        label = part.labels if denoiser.classes else None
+        label = known_labels(denoiser, part)
 
         def progress(done: float) -> None:
             watch(stage, done)
@@ -444,7 +444,7 @@ def bits_per_dim(
     }
     if ode_images:
         part = random_part(test, ode_images, seed)
-        label = part.labels if denoiser.classes else None
+        label = known_labels(denoiser, part)
         level = likelihood.ODE_LEVEL
         if chain is not None:  # step 2 has the least noise that it was trained at
             level = min(level, denoiser.noise_level(torch.tensor(2 / chain)).log_snr.item())
@@ -471,6 +471,13 @@ def bits_per_dim(
             "change_from_half_the_steps": (exact.mean() - coarse.mean()).item(),
         }
     return found
+
+
+def known_labels(denoiser: Denoiser, dataset: Dataset) -> Tensor | None:
+    """What a denoiser may be told of the images whose likelihood it gives: their classes, or "no label", or nothing."""
+    if denoiser.groups:
+        return torch.full((len(dataset),), denoiser.labels)
+    return dataset.labels if denoiser.classes else None
 
 
 # --- Whole evaluations ---

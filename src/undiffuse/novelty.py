@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from undiffuse import data
+from undiffuse.groups import coarse
 
 CANDIDATES = 12  # for which distances are computed at full resolution
 SAME = 2.0  # grey levels: training images no farther apart count as one
@@ -56,12 +57,7 @@ def nearest_images(queries: Tensor, training: Tensor, watch: Callable[[float], N
     Candidates are found at a resolution of 14 to 27 pixels a side, and compared at full resolution. Duplicates of the
     nearest do not count as the second, or copies of images that were trained on twice would not be seen. There must be
     at least two training images."""
-    factor = max(1, min(training.shape[-2:]) // 14)
-
-    def coarse(images: Tensor) -> Tensor:
-        return F.avg_pool2d(images, factor).flatten(1) if factor > 1 else images.flatten(1)
-
-    everything = torch.cat([coarse(part.float()) for part in training.split(5000)])
+    everything = coarse(training)
     squares = everything.square().sum(dim=1)
     count = min(CANDIDATES, len(training))
     nearest, distance = [], []

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from undiffuse import data, features, machine
 from undiffuse.clock import FINISH_SECONDS, Clock
 from undiffuse.run import build_network, make_denoiser
-from undiffuse.session import prepare, total_steps
+from undiffuse.session import grouped, prepare, total_steps
 from undiffuse.training import Stepped, fit, new_state, rehearse
 
 if TYPE_CHECKING:
@@ -24,6 +25,8 @@ def plan(config: Config) -> str:
     rehearse(config)
     whole = data.load(config.data, config.size)
     training, held_out, facts = prepare(config, whole)
+    training, held_out, groups = grouped(config, training, held_out)
+    facts = replace(facts, groups=groups)
     steps = total_steps(config, len(training))
     precision, compiled, notes = machine.resolve(config, steps and steps * config.batch_size)
     network = build_network(config, facts)

@@ -19,7 +19,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,7 +38,9 @@ FORMAT = 1
 @dataclass(frozen=True)
 class DataFacts:
     """What a run must know of its data: its name, an image's shape, the class names, how many images it trains on
-    and holds out, and the SHA-256 of them, so that another data set in the same place is noticed."""
+    and holds out, and the SHA-256 of them, so that another data set in the same place is noticed.
+
+    groups: how many training images there are in each group, where there are some."""
 
     name: str
     shape: tuple[int, int, int]
@@ -46,6 +48,11 @@ class DataFacts:
     training: int
     validation: int
     sha256: str
+    groups: tuple[int, ...] = ()
+
+    def same_images(self, other: DataFacts) -> bool:
+        """Whether these are facts of the same images. Groups do not count: on another machine rounding may move an image into another."""
+        return replace(self, groups=()) == replace(other, groups=())
 
 
 @dataclass(frozen=True)
@@ -130,6 +137,7 @@ class Run:
                 **content["data"],
                 "shape": tuple(content["data"]["shape"]),
                 "classes": tuple(content["data"]["classes"]),
+                "groups": tuple(content["data"].get("groups", ())),
             }
             return About(
                 config=validated(content["config"]),
@@ -231,7 +239,7 @@ def build_network(config: Config, facts: DataFacts) -> nn.Module:
     torch.manual_seed(config.seed)
     network: nn.Module = nets.NETWORKS[config.net](
         shape=facts.shape,
-        classes=len(facts.classes) if config.conditional else 0,
+        classes=len(facts.classes if config.conditional else facts.groups),
         channels=config.channels,
         blocks=config.blocks,
         attention=config.attention,
@@ -245,5 +253,5 @@ def build_network(config: Config, facts: DataFacts) -> nn.Module:
 
 
 def make_denoiser(network: nn.Module, config: Config, facts: DataFacts) -> Denoiser:
-    classes = facts.classes if config.conditional else ()
-    return Denoiser(network, config.schedule, config.predict, facts.shape, classes)
+    known = {"classes": facts.classes} if config.conditional else {"groups": facts.groups}
+    return Denoiser(network, config.schedule, config.predict, facts.shape, **known)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from undiffuse import process, rng
 from undiffuse.errors import UserError
+from undiffuse.groups import drawn_groups
 from undiffuse.registry import Table
 from undiffuse.schedule import SCHEDULES, NoiseLevel, Schedule, log_snr, time_of
 
@@ -126,7 +127,7 @@ class Guide:
         if self.label is not None and self.guidance != 1:
             import torch
 
-            unlabelled = self.denoise(x_t, t, torch.full_like(self.label, len(self.denoiser.classes)))
+            unlabelled = self.denoise(x_t, t, torch.full_like(self.label, self.denoiser.labels))
             x_0 = unlabelled + self.guidance * (x_0 - unlabelled)
         return x_0.clamp(-1, 1) if self.clip else x_0
 
@@ -288,12 +289,14 @@ def trajectory(
 ) -> Iterator[Frame]:
     """Draw the images with indices `samples` in one batch; yields each of the `steps` steps, the last ending in the images.
 
-    label: (B,) class numbers, for a denoiser with classes. The start is pure noise of the size that x_t has at t = 1.
+    label: (B,) numbers, for a denoiser with labels; of one with groups, by default `drawn_groups`. The start is pure noise of the size that x_t has at t = 1.
     An image depends on seed and index, and not on its batch. Raises UserError for unknown names and impossible values."""
     import torch
 
-    if (label is None) == bool(denoiser.classes):
-        raise ValueError("a denoiser with classes takes labels, one without takes none")
+    if label is None and denoiser.groups:
+        label = drawn_groups(denoiser.groups, samples, seed)
+    if (label is None) == bool(denoiser.labels):
+        raise ValueError("a denoiser with labels takes some, one without takes none")
     step_of = SAMPLERS[sampler]
     times = time_grid(grid, denoiser.schedule, steps)
     guide = Guide(denoiser, samples, seed, label, guidance, clip)
@@ -322,7 +325,7 @@ def steps_within(calls: int, denoiser: Denoiser, **options: Any) -> int:
     import torch
 
     idle = replace(denoiser, network=lambda x, log_snr, label: torch.zeros_like(x))
-    label = torch.zeros(1, dtype=torch.long) if denoiser.classes else None
+    label = torch.zeros(1, dtype=torch.long) if denoiser.labels else None
     one, two = counted(1), counted(2)
     return max(1, 1 + (calls - one) // (two - one))
 

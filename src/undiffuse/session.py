@@ -11,14 +11,17 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import torch
 
 from undiffuse import data, features, figures, images, machine
 from undiffuse.clock import Clock, Decision, Outlook
 from undiffuse.config import Config, differences
 from undiffuse.errors import UserError
+from undiffuse.groups import k_means
 from undiffuse.run import DataFacts, Run, build_network, make_denoiser
 from undiffuse.training import (
     Decided,
@@ -83,6 +86,19 @@ def prepare(config: Config, dataset: Dataset | None = None) -> tuple[Dataset, Da
     )
 
 
+def grouped(config: Config, training: Dataset, held_out: Dataset) -> tuple[Dataset, Dataset, tuple[int, ...]]:
+    """(training set, held-out set, the groups' sizes): with groups for labels, where the configuration asks for them and there are enough
+    images; else as they are, without sizes."""
+    if config.conditional or not config.groups:
+        return training, held_out, ()
+    group = k_means(torch.cat([training.images, held_out.images]), config.groups, config.seed)
+    own, others = group[: len(training)], group[len(training) :]
+    sizes = torch.bincount(own)
+    if len(sizes) < 2:
+        return training, held_out, ()
+    return replace(training, labels=own), replace(held_out, labels=others), tuple(sizes.tolist())
+
+
 def open_run(path: Path, config: Config, facts: DataFacts, replay_of: Path | None) -> Run:
     """The run folder at `path`, begun if it isn't there. Raises UserError where another run is there."""
     run, source = Run(path), str(replay_of.resolve()) if replay_of else None
@@ -98,7 +114,7 @@ def open_run(path: Path, config: Config, facts: DataFacts, replay_of: Path | Non
     if there.replay_of != source:
         is_what = f"replays {there.replay_of}" if there.replay_of else "is no replay"
         raise UserError(f"{path} holds a run that {is_what}; begin a new one with another --out")
-    if there.facts != facts:
+    if not there.facts.same_images(facts):
         raise UserError(
             f"{path} was trained on other images than '{config.data}' holds now; begin a new run with another --out"
         )
@@ -157,6 +173,8 @@ def train_session(
     rehearse(config)
     whole = data.load(config.data, config.size)
     training, held_out, facts = prepare(config, whole)
+    training, held_out, groups = grouped(config, training, held_out)
+    facts = replace(facts, groups=groups)
     scorer = features.scorer(whole) if config.score_share > 0 else None
     steps = total_steps(config, len(training))
     precision, compiled, notes = machine.resolve(config, steps and steps * config.batch_size)

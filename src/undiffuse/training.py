@@ -216,7 +216,7 @@ def fit(
     that an earlier session took. scorer: scores samples at some of the snapshots. Raises UserError where training has
     diverged."""
     weighting, distribution = WEIGHTINGS[config.weighting], TIMES[config.times]
-    images, labels = training.images, training.labels if config.conditional else None
+    images, labels = training.images, training.labels if denoiser.labels else None
     averaged = replace(denoiser, network=in_precision(state.average, precision))
     parameters: list[Tensor] = list(state.network.parameters())
     average: list[Tensor] = list(state.average.parameters())
@@ -290,7 +290,7 @@ def fit(
             stratified=config.stratified,
             steps=config.chain,
         )
-        label = None if labels is None else hide_labels(labels[rows], len(training.classes), config, step)
+        label = None if labels is None else hide_labels(labels[rows], denoiser.labels, config, step)
         torch.manual_seed(int(rng.stream(config.seed, "dropout", step).integers(2**63)))
 
         lr = config.lr * lr_factor(step, config.warmup, clock.decisions)
@@ -348,10 +348,10 @@ def in_precision(network: Network, precision: str) -> Network:
     return call
 
 
-def hide_labels(label: Tensor, classes: int, config: Config, step: int) -> Tensor:
-    """The labels, each replaced by "no label" with probability config.label_dropout."""
+def hide_labels(label: Tensor, no_label: int, config: Config, step: int) -> Tensor:
+    """The labels, each replaced by `no_label` with probability config.label_dropout."""
     hidden = rng.stream(config.seed, "label dropout", step).random(len(label)) < config.label_dropout
-    return label.masked_fill(torch.from_numpy(hidden), classes)
+    return label.masked_fill(torch.from_numpy(hidden), no_label)
 
 
 def ema_exponent(width: float) -> float:
@@ -386,7 +386,7 @@ def validate(
     noise = rng.normal(x_0.shape, config.seed, "validation noise")
     t = draw_times(distribution, n, rng.stream(config.seed, "validation times"), stratified=True, steps=config.chain)
     problem = regression(denoiser, weighting, x_0, noise, t)
-    label = held_out.labels[:n] if config.conditional and held_out.labels is not None else None
+    label = held_out.labels[:n] if denoiser.labels and held_out.labels is not None else None
     losses = torch.cat(
         [
             loss(denoiser.network, Problem(*(part[rows] for part in problem)), None if label is None else label[rows])
@@ -399,7 +399,7 @@ def validate(
 
 
 def snapshot(denoiser: Denoiser, config: Config, count: int) -> Tensor:
-    """Samples by the run's own sampler, uint8 (count, C, H, W); labels, where there are some, cycle."""
+    """Samples by the run's own sampler, uint8 (count, C, H, W); classes, where there are some, cycle."""
     label = cycle_labels(count, len(denoiser.classes)) if denoiser.classes else None
     sampler = {"sampler": config.sampler, "grid": config.grid, "guidance": config.guidance}
     steps = steps_within(config.sample_calls, denoiser, **sampler)
@@ -424,7 +424,7 @@ def score_plan(steps: int, snapshots: Sequence[int], config: Config, counts: Seq
 
 def quick_samples(denoiser: Denoiser, config: Config, training: Dataset, n: int) -> Tensor:
     """n images for a score, uint8 (n, C, H, W); labels, where there are some, at random from the training set's."""
-    label = data.random_labels(training, n, config.seed, "score labels") if denoiser.classes else None
+    label = data.random_labels(training, n, config.seed, "score labels") if denoiser.labels else None
     parts = [
         draw(
             denoiser,

@@ -306,7 +306,14 @@ def model(source: Source) -> Iterator[Block]:
     yield Heading(2, "The network")
     yield Text(
         f"The network is {coded(config.net)}, with {plain(config.channels)} channels and {plain(config.blocks)} blocks at its levels. It is told the "
-        "noise level" + (" and the class." if config.conditional else ".")
+        "noise level"
+        + (" and the class" if config.conditional else "")
+        + (
+            f" and, in place of a class, which of {len(source.about.facts.groups)} groups of similar images, found by k-means, the image is in"
+            if source.about.facts.groups
+            else ""
+        )
+        + "."
     )
     yield from code(NETWORKS[config.net])
 
