@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from undiffuse import data, features, machine
@@ -25,8 +24,7 @@ def plan(config: Config) -> str:
     rehearse(config)
     whole = data.load(config.data, config.size)
     training, held_out, facts = prepare(config, whole)
-    training, held_out, groups = grouped(config, training, held_out)
-    facts = replace(facts, groups=groups)
+    training, held_out, facts = grouped(config, training, held_out, facts)
     steps = total_steps(config, len(training))
     precision, compiled, notes = machine.resolve(config, steps and steps * config.batch_size)
     network = build_network(config, facts)

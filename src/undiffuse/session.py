@@ -86,17 +86,19 @@ def prepare(config: Config, dataset: Dataset | None = None) -> tuple[Dataset, Da
     )
 
 
-def grouped(config: Config, training: Dataset, held_out: Dataset) -> tuple[Dataset, Dataset, tuple[int, ...]]:
-    """(training set, held-out set, the groups' sizes): with groups for labels, where the configuration asks for them and there are enough
-    images; else as they are, without sizes."""
+def grouped(
+    config: Config, training: Dataset, held_out: Dataset, facts: DataFacts
+) -> tuple[Dataset, Dataset, DataFacts]:
+    """(training set, held-out set, their facts): with groups for labels, where the configuration asks for them and there are enough
+    images; else as they are."""
     if config.conditional or not config.groups:
-        return training, held_out, ()
+        return training, held_out, facts
     group = k_means(torch.cat([training.images, held_out.images]), config.groups, config.seed)
     own, others = group[: len(training)], group[len(training) :]
     sizes = torch.bincount(own)
     if len(sizes) < 2:
-        return training, held_out, ()
-    return replace(training, labels=own), replace(held_out, labels=others), tuple(sizes.tolist())
+        return training, held_out, facts
+    return replace(training, labels=own), replace(held_out, labels=others), replace(facts, groups=tuple(sizes.tolist()))
 
 
 def open_run(path: Path, config: Config, facts: DataFacts, replay_of: Path | None) -> Run:
@@ -173,8 +175,7 @@ def train_session(
     rehearse(config)
     whole = data.load(config.data, config.size)
     training, held_out, facts = prepare(config, whole)
-    training, held_out, groups = grouped(config, training, held_out)
-    facts = replace(facts, groups=groups)
+    training, held_out, facts = grouped(config, training, held_out, facts)
     scorer = features.scorer(whole) if config.score_share > 0 else None
     steps = total_steps(config, len(training))
     precision, compiled, notes = machine.resolve(config, steps and steps * config.batch_size)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -689,6 +689,3 @@ def references(source: Source) -> Iterator[Block]:
             for who, title, number in REFERENCES
         )
     )
-
-
-Part = Callable[[Source], Iterator[Block]]
