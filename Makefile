@@ -2,6 +2,7 @@
 #                        another budget)
 # make test              the checks and the fast tests;  make test-slow  the long ones
 # make bench             training speed beside diffusers' UNet2DModel and the machine's own, into bench.json
+# make torture           kill -9 two hundred times, go on each time, compare to the byte: some minutes
 # make speedrun          quality for the minutes spent: 3 and 10 minutes, 3 seeds (MINUTES=60), about 2 hours
 # make features          train the metrics' feature network anew (not needed: it is in the package)
 # make setup             only set up .venv
@@ -13,7 +14,7 @@ RUN     ?= runs/digits
 BIN     := .venv/bin
 READY   := .venv/.ready
 
-.PHONY: digits test test-slow check bench speedrun features setup clean
+.PHONY: digits test test-slow check bench torture speedrun features setup clean
 .DEFAULT_GOAL := digits
 
 digits: setup
@@ -40,6 +41,9 @@ check: setup
 
 bench: setup
 	$(BIN)/python benchmarks/bench.py
+
+torture: setup
+	$(BIN)/python scripts/torture.py
 
 speedrun: setup
 	$(BIN)/python benchmarks/speedrun.py $(if $(filter command line,$(origin MINUTES)),--minutes $(MINUTES))

@@ -18,8 +18,11 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
+
+from undiffuse import machine
 
 UNDIFFUSE = [sys.executable, "-m", "undiffuse"]
 MODES = {
@@ -48,7 +51,18 @@ def one(folder: Path, mode: str, minutes: float, seed: int, n: int) -> dict[str,
         environment = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": empty}
         subprocess.run([*UNDIFFUSE, "train", *flags], check=True, env=environment)
     if not (folder / "metrics.json").is_file():
-        command = ["evaluate", str(folder), "--no-likelihood", "--n", str(n), "--seed", str(seed)]
+        precision = "bf16" if machine.has_bf16() else "fp32"  # as it was trained
+        command = [
+            "evaluate",
+            str(folder),
+            "--no-likelihood",
+            "--n",
+            str(n),
+            "--seed",
+            str(seed),
+            "--precision",
+            precision,
+        ]
         subprocess.run([*UNDIFFUSE, *command], check=True)
     found = json.loads((folder / "metrics.json").read_text())
     assert found["sampling"]["network_calls"] <= MOST_CALLS
@@ -82,9 +96,11 @@ def main() -> None:
                     "alarms": sum(run["novelty"]["alarm"] for run in runs),
                     "calls": runs[0]["sampling"]["network_calls"],
                     "digits_per_second": chosen.n / statistics.median(run["sampling"]["seconds"] for run in runs),
+                    "train_on_synthetic": statistics.median(run["train_on_synthetic"]["value"] for run in runs),
                 }
             )
-            (chosen.out / "speedrun.json").write_text(json.dumps(rows, indent=2))
+            content = {"date": time.strftime("%Y-%m-%d"), "n": chosen.n, "machine": machine.facts(), "rows": rows}
+            (chosen.out / "speedrun.json").write_text(json.dumps(content, indent=2))
     print(
         f"{'minutes':>8}  {'mode':14} {'Frechet / floor':>16}  {'seeds':24} {'precision':>9} {'recall':>7} {'alarms':>6}"
     )

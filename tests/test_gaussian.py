@@ -139,12 +139,16 @@ def textbook(sampler: str, alpha_bar: np.ndarray) -> np.ndarray:
             euler = scale_s * (x / scale_t + h * velocity(x, t))
             correct = name == "heun" and s < 1
             x = scale_s * (x / scale_t + h * (velocity(x, t) + velocity(euler, s)) / 2) if correct else euler
-        elif name == "dpmpp-2m":  # algorithm 2 of Lu et al. 2022
+        elif name in ("dpmpp-2m", "dpmpp-2m-sde"):  # algorithm 2 and appendix E of Lu et al. 2022
             h, guessed = lambda_(s) - lambda_(t), x_0
             if before is not None and s < 1:
                 r = before[0] / h
                 x_0 = (1 + 1 / (2 * r)) * x_0 - 1 / (2 * r) * before[1]
-            x = np.sqrt((1 - s) / (1 - t)) * x - np.sqrt(s) * (np.exp(-h) - 1) * x_0
+            if name == "dpmpp-2m":
+                x = np.sqrt((1 - s) / (1 - t)) * x - np.sqrt(s) * (np.exp(-h) - 1) * x_0
+            else:
+                x = np.sqrt((1 - s) / (1 - t)) * np.exp(-h) * x + np.sqrt(s) * (1 - np.exp(-2 * h)) * x_0
+                x = x + np.sqrt((1 - s) * (1 - np.exp(-2 * h))) * noise
             before = h, guessed
         else:
             pytest.skip(f"no formula for {name} here")

@@ -28,8 +28,8 @@ LEVELS = [
     ["config"],
     ["run"],
     ["export", "figures", "training", "report.blocks"],
-    ["session"],
-    ["api", "console", "plan", "study"],
+    ["session", "study"],
+    ["api", "console", "plan", "study.samplers", "study.trainings"],
     ["evaluation", "report.content", "report.document", "report.notebook"],
     ["report.pictures"],
     ["report"],
@@ -44,7 +44,7 @@ OUTSIDE = {
     "matplotlib": {"figures", "report.pictures"},
     "typst": {"report.document"},
     "rich": {"console", "cli"},
-    "pydantic": {"config", "cli"},
+    "pydantic": {"config", "run", "cli"},
 }
 HELP = ["cli", "config"]  # what `undiffuse --help` imports, with what these import at the top
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import subprocess
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -151,6 +152,69 @@ def test_nothing_is_asked_of_the_network(reported: Path) -> None:
     assert "<script" not in page
 
 
+def contrast(one: str, other: str) -> float:
+    """The ratio of WCAG 2, from 1 to 21, of two colours #rgb or #rrggbb."""
+
+    def luminance(colour: str) -> float:
+        digits = colour.removeprefix("#")
+        digits = "".join(2 * d for d in digits) if len(digits) == 3 else digits
+        parts = np.array([int(digits[i : i + 2], 16) / 255 for i in (0, 2, 4)])
+        return float(
+            np.where(parts <= 0.04045, parts / 12.92, ((parts + 0.055) / 1.055) ** 2.4) @ [0.2126, 0.7152, 0.0722]
+        )
+
+    low, high = sorted((luminance(one), luminance(other)))
+    return (high + 0.05) / (low + 0.05)
+
+
+def test_text_can_be_read_on_its_ground(reported: Path) -> None:
+    """WCAG AA: a contrast of 4.5 for text, by day and by night, the colours of code included."""
+    assert contrast("#000", "#ffffff") == pytest.approx(21)
+    assert contrast("#777777", "#fff") == pytest.approx(4.48, abs=0.01)
+    page = (reported / "report.html").read_text()
+    day, night = (dict(re.findall(r"--(\w+): (#\w+)", root)) for root in re.findall(r":root {([^}]*)}", page))
+    for colours in (day, night):
+        for name in ("text", "ink", "line"):
+            assert contrast(colours[name], colours["page"]) >= 4.5, (name, colours)
+    written = set(re.findall(r'style="color: (#\w+)', page))
+    at_night = dict(re.findall(r'span\[style\*="(#\w+)"\] { color: (#\w+)', page))
+    assert len(written) > 4
+    assert written == at_night.keys() & written
+    for colour in written:
+        assert contrast(colour, day["page"]) >= 4.5, colour
+        assert contrast(at_night[colour], night["page"]) >= 4.5, colour
+
+
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+
+
+@pytest.mark.skipif(BROWSER is None, reason="there is no browser")
+def test_a_browser_without_a_network_shows_all_of_it(reported: Path, tmp_path: Path) -> None:
+    """Its console stays empty, and every picture has a size."""
+    assert BROWSER is not None
+    page = (reported / "report.html").read_text()
+    probe = (
+        "<script>window.onload = () => { const all = [...document.images];"
+        "document.title = `${all.filter(i => i.naturalWidth > 10).length} of ${all.length}` }</script>"
+    )
+    copy = tmp_path / "report.html"
+    copy.write_text(page.replace("</body>", f"{probe}</body>"))
+    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--enable-logging=stderr", "--dump-dom"]
+    offline = [
+        "--host-resolver-rules=MAP * ~NOTFOUND",
+        f"--user-data-dir={tmp_path / 'profile'}",
+        "--virtual-time-budget=5000",
+    ]
+    shown = subprocess.run(
+        [BROWSER, *flags, *offline, str(copy)], capture_output=True, text=True, timeout=120, check=True
+    )
+    assert "CONSOLE" not in shown.stderr
+    count = page.count("<img")
+    assert f"<title>{count} of {count}</title>" in shown.stdout
+    for section in SECTIONS:
+        assert section in shown.stdout
+
+
 def test_twice_is_the_same_to_the_byte(reported: Path) -> None:
     before = {name: (reported / name).read_bytes() for name in ("report.html", "report.pdf", "report.ipynb")}
     write_report(reported)
@@ -163,6 +227,7 @@ def test_what_is_not_there_is_named_with_its_command(reported: Path) -> None:
     assert [block.command for block in missing] == [
         f"undiffuse evaluate {reported}",
         f"undiffuse study samplers {reported}",
+        f"undiffuse study schedules {reported}",
     ]
 
 
@@ -207,7 +272,8 @@ def test_numbers_are_those_of_metrics_json(reported: Path, tmp_path: Path) -> No
         "drawn without labels",
     ):
         assert words in document, words
-    assert [b.command for b in Report(run).blocks if isinstance(b, Missing)] == [f"undiffuse study samplers {run}"]
+    commands = [b.command for b in Report(run).blocks if isinstance(b, Missing)]
+    assert commands == [f"undiffuse study samplers {run}", f"undiffuse study schedules {run}"]
 
 
 @pytest.mark.parametrize("content", ["", "[]", '{"format": 7}', "{half"])

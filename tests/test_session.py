@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import pickle
+import re
 import shutil
 import signal
 import subprocess
@@ -23,17 +24,17 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from conftest import as_flags, write_idx
 from undiffuse import api, data, images, machine, session, training
 from undiffuse.clock import FINISH_SECONDS, Decision, lr_factor, snapshot_steps
 from undiffuse.config import Config, make_config, reasons
 from undiffuse.errors import UserError
-from undiffuse.files import write_atomic
+from undiffuse.files import save_tensors, write_atomic
 from undiffuse.optimizers import OPTIMIZERS
 from undiffuse.run import Run
-from undiffuse.session import Stopped, train_session
+from undiffuse.session import Began, Stopped, train_session
 from undiffuse.training import Ended, Snapshot, Stepped, Validated
 
 Files = dict[str, tuple[bytes, int]]
@@ -138,6 +139,7 @@ def test_the_configuration_is_saved_with_its_reasons_and_its_data(run: Path, con
         "validation": len(held_out),
         "sha256": hashlib.sha256(dataset.images.numpy().tobytes() + dataset.labels.numpy().tobytes()).hexdigest(),
         "groups": [],
+        "group_classes": [],
     }
     assert Run(run).about().config == config
 
@@ -412,6 +414,11 @@ def test_a_folder_of_other_things_is_refused(tmp_path: Path, config: Config) -> 
     assert (tmp_path / "notes.txt").read_text() == "mine"
 
 
+def test_a_folder_whose_beginning_was_cut_off_serves(tmp_path: Path, config: Config) -> None:
+    (tmp_path / "config.json.tmp").write_bytes(b'{"form')
+    assert isinstance(next(iter(train_session(config, tmp_path))), Began)
+
+
 def test_an_empty_folder_serves(run: Path, tmp_path: Path, config: Config) -> None:
     finish(config, tmp_path)
     assert_same_run(run, tmp_path)
@@ -477,12 +484,36 @@ def edited(**changes: Any) -> Callable[[bytes], bytes]:
         lambda _: b"\xff\xfe",
         edited(lr=-1),
         edited(future=1),
+        lambda _: b"[" * 100_000,
+        lambda _: b" " * 2**21,
+        lambda old: old.replace(b'"training": 61', b'"training": -1'),
+        lambda old: old.replace(b'"training": 61', b'"training": {}'),
+        lambda old: re.sub(rb'"shape": \[\s*1,', b'"shape": [1e9,', old),
+        lambda old: re.sub(rb'"shape": \[\s*1,', b'"shape": [', old),
     ],
-    ids=["empty", "cut", "list", "no format", "only format", "new format", "not text", "bad value", "unknown field"],
+    ids=[
+        "empty",
+        "cut",
+        "list",
+        "no format",
+        "only format",
+        "new format",
+        "not text",
+        "bad value",
+        "unknown field",
+        "deep",
+        "large",
+        "negative",
+        "wrong type",
+        "huge shape",
+        "short shape",
+    ],
 )
 def test_a_damaged_config_is_named(copy: Path, config: Config, damage: Callable[[bytes], bytes]) -> None:
     path = copy / "config.json"
-    path.write_bytes(damage(path.read_bytes()))
+    before = path.read_bytes()
+    path.write_bytes(damage(before))
+    assert path.read_bytes() != before
     for use in (lambda: api.load(copy), lambda: finish(config, copy)):
         with pytest.raises(UserError, match=r"config\.json"):
             use()
@@ -501,7 +532,7 @@ def test_a_damaged_checkpoint_is_named(tmp_path: Path, config: Config, content: 
 
 def test_a_checkpoint_of_another_network_is_named(tmp_path: Path, config: Config) -> None:
     stop(config, tmp_path / "run", at=1)
-    save_file({"weights/x": torch.zeros(1)}, tmp_path / "run" / "checkpoint.safetensors", metadata={"step": "1"})
+    save_tensors(tmp_path / "run" / "checkpoint.safetensors", {"weights/x": torch.zeros(1)}, {"step": "1"})
     for use in (lambda: api.load(tmp_path / "run"), lambda: finish(config, tmp_path / "run")):
         with pytest.raises(UserError, match=r"checkpoint\.safetensors"):
             use()

@@ -13,12 +13,13 @@ import pytest
 import torch
 from PIL import Image
 
-from undiffuse import images, study
+from undiffuse import images
 from undiffuse.errors import UserError
 from undiffuse.report import Report
 from undiffuse.report.blocks import Table, Text
 from undiffuse.report.content import verdicts
-from undiffuse.study import CALLS, SAMPLERS, cases, sampler_study, spread
+from undiffuse.study import samplers
+from undiffuse.study.samplers import CALLS, SAMPLERS, cases, sampler_study, spread
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +31,7 @@ def studied(labelled_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 def test_every_sampler_is_drawn_at_every_number_of_calls(studied: Path) -> None:
     content = json.loads((studied / "study" / "samplers.json").read_text())
-    assert content["n"] == study.FEWEST
+    assert content["n"] == samplers.FEWEST
     assert [(row["sampler"], row["calls"]) for row in content["rows"]] == [(c.sampler, c.calls) for c in cases()]
     assert len(content["rows"]) == len(SAMPLERS) * len(CALLS)
     assert [c.calls for c in cases() if c.sampler == "heun"] == [5, 9, 25]
@@ -42,7 +43,7 @@ def test_pictures_are_of_the_same_noise_and_the_samplers_own(studied: Path) -> N
     tiles = {}
     for name in ("ddim-25", "ddpm-25"):
         with Image.open(studied / "study" / f"{name}.png") as sheet:
-            tiles[name] = np.stack([np.asarray(tile) for tile in images.tiles(sheet, 8, 8)[: study.SHOWN]])
+            tiles[name] = np.stack([np.asarray(tile) for tile in images.tiles(sheet, 8, 8)[: samplers.SHOWN]])
     assert (tiles["ddim-25"] != tiles["ddpm-25"]).any()
     assert tiles["ddim-25"].std() > 5
 
@@ -53,7 +54,7 @@ def test_it_goes_on_where_it_was_interrupted(labelled_run: Path, studied: Path, 
     half = json.loads((run / "study" / "samplers.json").read_text())
     assert len(half["rows"]) in (4, 5)
     again = sampler_study(run, minutes=100)  # the number of images is that of before
-    assert again.n == study.FEWEST
+    assert again.n == samplers.FEWEST
     list(again.rows())
     whole = json.loads((run / "study" / "samplers.json").read_text())
     for ours, theirs in zip(
@@ -86,7 +87,7 @@ def test_the_report_takes_it_in(studied: Path) -> None:
     found = Report(studied)
     table = next(b for b in found.blocks if isinstance(b, Table) and b.header[0] == "sampler")
     assert len(table.rows) == len(SAMPLERS) * len(CALLS)
-    assert {"study-mean-25", "study-ddpm-25", "denoising"} <= {Path(name).stem for name in found.pictures}
+    assert {"study-mean-25", "study-ddpm-25", "denoising", "guesses"} <= {Path(name).stem for name in found.pictures}
     words = " ".join(b.words for b in found.blocks if isinstance(b, Text))
     assert "(7)" in words
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,8 @@ from torch import Tensor
 from conftest import write_idx
 from undiffuse import data, machine, rng
 from undiffuse.clock import Clock, Decision, lr_factor, snapshot_steps
-from undiffuse.config import make_config
+from undiffuse.config import PRESETS, make_config
+from undiffuse.denoiser import Denoiser
 from undiffuse.errors import UserError
 from undiffuse.nets import NETWORKS
 from undiffuse.run import build_network, make_denoiser
@@ -279,12 +281,28 @@ def test_a_learning_rate_that_is_far_too_high_is_given_up(tiny: dict[str, Any]) 
 
 def test_labels_are_hidden_from_the_configured_share() -> None:
     config, labels = make_config(label_dropout=0.1), torch.arange(10).repeat(1000)
-    shown = hide_labels(labels, 10, config, step=3)
+    denoiser = Denoiser(lambda *_: torch.zeros(()), "cosine", "v", (1, 1, 1), classes=tuple("0123456789"))
+    shown = hide_labels(labels, denoiser, config, step=3)
     hidden = shown == 10
     assert hidden.float().mean().item() == pytest.approx(0.1, abs=4 * math.sqrt(0.1 * 0.9 / 10_000))
     assert torch.equal(shown[~hidden], labels[~hidden])
-    assert torch.equal(shown, hide_labels(labels, 10, config, step=3))
-    assert not torch.equal(hidden, hide_labels(labels, 10, config, step=4) == 10)
+    assert torch.equal(shown, hide_labels(labels, denoiser, config, step=3))
+    assert not torch.equal(hidden, hide_labels(labels, denoiser, config, step=4) == 10)
+
+
+def test_a_group_is_hidden_with_its_class_or_behind_it() -> None:
+    """Of groups within classes a share is shown as no label, and another as the class alone."""
+    of_classes = (0, 0, 1, 2, 2)
+    labels = 3 + torch.arange(5).repeat(2000)
+    denoiser = Denoiser(
+        lambda *_: torch.zeros(()), "cosine", "v", (1, 1, 1), ("a", "b", "c"), (20, 20, 20, 20, 20), of_classes
+    )
+    shown = hide_labels(labels, denoiser, make_config(label_dropout=0.1), step=3)
+    none, class_only = shown == 8, shown < 3
+    for part in (none, class_only):
+        assert part.float().mean().item() == pytest.approx(0.1, abs=4 * math.sqrt(0.1 * 0.9 / 10_000))
+    assert torch.equal(shown[class_only], torch.tensor(of_classes)[labels[class_only] - 3])
+    assert torch.equal(shown[~none & ~class_only], labels[~none & ~class_only])
 
 
 @pytest.mark.parametrize(("share", "hidden"), [(0.0, 0), (0.5, 48), (1.0, 96)])
@@ -422,8 +440,51 @@ def test_a_compiler_that_fails_is_done_without(monkeypatch: pytest.MonkeyPatch, 
         Uncompiled(0, "no such compiler")
     ]
     assert equal(trainer.tensors(), plain.tensors())
-    with pytest.raises(RuntimeError, match="no such compiler"):
+    with pytest.raises(UserError, match=r"no such compiler.*--compile off"):
         list(Trainer(**{**tiny, "compile": "on"})())
+
+
+@pytest.mark.parametrize("wrong", [lambda x: x.detach(), lambda x: 2 * x - x.detach()])
+def test_a_compiler_that_errs_without_a_word_is_done_without(
+    monkeypatch: pytest.MonkeyPatch, tiny: dict[str, Any], wrong: Callable[[Tensor], Tensor]
+) -> None:
+    """Its loss is right, and its gradient of what comes before the trunk is lost, or another one."""
+    fields = {**tiny, "dropout": 0.0}
+    plain, trainer = Trainer(**fields), Trainer(**{**fields, "compile": "auto"})
+    list(plain())
+    before = {name: p.clone() for name, p in trainer.state.network.named_parameters()}
+
+    def miscompiled(function: Callable[..., Tensor], **_: Any) -> Callable[..., Tensor]:
+        def call(*inputs: Any) -> Tensor:
+            hook = trainer.state.network.trunk.register_forward_pre_hook(lambda _, args: (wrong(args[0]), *args[1:]))
+            value = function(*inputs)
+            hook.remove()
+            return value
+
+        return call
+
+    monkeypatch.setattr(torch, "compile", miscompiled)
+    events = trainer(compiled=True)
+    faults = []
+    for event in events:
+        if isinstance(event, Uncompiled):
+            faults.append(event.reason)
+            assert all(torch.equal(p, before[name]) for name, p in trainer.state.network.named_parameters())
+    assert len(faults) == 1
+    assert re.fullmatch(r"its gradient of \w[\w.]* is wrong", faults[0])
+    assert equal(plain.tensors(), trainer.tensors())
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not machine.has_compiler(), reason="there is no C++ compiler")
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_presets_gradients_are_compiled_rightly(preset: str) -> None:
+    """At its own size: torch 2.13 errs for large tensors only."""
+    trainer = Trainer(
+        preset=preset, compile="on", minutes=None, steps=1, subset=1000, groups=0, snapshots=2, snapshot_images=1
+    )
+    precision = "bf16" if machine.has_bf16() else "fp32"
+    assert [event.step for event in trainer(precision=precision) if isinstance(event, Stepped)] == [1]
 
 
 @pytest.mark.slow

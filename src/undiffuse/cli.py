@@ -107,7 +107,7 @@ def sample(
     Args:
         run: the run folder
         n: how many images
-        sampler: mean (7) | ddpm (8) | ddpm-printed | ddim:eta=0 | euler | heun | dpmpp-2m (default: the run's)
+        sampler: mean (7) | ddpm (8) | ddpm-printed | ddim:eta=0 | euler | heun | dpmpp-2m | dpmpp-2m-sde (default: the run's)
         steps: sampling steps, any number; each is one network call (heun: two, the last one) (default: as many as the run's sample_calls allow)
         grid: the times visited: uniform | log-snr | karras (default: the run's)
         label: only this class, or these, by name or number, in a conditional run (default: all in turn)
@@ -223,30 +223,44 @@ def evaluate(
     console.print(f"{out or f'{run}/metrics.json'}: all of it", highlight=False, soft_wrap=True)
 
 
-def study(what: Positional[Literal["samplers"]], run: Positional[Path], minutes: float = 2.0, seed: int = 0) -> None:
+def study(
+    what: Positional[Literal["samplers", "schedules", "predictions", "subset"]],
+    run: Positional[Path],
+    minutes: float | None = None,
+    seeds: int = 1,
+    seed: int = 0,
+) -> None:
     """Compare choices, everything else being the same, into RUN/study/; the report takes it in. Goes on where it was interrupted.
 
     Args:
-        what: samplers: (7), (8) as printed, (8), DDIM, Heun and DPM-Solver++ at several numbers of steps, from the same noise
+        what: samplers: (7), (8) as printed, (8), DDIM, Heun and DPM-Solver++ at several numbers of steps, from the same noise | schedules, predictions, or sizes of a subset of the data: a training for each, with the run's other hyperparameters
         run: the run folder
-        minutes: how long it may take; more is more images
-        seed: of the drawn images
+        minutes: how long it may take in all (default: 2 for samplers, 30 for the others)
+        seeds: trainings with each choice
+        seed: the first seed
     """
-    from undiffuse import study as studies
     from undiffuse.console import Stages
+    from undiffuse.session import Stopped
+    from undiffuse.study.samplers import sampler_study
+    from undiffuse.study.trainings import training_study
 
     console = stdout()
-    ready = studies.sampler_study(run, minutes, seed)
-    total = sum(case.calls for case in studies.cases())
-    console.print(
-        f"{what}: {ready.n:,} images of each of {len(list(studies.cases()))} cases, about {ready.seconds / 60:.1f} minutes"
+    if what == "samplers" and seeds != 1:
+        raise UserError("the samplers are compared on one run, so --seeds does not go with them")
+    ready = (
+        sampler_study(run, 2.0 if minutes is None else minutes, seed)
+        if what == "samplers"
+        else training_study(run, what, 30.0 if minutes is None else minutes, seeds, seed)
     )
-    with Stages(console) as stages:
-        done = 0
-        for row in ready.rows():
-            done += row["calls"]
-            stages(f"{row['sampler']}, {row['steps']} steps", done / total)
-    console.print(f"{ready.path}: all of it", highlight=False, soft_wrap=True)
+    console.print(ready.plan(), highlight=False, soft_wrap=True)
+    try:
+        with Stages(console) as stages:
+            for doing, done, _ in ready.rows():
+                stages(doing, done)
+    except Stopped as stopped:
+        console.print(f"{run}: study stopped by {stopped}; the same command goes on from here")
+        raise SystemExit(STOPPED + stopped.signal) from None
+    console.print(f"{ready.sheet.path}: all of it; undiffuse report {run} takes it in", highlight=False, soft_wrap=True)
 
 
 def report(run: Positional[Path]) -> None:

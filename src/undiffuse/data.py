@@ -133,6 +133,13 @@ def subset(dataset: Dataset, n: int, seed: int) -> Dataset:
     return dataset.take(torch.from_numpy(chosen).sort().values)
 
 
+def left_out(dataset: Dataset, n: int, seed: int, count: int) -> Dataset:
+    """At most `count` images that are not in `subset(dataset, n, seed)`, chosen at random."""
+    import torch
+
+    return dataset.take(torch.from_numpy(stream(seed, "subset").permutation(len(dataset))[n : n + count]))
+
+
 def split(dataset: Dataset, seed: int) -> tuple[Dataset, Dataset]:
     """(training set, validation set): one image in twenty, at most 1,000, is held out at random for validation.
 

@@ -177,7 +177,7 @@ def digits_network() -> FeatureNetwork:
             raise UserError(
                 f"the installed package is damaged ({DIGITS_NAME}.safetensors is not the pinned one); install it again"
             )
-        return network_from(*files.load_tensors(path), shape=(1, 28, 28), sha256=found)
+        return network_from(*files.load_tensors(path, sealed=False), shape=(1, 28, 28), sha256=found)
 
 
 def own_network(key: str, shape: tuple[int, int, int]) -> FeatureNetwork | None:
@@ -270,7 +270,7 @@ def scorer(whole: Dataset) -> Scorer | None:
     key = dataset_key(whole)
     if key == DIGITS_KEY:
         with resources.as_file(resources.files("undiffuse") / "weights" / f"{DIGITS_NAME}-scorer.safetensors") as path:
-            return scorer_from(*files.load_tensors(path), network=digits_network())
+            return scorer_from(*files.load_tensors(path, sealed=False), network=digits_network())
     network = own_network(key, whole.shape)
     if network is None:
         return None

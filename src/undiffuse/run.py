@@ -21,7 +21,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
+
+from pydantic import Field, NonNegativeInt, TypeAdapter, ValidationError
 
 from undiffuse import __version__, files, nets
 from undiffuse.config import Config, reasons, validated
@@ -33,6 +35,10 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 FORMAT = 1
+LARGEST_CONFIG = 2**20  # bytes
+
+
+Side: TypeAlias = Annotated[int, Field(ge=1, le=4096)]
 
 
 @dataclass(frozen=True)
@@ -40,19 +46,20 @@ class DataFacts:
     """What a run must know of its data: its name, an image's shape, the class names, how many images it trains on
     and holds out, and the SHA-256 of them, so that another data set in the same place is noticed.
 
-    groups: how many training images there are in each group, where there are some."""
+    groups: how many training images there are in each group, where there are some. group_classes: the class of each, in a conditional run."""
 
     name: str
-    shape: tuple[int, int, int]
+    shape: tuple[Side, Side, Side]
     classes: tuple[str, ...]
-    training: int
-    validation: int
+    training: NonNegativeInt
+    validation: NonNegativeInt
     sha256: str
-    groups: tuple[int, ...] = ()
+    groups: tuple[NonNegativeInt, ...] = ()
+    group_classes: tuple[int, ...] = ()
 
     def same_images(self, other: DataFacts) -> bool:
         """Whether these are facts of the same images. Groups do not count: on another machine rounding may move an image into another."""
-        return replace(self, groups=()) == replace(other, groups=())
+        return replace(self, groups=(), group_classes=()) == replace(other, groups=(), group_classes=())
 
 
 @dataclass(frozen=True)
@@ -111,8 +118,10 @@ class Run:
     # --- config.json ---
 
     def create(self, config: Config, facts: DataFacts, replay_of: str | None) -> None:
-        """Begin the folder. Raises UserError where it holds other things."""
-        if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
+        """Begin the folder. Raises UserError where it holds other things than a beginning that was cut off."""
+        if self.path.exists() and (
+            not self.path.is_dir() or any(file.name != "config.json.tmp" for file in self.path.iterdir())
+        ):
             raise UserError(f"{self.path} exists and is no run folder; choose another with --out")
         content = {
             "format": FORMAT,
@@ -130,25 +139,25 @@ class Run:
         if not path.is_file():
             raise UserError(f"{self.path} is no run folder: it has no config.json; undiffuse train makes one")
         try:
+            if path.stat().st_size > LARGEST_CONFIG:
+                raise ValueError(f"it is larger than the {LARGEST_CONFIG:,} bytes that are read")
             content = json.loads(path.read_bytes())
             if content["format"] != FORMAT:
                 raise UserError(f"it has format {content['format']}, and this version reads format {FORMAT}")
-            facts = {
-                **content["data"],
-                "shape": tuple(content["data"]["shape"]),
-                "classes": tuple(content["data"]["classes"]),
-                "groups": tuple(content["data"].get("groups", ())),
-            }
             return About(
                 config=validated(content["config"]),
-                facts=DataFacts(**facts),
+                facts=TypeAdapter(DataFacts).validate_python(content["data"]),
                 reasons=dict(content["reasons"]),
                 version=str(content["version"]),
                 replay_of=content["replay_of"],
             )
         except KeyError as error:
             raise UserError(f"{path} is damaged: it has no {error}") from error
-        except (ValueError, TypeError, OSError) as error:
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(map(str, first["loc"]))
+            raise UserError(f"{path} is damaged: its data.{where} can't be so ({first['msg']})") from error
+        except (ValueError, TypeError, OSError, RecursionError) as error:
             raise UserError(f"{path} can't be read: {error}") from error
 
     # --- log.jsonl ---
@@ -164,7 +173,7 @@ class Run:
                 event = json.loads(line)
                 if not {"event", "step", "time"} <= event.keys():
                     raise ValueError("it lacks an event, a step or a time")
-            except (ValueError, AttributeError) as error:
+            except (ValueError, AttributeError, RecursionError) as error:
                 raise UserError(f"{self.log_path} line {number} is damaged: {error}") from error
             yield event
 
@@ -239,7 +248,7 @@ def build_network(config: Config, facts: DataFacts) -> nn.Module:
     torch.manual_seed(config.seed)
     network: nn.Module = nets.NETWORKS[config.net](
         shape=facts.shape,
-        classes=len(facts.classes if config.conditional else facts.groups),
+        classes=(len(facts.classes) if config.conditional else 0) + len(facts.groups),
         channels=config.channels,
         blocks=config.blocks,
         attention=config.attention,
@@ -253,5 +262,5 @@ def build_network(config: Config, facts: DataFacts) -> nn.Module:
 
 
 def make_denoiser(network: nn.Module, config: Config, facts: DataFacts) -> Denoiser:
-    known = {"classes": facts.classes} if config.conditional else {"groups": facts.groups}
-    return Denoiser(network, config.schedule, config.predict, facts.shape, **known)
+    classes = facts.classes if config.conditional else ()
+    return Denoiser(network, config.schedule, config.predict, facts.shape, classes, facts.groups, facts.group_classes)

@@ -241,20 +241,35 @@ def heun(step: Step) -> Tensor:
     return x_s + process.expand(scale_s * (tau_s - tau_t) / 2, x_s) * change_of_velocity
 
 
+def second_order(step: Step) -> Tensor:
+    """The guess x_0_hat for the middle of the step, in log-SNR, on the line through the guesses of this step and the one before:
+    Lu et al. 2022 (arXiv:2211.01095), algorithm 2. The step's own guess at the first step, and at the last (log-SNR infinite)."""
+    if step.previous is None or step.last:
+        return step.x_0
+    x_0, level = step.previous
+    before, at_t, at_s = (log_snr(at.alpha, at.sigma) for at in (level, step.at_t, step.at_s))
+    return step.x_0 + process.expand((at_s - at_t) / (2 * (at_t - before)), x_0) * (step.x_0 - x_0)
+
+
 @SAMPLERS.named("dpmpp-2m")
 def dpmpp_2m(step: Step) -> Tensor:
-    """DPM-Solver++(2M), second order from the previous step's x_0: Lu et al. 2022 (arXiv:2211.01095), algorithm 2.
+    """DPM-Solver++(2M), the ODE in second order from the previous step's x_0: Lu et al. 2022 (arXiv:2211.01095), algorithm 2.
 
-    Of first order, which is DDIM, at the first step (no previous x_0) and at the last (log-SNR infinite)."""
-    x_0 = step.x_0
-    half_t, half_s = (log_snr(level.alpha, level.sigma) / 2 for level in (step.at_t, step.at_s))
-    h = half_s - half_t
-    if step.previous is not None and not step.last:
-        previous_x_0, level = step.previous
-        h_previous = half_t - log_snr(level.alpha, level.sigma) / 2
-        x_0 = x_0 + process.expand(h / (2 * h_previous), x_0) * (x_0 - previous_x_0)
+    With the step's own guess it is DDIM."""
+    x_0 = second_order(step)
+    h = (log_snr(step.at_s.alpha, step.at_s.sigma) - log_snr(step.at_t.alpha, step.at_t.sigma)) / 2
     on_x_t = step.at_s.sigma / step.at_t.sigma
     return process.expand(on_x_t, x_0) * step.x_t - process.expand(step.at_s.alpha * (-h).expm1(), x_0) * x_0
+
+
+@SAMPLERS.named("dpmpp-2m-sde")
+def dpmpp_2m_sde(step: Step) -> Tensor:
+    """SDE-DPM-Solver++(2M): (8) with the guess of second order. Lu et al. 2022 (arXiv:2211.01095), appendix E.
+
+    With the step's own guess it is (8), DDPM."""
+    posterior = step.posterior()
+    x_s = posterior.mean(step.x_t, second_order(step))
+    return x_s if step.last else x_s + process.expand(posterior.variance.sqrt(), x_s) * step.noise()
 
 
 # --- The loop ---
@@ -289,12 +304,14 @@ def trajectory(
 ) -> Iterator[Frame]:
     """Draw the images with indices `samples` in one batch; yields each of the `steps` steps, the last ending in the images.
 
-    label: (B,) numbers, for a denoiser with labels; of one with groups, by default `drawn_groups`. The start is pure noise of the size that x_t has at t = 1.
+    label: (B,) classes, for a denoiser with classes; groups are drawn by `drawn_groups`, within the classes if those are given. The start is
+    pure noise of the size that x_t has at t = 1.
     An image depends on seed and index, and not on its batch. Raises UserError for unknown names and impossible values."""
     import torch
 
-    if label is None and denoiser.groups:
-        label = drawn_groups(denoiser.groups, samples, seed)
+    if denoiser.groups:
+        group = drawn_groups(denoiser.groups, samples, seed, classes=denoiser.group_classes, label=label)
+        label = len(denoiser.classes) + group
     if (label is None) == bool(denoiser.labels):
         raise ValueError("a denoiser with labels takes some, one without takes none")
     step_of = SAMPLERS[sampler]
@@ -325,7 +342,7 @@ def steps_within(calls: int, denoiser: Denoiser, **options: Any) -> int:
     import torch
 
     idle = replace(denoiser, network=lambda x, log_snr, label: torch.zeros_like(x))
-    label = torch.zeros(1, dtype=torch.long) if denoiser.labels else None
+    label = torch.zeros(1, dtype=torch.long) if denoiser.classes else None
     one, two = counted(1), counted(2)
     return max(1, 1 + (calls - one) // (two - one))
 

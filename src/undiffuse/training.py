@@ -12,7 +12,7 @@ import time
 import warnings
 from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import torch
 
@@ -33,9 +33,12 @@ if TYPE_CHECKING:
     from undiffuse.denoiser import Network
     from undiffuse.features import Scorer
 
+    BatchLoss: TypeAlias = Callable[[Problem, Tensor | None], Tensor]
+
 VALIDATION_IMAGES = 512
 LEVELS = 8  # of noise, for which the validation loss is given
 MAX_SKIPPED = 20
+MISCOMPILED = 0.3  # relative difference of a weight's compiled gradient; rounding to bfloat16 makes 0.03
 SCORE_SAMPLER, SCORE_STEPS = "dpmpp-2m", 10
 """How the images of a score during training are drawn: the best of the samplers at so few steps."""
 
@@ -227,12 +230,6 @@ def fit(
         with machine.arithmetic(precision):
             return loss(state.network, problem, label).mean()
 
-    eager_loss = batch_loss
-    if compiled:
-        # diffusers caches a few constant functions; the warning is for its authors, not for the user of this package.
-        warnings.filterwarnings("ignore", message="Dynamo detected a call to a `functools.lru_cache`")
-        batch_loss = torch.compile(batch_loss, dynamic=False)
-
     def snapshots() -> list[int]:
         if clock.outlook is None:
             return [0]
@@ -290,21 +287,23 @@ def fit(
             stratified=config.stratified,
             steps=config.chain,
         )
-        label = None if labels is None else hide_labels(labels[rows], denoiser.labels, config, step)
-        torch.manual_seed(int(rng.stream(config.seed, "dropout", step).integers(2**63)))
+        label = None if labels is None else hide_labels(labels[rows], denoiser, config, step)
+        problem = regression(denoiser, weighting, x_0, noise, t)
+        if first and compiled:
+            quick = torch.compile(batch_loss, dynamic=False)
+            fault = fault_of(quick, batch_loss, state.network, problem, label, gradients=config.dropout == 0)
+            if fault is None:
+                batch_loss = quick
+            elif config.compile == "on":
+                raise UserError(f"torch.compile can't be used here ({fault}); train with --compile off")
+            else:
+                yield Uncompiled(step, fault)
 
+        torch.manual_seed(int(rng.stream(config.seed, "dropout", step).integers(2**63)))
         lr = config.lr * lr_factor(step, config.warmup, clock.decisions)
         for group in state.optimizer.param_groups:
             group["lr"] = lr
-        problem = regression(denoiser, weighting, x_0, noise, t)
-        try:
-            value = batch_loss(problem, label)
-        except RuntimeError as error:
-            if not (first and compiled and config.compile == "auto"):
-                raise
-            yield Uncompiled(step, next(filter(None, str(error).splitlines()), type(error).__name__))
-            batch_loss = eager_loss
-            value = batch_loss(problem, label)
+        value = batch_loss(problem, label)
         value.backward()
         norm = torch.nn.utils.clip_grad_norm_(parameters, config.grad_clip)
         finite = math.isfinite(value.item()) and math.isfinite(norm.item())
@@ -337,6 +336,51 @@ def fit(
     yield Ended(state.step, finished=True)
 
 
+def fault_of(
+    quick: BatchLoss,
+    plain: BatchLoss,
+    network: nn.Module,
+    problem: Problem,
+    label: Tensor | None,
+    *,
+    gradients: bool = True,
+) -> str | None:
+    """Why the compiled loss `quick` can't be used in place of `plain`, None where it can: it fails, or it has another gradient. Compilers
+    err without a word: torch 2.13 dropped the gradient of all that comes before an upsampling.
+
+    Compared at weights moved at random, since many gradients are zero at the start. gradients: whether they can be compared;
+    not with dropout, which differs."""
+    # diffusers caches a few constant functions; the warning is for its authors, not for the user of this package.
+    warnings.filterwarnings("ignore", message="Dynamo detected a call to a `functools.lru_cache`")
+    generator = torch.Generator().manual_seed(0)
+    kept = {name: p.detach().clone() for name, p in network.named_parameters()}
+
+    def gradient(batch_loss: BatchLoss) -> dict[str, Tensor]:
+        batch_loss(problem, label).backward()
+        found = {name: p.grad for name, p in network.named_parameters() if p.grad is not None}
+        network.zero_grad()
+        return found
+
+    try:
+        with torch.no_grad():
+            for p in network.parameters():
+                p.add_(0.02 * torch.randn(p.shape, generator=generator))
+        ours = gradient(quick)
+        theirs = gradient(plain) if gradients else {}
+    except Exception as error:  # whatever a compiler may raise
+        return next(filter(None, str(error).splitlines()), type(error).__name__)
+    finally:
+        network.zero_grad()
+        with torch.no_grad():
+            for name, p in network.named_parameters():
+                p.copy_(kept[name])
+    for name, expected in theirs.items():
+        found = ours.get(name, torch.zeros_like(expected))
+        if expected.ndim > 1 and (found - expected).norm() > MISCOMPILED * expected.norm():
+            return f"its gradient of {name} is wrong"
+    return None
+
+
 def in_precision(network: Network, precision: str) -> Network:
     """The network, computing in `precision` ("bf16" or "fp32"); its input and output are float32 either way."""
 
@@ -348,10 +392,13 @@ def in_precision(network: Network, precision: str) -> Network:
     return call
 
 
-def hide_labels(label: Tensor, no_label: int, config: Config, step: int) -> Tensor:
-    """The labels, each replaced by `no_label` with probability config.label_dropout."""
-    hidden = rng.stream(config.seed, "label dropout", step).random(len(label)) < config.label_dropout
-    return label.masked_fill(torch.from_numpy(hidden), no_label)
+def hide_labels(label: Tensor, denoiser: Denoiser, config: Config, step: int) -> Tensor:
+    """The labels, each replaced by "no label" with probability config.label_dropout, and a group within a class as often by its class."""
+    u = torch.from_numpy(rng.stream(config.seed, "label dropout", step).random(len(label)))
+    if denoiser.group_classes:
+        of_group = torch.tensor(denoiser.group_classes)[label - len(denoiser.classes)]
+        label = label.where(u >= 2 * config.label_dropout, of_group)
+    return label.masked_fill(u < config.label_dropout, denoiser.labels)
 
 
 def ema_exponent(width: float) -> float:
@@ -424,7 +471,8 @@ def score_plan(steps: int, snapshots: Sequence[int], config: Config, counts: Seq
 
 def quick_samples(denoiser: Denoiser, config: Config, training: Dataset, n: int) -> Tensor:
     """n images for a score, uint8 (n, C, H, W); labels, where there are some, at random from the training set's."""
-    label = data.random_labels(training, n, config.seed, "score labels") if denoiser.labels else None
+    classes = denoiser.classes and not denoiser.groups  # groups are drawn anyway, and their classes with them
+    label = data.random_labels(training, n, config.seed, "score labels") if classes else None
     parts = [
         draw(
             denoiser,

@@ -7,6 +7,7 @@ whatever the schedule in use. So its weights serve in diffusers' own pipelines.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +20,7 @@ from undiffuse.schedule import linear_table
 
 try:
     from diffusers import UNet2DModel
+    from diffusers.models.upsampling import Upsample2D
 except ImportError as error:
     raise UserError(
         "network 'unet2d' needs the diffusers library; install it with: pip install 'undiffuse[diffusers]'"
@@ -58,7 +60,8 @@ class UNet2D(nn.Module):
                 f"network 'unet2d' has the same number of blocks at every level, so --blocks {' '.join(map(str, blocks))} will "
                 "not do; give for example --blocks 2 2, or take --preset handout"
             )
-        groups = next(g for g in (32, 16, 8, 4, 2, 1) if all(c % g == 0 for c in channels))
+        # Fewer groups than UNet2DModel's 32: the norm takes away again what the noise level adds to a group of one channel.
+        groups = next(g for g in (8, 4, 2, 1) if all(c % g == 0 for c in channels))
         self.multiple = 2 ** (len(channels) - 1)
         self.table: Tensor
         self.register_buffer("table", linear_table(1e-4, 0.02), persistent=False)
@@ -77,6 +80,7 @@ class UNet2D(nn.Module):
             dropout=dropout,
             num_class_embeds=classes + 1 if classes else None,
         )
+        upsample_by_views(self.model)
         if classes:
             self.model.class_embedding = LabelEmbedding(classes + 1, 4 * channels[0])
 
@@ -85,6 +89,22 @@ class UNet2D(nn.Module):
         x = F.pad(x, (0, -width % self.multiple, 0, -height % self.multiple))
         out: Tensor = self.model(x, linear_step(log_snr, self.table), class_labels=label).sample
         return out[..., :height, :width].float()
+
+
+def upsample_by_views(model: UNet2DModel) -> None:
+    """Let the model repeat pixels by a view. F.interpolate, which Upsample2D calls, is the same; but torch 2.13 compiles its backward pass
+    wrongly for processors, and all that comes before it gets no gradient."""
+    for module in model.modules():
+        if isinstance(module, Upsample2D):
+            module.interpolate = False
+            module.register_forward_pre_hook(doubled)
+
+
+def doubled(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The first input, images (B, C, H, W), with each pixel twice each way."""
+    x, *others = inputs
+    b, c, h, w = x.shape
+    return (x[:, :, :, None, :, None].expand(b, c, h, 2, w, 2).reshape(b, c, 2 * h, 2 * w), *others)
 
 
 def padded(size: int, multiple: int) -> int:

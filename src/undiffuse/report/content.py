@@ -14,18 +14,19 @@ import undiffuse
 from undiffuse.config import PRESETS, Config
 from undiffuse.errors import UserError
 from undiffuse.report.blocks import Block, Code, Equation, Figure, Heading, Missing, Table, Text, coded, plain
-from undiffuse.run import About, Run
+from undiffuse.run import About, Run, build_network
 
 
 @dataclass(frozen=True)
 class Source:
-    """What a report reads of a run folder. pictures: by file name, the ones that there are."""
+    """What a report reads of a run folder. trainings: the studies of trainings, by name. pictures: by file name, the ones that there are."""
 
     run: Run
     about: About
     events: list[dict[str, Any]]
     metrics: dict[str, Any] | None
     samplers: dict[str, Any] | None
+    trainings: dict[str, dict[str, Any]] = field(default_factory=dict)
     pictures: dict[str, bytes] = field(default_factory=dict)
 
     def of(self, kind: str) -> list[dict[str, Any]]:
@@ -52,17 +53,30 @@ def read(run: Run) -> Source:
     """Raises UserError where there is no run, or where its metrics cannot be read."""
     about = run.about()
     metrics = content_of(run.path / "metrics.json", f"undiffuse evaluate {run.path}")
-    samplers = content_of(run.path / "study" / "samplers.json", f"undiffuse study samplers {run.path}")
+    studies = {}
+    for name in ("samplers", *STUDIES):
+        studies[name] = content_of(run.path / "study" / f"{name}.json", f"undiffuse study {name} {run.path}")
     pictures = {name: (run.path / name).read_bytes() for name in PICTURES if (run.path / name).is_file()}
     snapshots = [event["file"] for event in run.events("snapshot") if (run.path / event["file"]).is_file()]
     if "samples.png" not in pictures and snapshots:
         pictures["samples.png"] = (run.path / snapshots[-1]).read_bytes()
+    for study in studies.values():
+        for picture in [row["picture"] for row in study["rows"]] if study else []:
+            pictures[f"study-{picture}"] = picture_of(run.path / "study", picture)
+    samplers = studies.pop("samplers")
     if samplers:
-        pictures["denoising.png"] = (run.path / "study" / "denoising.png").read_bytes()
-        pictures |= {
-            f"study-{row['picture']}": (run.path / "study" / row["picture"]).read_bytes() for row in samplers["rows"]
-        }
-    return Source(run, about, list(run.log()), metrics, samplers, pictures)
+        for name in ("denoising.png", "guesses.png"):
+            pictures[name] = picture_of(run.path / "study", name)
+    trainings = {name: study for name, study in studies.items() if study}
+    return Source(run, about, list(run.log()), metrics, samplers, trainings, pictures)
+
+
+def picture_of(folder: Path, name: object) -> bytes:
+    """A picture that a study names. Raises UserError where it is not there, or where the name leads out of the folder."""
+    path = folder / Path(str(name)).name
+    if path.name != name or not path.is_file():
+        raise UserError(f"{folder} has no picture {name}; remove the folder, and make the study anew")
+    return path.read_bytes()
 
 
 def content_of(path: Path, command: str) -> dict[str, Any] | None:
@@ -73,7 +87,7 @@ def content_of(path: Path, command: str) -> dict[str, Any] | None:
         content: dict[str, Any] = json.loads(path.read_bytes())
         if content["format"] != 1:
             raise ValueError(f"format {content['format']}")
-    except (ValueError, KeyError, TypeError, OSError) as error:
+    except (ValueError, KeyError, TypeError, OSError, RecursionError) as error:
         raise UserError(f"{path} can't be read ({error}); remove it, and make it anew with: {command}") from error
     return content
 
@@ -94,6 +108,7 @@ def blocks(source: Source) -> list[Block]:
         training,
         results,
         compared,
+        trained,
         limits,
         references,
     )
@@ -303,13 +318,21 @@ def model(source: Source) -> Iterator[Block]:
         "every noise level. All predictions differ by these three coefficients only."
     )
     yield from code(PREDICTIONS[config.predict.partition(":")[0]], Denoiser.__call__)
+    if "guesses.png" in source.pictures:
+        yield Figure(
+            "guesses",
+            "What the network sees at each noise level: images that were held out, with more noise from left to right (t = 0, 0.1, ..., 1). Upper rows: $x_t$. Lower rows: "
+            "the guess $hat(x)_theta (x_t, t)$. Where little of the image is left, the best guess is a mean of many.",
+            "Pairs of rows: an image that becomes noise, and below it guesses that go from clear to a blurred mean.",
+        )
     yield Heading(2, "The network")
     yield Text(
         f"The network is {coded(config.net)}, with {plain(config.channels)} channels and {plain(config.blocks)} blocks at its levels. It is told the "
         "noise level"
         + (" and the class" if config.conditional else "")
         + (
-            f" and, in place of a class, which of {len(source.about.facts.groups)} groups of similar images, found by k-means, the image is in"
+            f" and, {'finer than the class' if config.conditional else 'in place of a class'}, which of {len(source.about.facts.groups)} groups of similar "
+            "images, found by k-means, the image is in"
             if source.about.facts.groups
             else ""
         )
@@ -396,6 +419,10 @@ def hyperparameters(source: Source) -> Iterator[Block]:
     seen = source.steps * config.batch_size
     what = [
         ("images seen", f"{seen:,}, or {seen / max(1, source.about.facts.training):.2f} times the training set"),
+        (
+            "arithmetic",
+            f"{seen * flops_an_image(source) / 1e15:.3g} PFLOP (convolutions and matrix products, forward and backward)",
+        ),
         ("time", f"{source.minutes:.1f} minutes, in {len(sessions)} session{'s' if len(sessions) != 1 else ''}"),
         (
             "processor time",
@@ -407,6 +434,20 @@ def hyperparameters(source: Source) -> Iterator[Block]:
     yield Table(
         ("", "this run"), [(plain(key), plain(value)) for key, value in what], "What the run cost, and what it ran on."
     )
+
+
+def flops_an_image(source: Source) -> int:
+    """Of one image in one step of training: the forward pass, and twice as much for the backward pass."""
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    facts = source.about.facts
+    network = build_network(source.config, facts).eval()
+    labelled = source.config.conditional or facts.groups
+    label = torch.zeros(1, dtype=torch.long) if labelled else None
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        network(torch.zeros(1, *facts.shape), torch.zeros(1), label)
+    return 3 * counter.get_total_flops()
 
 
 def training(source: Source) -> Iterator[Block]:
@@ -548,6 +589,7 @@ WAYS = {
     "ddim": "DDIM",
     "heun": "Heun",
     "dpmpp-2m": "DPM-Solver++ 2M",
+    "dpmpp-2m-sde": "DPM-Solver++ 2M, stochastic",
 }
 
 
@@ -649,6 +691,115 @@ def verdicts(study: dict[str, Any], scored: bool) -> Iterator[str]:
         else:
             yield f"{how}: DDIM makes the most of its steps, as it takes away as much noise as there is to lose, and adds none."
     yield "DDIM and the methods of second order give the same image for the same noise each time, so two noises can be mixed, and an image found again; (8) does not."
+
+
+STUDIES = {
+    "schedules": "noise schedules",
+    "predictions": "predictions",
+    "subset": "amounts of data",
+}
+
+
+def trained(source: Source) -> Iterator[Block]:
+    run = source.run.path
+    yield Heading(1, "Other choices compared")
+    if not source.trainings:
+        yield Missing(
+            "No other schedules, predictions or amounts of data have been tried.", f"undiffuse study schedules {run}"
+        )
+    for name, study in source.trainings.items():
+        yield from comparison(name, study)
+
+
+def comparison(name: str, study: dict[str, Any]) -> Iterator[Block]:
+    """One study of trainings."""
+    rows = study["rows"]
+    scored, audited = all("frechet" in row for row in rows), all("near" in row for row in rows)
+    also = "".join(f", with {coded(field)} {coded(value)}" for field, value in study["also"].items())
+    yield Heading(2, f"Comparing {STUDIES[name]}")
+    yield Text(
+        f"Each was trained for {study['minutes_each']:.1f} minutes, with this run's other hyperparameters{also}. Losses of different schedules and predictions "
+        'are not the same thing, so what is compared is the mean squared error of the guess $hat(x)_0$ at given noise levels ("log" SNR), of images that were '
+        "not trained on and are the same in all rows' noise"
+        + (
+            ", and the Fréchet distance of 1,000 drawn images"
+            + (f" (as many real ones have {number(rows[0]['floor'])})" if rows[0].get("floor") else "")
+            if scored
+            else ""
+        )
+        + "."
+        + (
+            " _Near_ is the share of drawn images that are suspiciously near to one training image, and not to others; of real ones it is "
+            f"{rows[0]['near_expected']:.1%}."
+            if name == "subset" and audited
+            else ""
+        )
+    )
+    levels = rows[0]["levels"]
+    wide = [i for i, level in enumerate(levels) if level in (-4, 0, 4)]
+    audited = audited and name == "subset"
+
+    def cells(row: dict[str, Any]) -> Iterator[str]:
+        yield "all" if row["value"] is None else coded(row["value"])
+        yield str(row["seed"])
+        yield f"{row['steps']:,}"
+        yield from (f"{row['unseen'][i]:.4f}" for i in wide)
+        if scored:
+            yield number(row["frechet"])
+            yield f"{number(row['frechet_low'])} to {number(row['frechet_high'])}"
+        if audited:
+            yield f"{row['near']:.1%}{' (copies)' if row['copies'] else ''}"
+
+    header = (
+        study["field"],
+        "seed",
+        "steps",
+        *(f"error at {levels[i]:g}" for i in wide),
+        *(("Fréchet distance", "95% interval") if scored else ()),
+        *(("near",) if audited else ()),
+    )
+    yield Table(
+        header,
+        [tuple(cells(row)) for row in rows],
+        "The same budget for each. Intervals say what other draws of images would give; another seed of training can differ by more.",
+        tuple(range(1, len(header))),
+    )
+    yield Figure(
+        f"{name}-compared",
+        "Errors of the guess, relative to the smallest of all at each noise level."
+        + (" Dotted: of images that were trained on." if name == "subset" else ""),
+        f"Curves of the error against the log-SNR, one for each of the {STUDIES[name]}.",
+        0.75,
+    )
+    first = [row for row in rows if row["seed"] == rows[0]["seed"]]
+    for row in first:
+        value = "all" if row["value"] is None else row["value"]
+        yield Figure(
+            Path(f"study-{row['picture']}").stem,
+            f"{study['field']} {coded(value)}, seed {row['seed']}: from the same noises as the others.",
+            f"Twenty images of the training with {study['field']} {value}.",
+            0.6,
+        )
+    if scored:
+        yield Text(best_of(study))
+
+
+def best_of(study: dict[str, Any]) -> str:
+    """Which value had the smallest mean distance over its seeds, and which others cannot be told from it."""
+    by_value: dict[Any, list[dict[str, Any]]] = {}
+    for row in study["rows"]:
+        by_value.setdefault(row["value"], []).append(row)
+    mean = {value: sum(row["frechet"] for row in rows) / len(rows) for value, rows in by_value.items()}
+
+    def named(value: Any) -> str:
+        return "all of the data" if value is None else coded(value)
+
+    best = min(mean, key=lambda value: mean[value])
+    top = max(row["frechet_high"] for row in by_value[best])
+    close = [v for v in by_value if v != best and min(row["frechet_low"] for row in by_value[v]) <= top]
+    return f"The smallest Fréchet distance, {number(mean[best])}, is that of {named(best)}." + (
+        f" These draws cannot tell it from {', '.join(map(named, close))}." if close else " No other comes as near."
+    )
 
 
 def limits(source: Source) -> Iterator[Block]:

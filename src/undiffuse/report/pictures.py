@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import io
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from undiffuse import data, figures, images, process, rng
 from undiffuse.registry import Table
@@ -112,6 +112,7 @@ def samplers(source: Source) -> Figure:
         "ddim": "-.",
         "heun": (0, (5, 1)),
         "dpmpp-2m": (0, (3, 1, 1, 1)),
+        "dpmpp-2m-sde": (0, (1, 3)),
     }
     shades = {"ddpm": figures.COLOURS[1], "ddim": figures.COLOURS[2]}
     for name, style in styles.items():
@@ -123,6 +124,42 @@ def samplers(source: Source) -> Figure:
     axis.set(xscale="log", yscale="log", xlabel="network calls an image", ylabel="Frechet distance")
     axis.legend(fontsize=8)
     return figure
+
+
+def errors_compared(source: Source, name: str) -> Figure:
+    """Each training's errors over the smallest at that level; of the images that it was trained on dotted, in the study `subset`."""
+    study = source.trainings[name]
+    rows = [row for row in study["rows"] if row["seed"] == study["rows"][0]["seed"]]
+    smallest = [min(errors) for errors in zip(*(row["unseen"] for row in rows), strict=True)]
+    figure = figures.new_figure(7, 3.4)
+    axis = figure.subplots()
+    styles = ["-", "--", "-.", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1))]
+    for number, row in enumerate(rows):
+        look: dict[str, Any] = {"color": (*figures.COLOURS[1:], "#555555")[number % 3], "linewidth": 1.4}
+        value = "all" if row["value"] is None else row["value"]
+        relative = [error / least for error, least in zip(row["unseen"], smallest, strict=True)]
+        axis.plot(row["levels"], relative, linestyle=styles[number % len(styles)], label=f"{value}", **look)
+        if name == "subset":
+            relative = [error / least for error, least in zip(row["seen"], smallest, strict=True)]
+            axis.plot(row["levels"], relative, linestyle=":", **look)
+    axis.set(xlabel="log SNR", ylabel="error, relative to the smallest", yscale="log")
+    axis.legend(fontsize=8, title=study["field"], title_fontsize=8)
+    return figure
+
+
+@PICTURES.named("schedules-compared")
+def schedules_compared(source: Source) -> Figure:
+    return errors_compared(source, "schedules")
+
+
+@PICTURES.named("predictions-compared")
+def predictions_compared(source: Source) -> Figure:
+    return errors_compared(source, "predictions")
+
+
+@PICTURES.named("subset-compared")
+def subset_compared(source: Source) -> Figure:
+    return errors_compared(source, "subset")
 
 
 @PICTURES.add

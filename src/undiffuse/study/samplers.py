@@ -1,34 +1,32 @@
-"""Studies: what one choice does, everything else being the same. `samplers` compares samplers on one finished run.
-
-A study is kept in RUN/study/, and goes on where it was interrupted: each row is written down when it is there.
-"""
+"""The study `samplers`: samplers compared on one run, from the same noise and labels, without guidance."""
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from undiffuse import data, features, images, machine, metrics
+from undiffuse import data, features, images, machine, metrics, process, rng
 from undiffuse.errors import UserError
-from undiffuse.files import write_atomic
 from undiffuse.run import Run
 from undiffuse.sampling import draw, trajectory
+from undiffuse.session import prepare
+from undiffuse.study import Sheet, sheet
 from undiffuse.training import in_precision
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from PIL import Image
     from torch import Tensor
 
     from undiffuse.denoiser import Denoiser
 
-SAMPLERS = ("mean", "ddpm-printed", "ddpm", "ddim", "heun", "dpmpp-2m")
-"""(7), (8) as printed and corrected, DDIM, and the two of second order."""
+SAMPLERS = ("mean", "ddpm-printed", "ddpm", "ddim", "heun", "dpmpp-2m", "dpmpp-2m-sde")
+"""(7), (8) as printed and corrected, DDIM, and those of second order."""
 
 CALLS = (5, 10, 25)
 """Network calls an image, for each sampler; Heun's method takes one less of an even number."""
@@ -56,32 +54,39 @@ def cases() -> Iterator[Case]:
 
 @dataclass
 class SamplerStudy:
-    """A comparison of samplers on one run, made ready: from the same noise and labels, without guidance.
+    """A comparison of samplers, made ready. seconds: what is left to do will take that long, as far as is known."""
 
-    n: images of each case, as many as the minutes allow. seconds: what that will take, as far as is known."""
-
-    run: Run
+    sheet: Sheet
     denoiser: Denoiser
-    n: int
-    seed: int
+    whole: data.Dataset
     seconds: float
-    done: list[dict[str, Any]]
 
     @property
-    def path(self) -> Path:
-        return self.run.path / "study" / "samplers.json"
+    def n(self) -> int:
+        """Images of each case."""
+        return int(self.sheet.facts["n"])
 
-    def rows(self) -> Iterator[dict[str, Any]]:
-        """The rows, each written down; those that were there from before first."""
-        yield from self.done
-        about = self.run.about()
-        whole = data.load(about.config.data, about.config.size)
-        scorer = features.scorer(whole)
-        label = self.labels(whole)
-        self.path.parent.mkdir(exist_ok=True)
-        write_atomic(self.path.parent / "denoising.png", images.png_bytes(self.denoising(label)))
+    def plan(self) -> str:
+        """What there is to do, in a sentence."""
+        return (
+            f"samplers: {self.n:,} images of each of {len(list(cases()))} cases, about {self.seconds / 60:.1f} minutes"
+        )
+
+    def rows(self) -> Iterator[tuple[str, float, dict[str, Any]]]:
+        """(what was done, the share of all that is done, its row); each row is written down first."""
+        seed = self.sheet.facts["seed"]
+        about = self.sheet.run.about()
+        scorer = features.scorer(self.whole)
+        label = data.random_labels(self.whole, self.n, seed, "study labels") if self.denoiser.classes else None
+        self.sheet.write("denoising.png", images.png_bytes(self.denoising(label)))
+        self.sheet.write("guesses.png", images.png_bytes(self.guesses()))
+        total, done = sum(case.calls for case in cases()), 0
         for case in cases():
-            if any((row["sampler"], row["steps"]) == (case.sampler, case.steps) for row in self.done):
+            done += case.calls
+            what = f"{case.sampler}, {case.steps} steps"
+            row = self.sheet.find(sampler=case.sampler, steps=case.steps)
+            if row is not None:
+                yield what, done / total, row
                 continue
             begin = time.monotonic()
             drawn = torch.cat(
@@ -94,13 +99,13 @@ class SamplerStudy:
                             steps=case.steps,
                             grid=about.config.grid,
                             label=None if label is None else label[part],
-                            seed=self.seed,
+                            seed=seed,
                         )
                     )
                     for part in torch.arange(self.n).split(BATCH)
                 ]
             )
-            row: dict[str, Any] = {
+            row = {
                 "sampler": case.sampler,
                 "steps": case.steps,
                 "calls": case.calls,
@@ -110,44 +115,40 @@ class SamplerStudy:
             }
             if scorer is not None:
                 x, probabilities = scorer.network(drawn)
-                distance = metrics.frechet_interval(x, scorer.moments, self.seed)
+                distance = metrics.frechet_interval(x, scorer.moments, seed)
                 row |= {
                     "frechet": distance.value,
                     "frechet_low": distance.low,
                     "frechet_high": distance.high,
-                    "classes": torch.bincount(probabilities.argmax(dim=1), minlength=len(whole.classes)).tolist(),
+                    "classes": torch.bincount(probabilities.argmax(dim=1), minlength=len(self.whole.classes)).tolist(),
                     "confidence": probabilities.amax(dim=1).mean().item(),
                 }
-            sheet = images.grid(drawn[:SHOWN], SHOWN)
-            write_atomic(self.path.parent / str(row["picture"]), images.png_bytes(sheet))
-            self.done.append(row)
-            self.save(whole)
-            yield row
+            self.sheet.write(str(row["picture"]), images.png_bytes(images.grid(drawn[:SHOWN], SHOWN)))
+            self.sheet.add(row)
+            yield what, done / total, row
 
     def denoising(self, label: Tensor | None, count: int = 3, columns: int = 11) -> Image.Image:
         """Some images on their way from noise, by (8): for each a row of x_t, and below it one of the guess x_0_hat."""
         label = None if label is None else label[:count]
-        frames = list(trajectory(self.denoiser, range(count), steps=50, label=label, seed=self.seed))
+        frames = list(trajectory(self.denoiser, range(count), steps=50, label=label, seed=self.sheet.facts["seed"]))
         shown = [frames[round(k * (len(frames) - 1) / (columns - 1))] for k in range(columns)]
         both = torch.stack([torch.stack([frame.x_t, frame.x_0]) for frame in shown])  # (columns, 2, count, C, H, W)
         return images.grid(data.to_uint8(both.permute(2, 1, 0, 3, 4, 5).flatten(0, 2)), columns)
 
-    def labels(self, whole: data.Dataset) -> Tensor | None:
-        """Random labels of the data, for a conditional run."""
-        return data.random_labels(whole, self.n, self.seed, "study labels") if self.denoiser.classes else None
-
-    def save(self, whole: data.Dataset) -> None:
-        label = whole.labels[: self.n] if self.denoiser.classes and whole.labels is not None else None
-        content = {
-            "format": 1,
-            "n": self.n,
-            "seed": self.seed,
-            "guidance": 1.0,
-            "real_spread": spread(whole.images[: self.n], label),
-            "machine": machine.facts(),
-            "rows": self.done,
-        }
-        write_atomic(self.path, json.dumps(content, indent=2).encode())
+    @torch.no_grad()
+    def guesses(self, count: int = 3, columns: int = 11) -> Image.Image:
+        """What the network sees at each noise level: for some images, held-out ones if there are any, a row of x_t, and below it one of the guess x_0_hat, told no label."""
+        training, held_out, _ = prepare(self.sheet.run.about().config, self.whole)
+        x_0 = data.to_float((held_out if len(held_out) else training).images[:count])
+        noise = rng.normal(x_0.shape, self.sheet.facts["seed"], "study noise")
+        label = torch.full((len(x_0),), self.denoiser.labels) if self.denoiser.labels else None
+        both = []
+        for t in torch.linspace(1 / (columns - 1), 1, columns - 1, dtype=torch.float64):
+            level = self.denoiser.noise_level(t)
+            x_t = process.jump(x_0, noise, level.alpha, level.sigma)
+            both.append(torch.stack([x_t, self.denoiser(x_t, t.expand(len(x_0)), label)]))
+        both.insert(0, torch.stack([x_0, x_0]))
+        return images.grid(data.to_uint8(torch.stack(both).permute(2, 1, 0, 3, 4, 5).flatten(0, 2)), columns)
 
 
 def spread(drawn: Tensor, label: Tensor | None = None) -> float:
@@ -165,9 +166,10 @@ def sampler_study(path: Path, minutes: float = 2.0, seed: int = 0) -> SamplerStu
         raise UserError(f"a study takes some time: --minutes must be above 0, not {minutes:g}")
     run = Run(path)
     denoiser, _ = run.denoiser()
+    config = run.about().config
+    whole = data.load(config.data, config.size)
     precision = "bf16" if machine.has_bf16() else "fp32"
     quick = replace(denoiser, network=in_precision(denoiser.network, precision))
-    study = SamplerStudy(run, quick, 0, seed, 0.0, [])
     label = torch.zeros(BATCH, dtype=torch.long) if denoiser.classes else None
 
     def timed(steps: int) -> float:
@@ -178,15 +180,8 @@ def sampler_study(path: Path, minutes: float = 2.0, seed: int = 0) -> SamplerStu
     timed(1)
     per_call = timed(4) / 4 / BATCH
     calls = sum(case.calls for case in cases())
-    study.n = max(FEWEST, min(MOST, int(60 * minutes / (calls * per_call))))
-    study.seconds = study.n * calls * per_call
-    if study.path.is_file():
-        try:
-            old = json.loads(study.path.read_bytes())
-            if (old["format"], old["seed"]) == (1, seed):
-                study.n, study.done = int(old["n"]), list(old["rows"])
-        except (ValueError, KeyError, TypeError, OSError) as error:
-            raise UserError(f"{study.path} can't be read ({error}); remove it to begin anew") from error
-        left = calls - sum(row["calls"] for row in study.done)
-        study.seconds = study.n * left * per_call
-    return study
+    n = max(FEWEST, min(MOST, int(60 * minutes / (calls * per_call)), len(whole)))
+    of_real = whole.labels[:n] if denoiser.classes and whole.labels is not None else None
+    kept = sheet(run, "samplers", seed=seed, n=n, guidance=1.0, real_spread=spread(whole.images[:n], of_real))
+    left = calls - sum(row["calls"] for row in kept.rows)
+    return SamplerStudy(kept, quick, whole, kept.facts["n"] * left * per_call)

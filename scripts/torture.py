@@ -1,0 +1,111 @@
+"""`make torture`: kill -9 at random moments, the saving of checkpoints included, then go on; the end must be that of an undisturbed run, to the byte.
+
+A tiny run saves after every step, so that about every third kill falls into a save. Each training is a fork of this process, which imports everything
+and computes nothing, so that a kill costs a second and not a start of Python.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import shutil
+import signal
+import sys
+import tempfile
+import time
+import traceback
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from undiffuse.config import Config, make_config
+from undiffuse.session import train_session
+
+TINY: dict[str, Any] = {
+    "steps": 40, "subset": 200, "channels": (8, 16), "blocks": (1, 1), "heads": 2, "dropout": 0.1, "batch_size": 8, "warmup": 2, "snapshots": 4,
+    "snapshot_images": 4, "sample_calls": 2, "guidance": 1.0, "score_share": 0.0, "groups": 0, "compile": "off", "checkpoint_every": 1,
+}  # fmt: skip
+
+
+def begin(config: Config, folder: Path) -> int:
+    """Train in a child process: its number."""
+    child = os.fork()
+    if child:
+        return child
+    try:
+        torch.set_num_threads(1)
+        for _ in train_session(config, folder):
+            pass
+    except BaseException:
+        traceback.print_exc()
+        os._exit(1)
+    os._exit(0)
+
+
+def ended(child: int, seconds: float) -> bool:
+    """Whether the child ended by itself within so many seconds; if not, it is killed. Exits where it failed."""
+    until = time.monotonic() + seconds
+    while True:
+        number, status = os.waitpid(child, os.WNOHANG)
+        if number:
+            if status:
+                sys.exit(f"torture: a training failed with status {status}")
+            return True
+        if time.monotonic() >= until:
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+            return False
+        time.sleep(0.002)
+
+
+def remains(folder: Path) -> dict[str, Any]:
+    """All that a run leaves, without the times and the number of sessions."""
+    found: dict[str, Any] = {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name not in ("log.jsonl", "config.json")
+    }
+    events = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    found["log"] = [
+        {k: v for k, v in e.items() if k != "time"} for e in events if e["event"] not in ("session", "stopped")
+    ]
+    return found
+
+
+def torture(kills: int, seed: int, place: Path) -> tuple[int, int, int]:
+    """(kills, of which fell into a write, whole runs). Exits with a message where a run ends otherwise than the undisturbed one."""
+    config, chance = make_config(**TINY), random.Random(seed)
+    start = time.monotonic()
+    assert ended(begin(config, place / "whole"), 600)
+    seconds = time.monotonic() - start
+    expected = remains(place / "whole")
+    killed = writing = runs = 0
+    while killed < kills:
+        folder = place / "killed"
+        shutil.rmtree(folder, ignore_errors=True)
+        while not ended(begin(config, folder), chance.uniform(0, 1.2 * seconds)):
+            killed += 1
+            writing += any(folder.rglob("*.tmp"))
+        runs += 1
+        found = remains(folder)
+        wrong = [name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name)]
+        if wrong:
+            sys.exit(f"torture: after {killed} kills a run ended with another {', '.join(sorted(wrong))}")
+    return killed, writing, runs
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n\n")[0])
+    parser.add_argument("--kills", type=int, default=200)
+    parser.add_argument("--seed", type=int, default=0)
+    chosen = parser.parse_args()
+    with tempfile.TemporaryDirectory() as place:
+        killed, writing, runs = torture(chosen.kills, chosen.seed, Path(place))
+    print(f"{killed} kills, {writing} of them within a write; {runs} runs ended with the bytes of the undisturbed one")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,198 @@
+"""The studies that train: `schedules`, `predictions` and `subset`. One training for each value of one hyperparameter, and each seed;
+the other hyperparameters are those of the run that is studied, and the budget is the same for all.
+
+To add a study: a row of `QUESTIONS`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from undiffuse import data, features, images, machine, metrics, novelty, process, rng
+from undiffuse.config import Config, validated
+from undiffuse.denoiser import PREDICTIONS, Denoiser
+from undiffuse.errors import UserError
+from undiffuse.run import Run
+from undiffuse.sampling import draw, steps_within
+from undiffuse.schedule import SCHEDULES, time_of
+from undiffuse.session import Began, prepare, train_session
+from undiffuse.study import Sheet, sheet
+from undiffuse.training import Stepped, in_precision
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+LEVELS = (-6.0, -4.0, -2.0, 0.0, 2.0, 4.0)
+"""log-SNRs at which guesses are compared: the loss itself is not the same thing for two schedules or predictions."""
+
+DRAWN = 1000  # images of each training
+COMPARED = 500  # images whose guesses are compared, and images whose nearest training images are looked for
+SHOWN = 20
+BATCH = 250
+MEASURING = 45.0  # seconds, about, after each training
+SHORTEST = 15.0  # seconds of a training
+
+
+@dataclass(frozen=True)
+class Question:
+    """Which field is varied, over which values; also: fields that all of the trainings have different from the run's."""
+
+    field: str
+    values: tuple[Any, ...]
+    also: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
+QUESTIONS = {
+    "schedules": Question("schedule", tuple(SCHEDULES)),
+    "predictions": Question("predict", tuple(PREDICTIONS), {"schedule": "linear"}),  # the others make eps impossible
+    "subset": Question("subset", (300, 3000, 30_000, None)),
+}
+
+
+@dataclass
+class TrainingStudy:
+    """A comparison of trainings, made ready. trainings: (value, seed) of each. minutes: of each training."""
+
+    sheet: Sheet
+    question: Question
+    base: Config
+    trainings: list[tuple[Any, int]]
+
+    @property
+    def minutes(self) -> float:
+        return float(self.sheet.facts["minutes_each"])
+
+    def plan(self) -> str:
+        """What there is to do, in a sentence."""
+        left = sum(self.sheet.find(value=value, seed=seed) is None for value, seed in self.trainings)
+        return (
+            f"{self.sheet.name}: {left} of {len(self.trainings)} trainings to do, of {self.minutes:.1f} minutes each; about "
+            f"{left * (self.minutes + MEASURING / 60):.0f} minutes in all"
+        )
+
+    def config(self, value: Any, seed: int) -> Config:
+        """The configuration of one training."""
+        own = {self.question.field: value, "seed": seed, "minutes": self.minutes, "epochs": None, "steps": None}
+        quiet = {"score_share": 0.0, "snapshots": 2}
+        return validated({**self.base.model_dump(), **self.question.also, **quiet, **own})
+
+    def rows(self) -> Iterator[tuple[str, float, dict[str, Any]]]:
+        """(what is being done, the share of all that is done, its row or {}); each row is written down first."""
+        for number, (value, seed) in enumerate(self.trainings):
+            what = f"{self.question.field.replace('_', '-')} {'all' if value is None else value}, seed {seed}"
+            row = self.sheet.find(value=value, seed=seed)
+            if row is None:
+                config = self.config(value, seed)
+                folder = self.sheet.path.parent / self.sheet.name / f"{value}-seed{seed}".replace(":", "-")
+                folder.parent.mkdir(parents=True, exist_ok=True)
+                seconds = 0.0
+                for event in train_session(config, folder):
+                    if isinstance(event, Began):
+                        seconds = event.seconds
+                    if isinstance(event, Stepped):
+                        seconds += event.seconds
+                        share = min(1.0, seconds / (60 * self.minutes + MEASURING))
+                        yield f"training with {what}", (number + share) / len(self.trainings), {}
+                yield f"measuring {what}", (number + 0.9) / len(self.trainings), {}
+                picture = f"{self.sheet.name}-{folder.name}.png"
+                found, sheet_of = measured(Run(folder))
+                self.sheet.write(picture, images.png_bytes(sheet_of))
+                row = {"value": value, "seed": seed, **found, "picture": picture}
+                self.sheet.add(row)
+            yield what, (number + 1) / len(self.trainings), row
+
+
+def measured(run: Run) -> tuple[dict[str, Any], Any]:
+    """(the figures of a finished training, a picture of its images)."""
+    config, end = run.about().config, run.finished()
+    assert end is not None
+    denoiser, _ = run.denoiser()
+    quick = replace(denoiser, network=in_precision(denoiser.network, "bf16" if machine.has_bf16() else "fp32"))
+    whole = data.load(config.data, config.size)
+    training, held_out, _ = prepare(config, whole)
+    unseen = held_out if config.subset is None else data.left_out(whole, config.subset, config.seed, COMPARED)
+
+    options = {"sampler": config.sampler, "grid": config.grid, "guidance": config.guidance}
+    steps = steps_within(config.sample_calls, denoiser, **options)
+    label = data.random_labels(training, DRAWN, config.seed, "study labels") if denoiser.classes else None
+    drawn = data.to_uint8(
+        torch.cat(
+            [
+                draw(
+                    quick,
+                    part.tolist(),
+                    steps=steps,
+                    seed=config.seed,
+                    label=None if label is None else label[part],
+                    **options,
+                )
+                for part in torch.arange(DRAWN).split(BATCH)
+            ]
+        )
+    )
+    found: dict[str, Any] = {
+        "steps": end["step"],
+        "images_seen": end["step"] * config.batch_size,
+        "images": len(training),
+        "levels": LEVELS,
+        "unseen": errors(denoiser, unseen.images[:COMPARED]),
+        "seen": errors(denoiser, training.images[:COMPARED]),
+    }
+    if len(training) >= 2 and len(unseen) >= 100:
+        own, real = (novelty.nearest_images(part[:COMPARED], training.images).ratio for part in (drawn, unseen.images))
+        alarm = novelty.audit(own, real)
+        found |= {"copies": alarm.raised, "near": alarm.share, "near_expected": alarm.expected}
+    scorer = features.scorer(whole)
+    if scorer is not None:
+        x, _ = scorer.network(drawn)
+        distance = metrics.frechet_interval(x, scorer.moments, config.seed)
+        found |= {"frechet": distance.value, "frechet_low": distance.low, "frechet_high": distance.high}
+        found["floor"] = scorer.floors.get(DRAWN)
+    return found, images.grid(drawn[:SHOWN], SHOWN // 2)
+
+
+@torch.no_grad()
+def errors(denoiser: Denoiser, real: Tensor) -> list[float]:
+    """The mean square of x_0_hat - x_0, in units of the range [-1, 1], at each of LEVELS, for images uint8 (n, C, H, W), told no label."""
+    x_0 = data.to_float(real)
+    noise = rng.normal(x_0.shape, 0, "study noise")
+    label = torch.full((len(x_0),), denoiser.labels) if denoiser.labels else None
+    times = time_of(SCHEDULES[denoiser.schedule], torch.tensor(LEVELS, dtype=torch.float64))
+    found = []
+    for t in times:
+        level = denoiser.noise_level(t)
+        x_t = process.jump(x_0, noise, level.alpha, level.sigma)
+        total = 0.0
+        for rows in torch.arange(len(x_0)).split(BATCH):
+            guess = denoiser(x_t[rows], t.expand(len(rows)), None if label is None else label[rows])
+            total += (guess - x_0[rows]).square().mean(dim=(1, 2, 3)).sum().item()
+        found.append(total / len(x_0))
+    return found
+
+
+def training_study(path: Path, what: str, minutes: float = 30.0, seeds: int = 1, seed: int = 0) -> TrainingStudy:
+    """Make a study of QUESTIONS ready for a run. Raises UserError where the minutes are too few, or a training impossible."""
+    run, question = Run(path), QUESTIONS[what]
+    about = run.about()
+    if seeds < 1:
+        raise UserError(f"a study takes at least one seed, not {seeds}")
+    there = about.facts.training + about.facts.validation
+    values = [v for v in question.values if question.field != "subset" or v is None or v < there]
+    trainings = [(value, seed + k) for k in range(seeds) for value in values]
+    each = 60 * minutes / len(trainings) - MEASURING
+    if not each >= SHORTEST:
+        least = len(trainings) * (SHORTEST + MEASURING) / 60
+        raise UserError(
+            f"{len(trainings)} trainings, and measuring each, take at least {least:.0f} minutes: --minutes {minutes:g} is too few"
+        )
+    kept = sheet(run, what, seed=seed, minutes_each=each / 60, field=question.field, also=question.also)
+    study = TrainingStudy(kept, question, about.config, trainings)
+    for value, own in trainings:
+        study.config(value, own)
+    return study

@@ -1,0 +1,21 @@
+"""`make torture`, in short."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).parent.parent / "scripts" / "torture.py"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="there is no fork")
+def test_a_run_that_is_killed_again_and_again_ends_the_same() -> None:
+    command = [sys.executable, str(SCRIPT), "--kills", "20"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=1200, check=False)
+    assert done.returncode == 0, done.stderr
+    assert int(re.match(r"\d+", done.stdout)[0]) >= 20  # type: ignore[index]

@@ -1,0 +1,188 @@
+"""Studies of trainings: what they vary, what they measure, that they go on where they were interrupted, and what the report makes of them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from itertools import islice
+from pathlib import Path
+from typing import Any, get_args, get_type_hints
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from undiffuse import cli, data
+from undiffuse.denoiser import Denoiser
+from undiffuse.errors import UserError
+from undiffuse.report import Report
+from undiffuse.report.blocks import Figure, Missing, Table, Text
+from undiffuse.report.content import best_of
+from undiffuse.run import Run
+from undiffuse.schedule import SCHEDULES
+from undiffuse.study import trainings
+from undiffuse.study.trainings import LEVELS, QUESTIONS, errors, training_study
+
+
+@pytest.fixture
+def short(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Studies that take seconds."""
+    monkeypatch.setattr(trainings, "MEASURING", 1.0)
+    monkeypatch.setattr(trainings, "SHORTEST", 0.5)
+    monkeypatch.setattr(trainings, "DRAWN", 30)
+    monkeypatch.setitem(QUESTIONS, "schedules", trainings.Question("schedule", ("cosine", "flow")))
+    monkeypatch.setitem(QUESTIONS, "subset", trainings.Question("subset", (30, None)))
+
+
+def copy(run: Path, to: Path) -> Path:
+    return Path(shutil.copytree(run, to / "run"))
+
+
+def test_the_command_knows_the_studies() -> None:
+    what = get_type_hints(cli.study)["what"]
+    assert sorted(get_args(what)) == sorted(("samplers", *QUESTIONS))
+
+
+def test_errors_are_those_of_the_perfect_guess() -> None:
+    """For Gaussian pixels the error of E[x_0 | x_t] is the posterior's variance, s^2 sigma^2 / (alpha^2 s^2 + sigma^2)."""
+    s = 0.3
+    real = torch.randn(400, 1, 16, 16, generator=torch.Generator().manual_seed(0)) * s
+    real = ((real + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+
+    def network(x: Tensor, log_snr: Tensor, label: Tensor | None) -> Tensor:
+        alpha, sigma = (level.sqrt()[:, None, None, None] for level in (log_snr.sigmoid(), (-log_snr).sigmoid()))
+        return alpha * s**2 / (alpha**2 * s**2 + sigma**2) * x
+
+    for schedule in ("cosine", "log-linear"):
+        found = errors(Denoiser(network, schedule, "x0", (1, 16, 16)), real)
+        snr = np.exp(LEVELS)
+        assert found == pytest.approx(s**2 / (snr * s**2 + 1), rel=0.03)
+
+
+@pytest.mark.usefixtures("short")
+@pytest.mark.parametrize(("what", "field"), [("schedules", "schedule"), ("subset", "subset")])
+def test_each_value_is_trained_with_everything_else_the_same(run: Path, tmp_path: Path, what: str, field: str) -> None:
+    base = copy(run, tmp_path)
+    study = training_study(base, what, minutes=0.2, seeds=2)
+    assert "4 of 4 trainings" in study.plan()
+    found = [row for *_, row in study.rows() if row]
+    kept = json.loads((base / "study" / f"{what}.json").read_text())
+    assert kept["rows"] == json.loads(json.dumps(found))
+    assert [(row["value"], row["seed"]) for row in found] == [(v, k) for k in range(2) for v in QUESTIONS[what].values]
+    own = Run(base).about().config.model_dump()
+    for row in found:
+        folder = base / "study" / what / f"{row['value']}-seed{row['seed']}"
+        config = Run(folder).about().config.model_dump()
+        different = {name for name in own if own[name] != config[name]}
+        assert different <= {field, "seed", "minutes", "steps", "score_share", "snapshots"}
+        assert config[field] == row["value"]
+        assert config["minutes"] == kept["minutes_each"]
+        of = row["value"] if what == "subset" and row["value"] else 64
+        assert row["images"] == of - of // 20
+        assert (base / "study" / row["picture"]).is_file()
+        assert all(0 < error < 10 for error in row["unseen"] + row["seen"])
+    assert [row for *_, row in training_study(base, what, 0.2, 2).rows()] == kept["rows"]  # nothing is done twice
+
+
+@pytest.mark.usefixtures("short")
+def test_a_study_goes_on_where_it_was_interrupted(run: Path, tmp_path: Path) -> None:
+    base = copy(run, tmp_path)
+    rows = training_study(base, "schedules", minutes=0.1).rows()
+    list(islice(rows, 3))  # in the midst of the first training
+    rows.close()
+    assert not (base / "study" / "schedules.json").exists()
+    began = (base / "study" / "schedules" / "cosine-seed0" / "config.json").stat().st_mtime_ns
+    again = training_study(base, "schedules", minutes=0.1)
+    assert [row["value"] for *_, row in again.rows() if row] == ["cosine", "flow"]
+    assert (base / "study" / "schedules" / "cosine-seed0" / "config.json").stat().st_mtime_ns == began
+    more = training_study(base, "schedules", minutes=50)  # the minutes of before are kept
+    assert more.minutes == again.minutes
+    assert "0 of 2 trainings" in more.plan()
+
+
+@pytest.mark.parametrize(
+    ("what", "options", "message"),
+    [
+        ("schedules", {"minutes": 1.0}, "5 trainings, and measuring each, take at least 5 minutes"),
+        ("predictions", {"minutes": float("nan")}, "too few"),
+        ("subset", {"seeds": 0}, "at least one seed"),
+    ],
+)
+def test_impossible_studies_are_refused(run: Path, what: str, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        training_study(run, what, **options)
+    assert not (run / "study").exists()
+
+
+def test_predictions_are_compared_where_all_are_possible() -> None:
+    alpha, _ = SCHEDULES[QUESTIONS["predictions"].also["schedule"]](torch.ones((), dtype=torch.float64))
+    assert alpha > 1e-6
+
+
+def test_left_out_images_are_not_in_the_subset() -> None:
+    pixels = torch.arange(200, dtype=torch.uint8)[:, None, None, None]
+    whole = data.Dataset("numbers", pixels)
+    inside, outside = (
+        set(part.images.flatten().tolist()) for part in (data.subset(whole, 120, 4), data.left_out(whole, 120, 4, 50))
+    )
+    assert (len(inside), len(outside)) == (120, 50)
+    assert not inside & outside
+
+
+# The report
+
+
+@pytest.fixture
+def row() -> Callable[..., dict[str, Any]]:
+    def make(value: Any, frechet: float, seed: int = 0, **fields: Any) -> dict[str, Any]:
+        scores = {"frechet": frechet, "frechet_low": 0.9 * frechet, "frechet_high": 1.1 * frechet, "floor": 0.1}
+        near = {"copies": value == 30, "near": 0.25, "near_expected": 0.01}
+        errors = {"levels": LEVELS, "unseen": [0.5, 0.4, 0.3, 0.2, 0.1, 0.05], "seen": [0.4] * 6}
+        return {"value": value, "seed": seed, "steps": 1234, **scores, **near, **errors, **fields, "picture": "a.png"}
+
+    return make
+
+
+Row = Callable[..., dict[str, Any]]
+
+
+def test_the_best_value_is_that_of_the_smallest_mean(row: Row) -> None:
+    rows = [row("cosine", 2.0), row("flow", 1.0), row("linear", 1.15), row("cosine", 1.0, 1), row("flow", 1.2, 1)]
+    words = best_of({"rows": rows})
+    assert '1.1, is that of #raw("flow")' in words
+    assert '#raw("linear")' in words
+    assert "No other" in best_of({"rows": [row(None, 1.0), row(30, 5.0)]})
+    assert "all of the data" in best_of({"rows": [row(None, 1.0), row(30, 5.0)]})
+
+
+def test_the_report_takes_studies_in(run: Path, tmp_path: Path, row: Row) -> None:
+    base = copy(run, tmp_path)
+    assert any(isinstance(b, Missing) and "study schedules" in b.command for b in Report(base).blocks)
+    facts = {"format": 1, "seed": 0, "minutes_each": 3.0, "field": "subset", "also": {"schedule": "linear"}}
+    (base / "study").mkdir()
+    (base / "study" / "a.png").write_bytes((base / "loss.png").read_bytes())
+    path = base / "study" / "subset.json"
+    path.write_text(json.dumps({**facts, "rows": [row(30, 4.0), row(None, 1.0)]}))
+    found = Report(base)
+    assert not any(isinstance(b, Missing) and "study schedules" in b.command for b in found.blocks)
+    table = next(b for b in found.blocks if isinstance(b, Table) and b.header[0] == "subset")
+    assert [cells[0] for cells in table.rows] == ['#raw("30")', "all"]
+    assert table.header[3:] == ("error at -4", "error at 0", "error at 4", "Fréchet distance", "95% interval", "near")
+    assert table.rows[0][2:] == ("1,234", "0.4000", "0.2000", "0.0500", "4", "3.6 to 4.4", "25.0% (copies)")
+    assert {"subset-compared.svg", "study-a.png"} <= found.pictures.keys()
+    assert any(isinstance(b, Text) and "all of the data" in b.words for b in found.blocks)
+    assert any(isinstance(b, Figure) and b.name == "subset-compared" for b in found.blocks)
+    assert len(found.write()) == 3
+
+
+@pytest.mark.parametrize("name", ["../loss.png", "/etc/hostname", "missing.png"])
+def test_a_picture_outside_of_the_study_is_refused(run: Path, tmp_path: Path, row: Row, name: str) -> None:
+    base = copy(run, tmp_path)
+    facts = {"format": 1, "seed": 0, "minutes_each": 3.0, "field": "subset", "also": {}}
+    (base / "study").mkdir()
+    path = base / "study" / "subset.json"
+    path.write_text(json.dumps({**facts, "rows": [{**row(30, 4.0), "picture": name}]}))
+    with pytest.raises(UserError, match="has no picture"):
+        Report(base)
