@@ -13,7 +13,7 @@ from sklearn.cluster import KMeans
 import undiffuse
 from conftest import write_idx
 from undiffuse import data
-from undiffuse.groups import FEWEST, coarse, drawn_groups, k_means, k_means_within
+from undiffuse.groups import FEWEST, coarse, drawn_groups, k_means
 from undiffuse.run import Run
 
 
@@ -63,21 +63,6 @@ def test_groups_are_drawn_as_often_as_they_are_large() -> None:
     assert not torch.equal(drawn_groups((30, 0, 50, 20), range(5000), seed=2), found)
 
 
-def test_groups_within_classes() -> None:
-    """Each is of one class, and the larger class has more; drawn for a class, they are its own, as often as they are large."""
-    images, kinds = blobs(1600)
-    labels = torch.from_numpy((kinds > 0).astype(np.int64))
-    group, classes = k_means_within(torch.from_numpy(images)[:, None], labels, 6, seed=0)
-    assert classes == (0, 0, 0, 1, 1, 1)
-    assert torch.equal(torch.tensor(classes)[group], labels)
-    for g in range(3, 6):
-        assert len(np.unique(kinds[group == g])) == 1  # three pictures in class 1, and three groups
-    asked = torch.arange(6000) % 2
-    found = drawn_groups((30, 0, 50, 20), range(6000), seed=1, classes=(0, 1, 1, 1), label=asked)
-    assert torch.bincount(found, minlength=4).tolist() == pytest.approx([3000, 0, 2143, 857], abs=110)
-    assert torch.equal(torch.tensor((0, 1, 1, 1))[found], asked)
-
-
 @pytest.fixture(scope="module")
 def grouped_run(train: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = write_idx(tmp_path_factory.mktemp("data") / "blobs", blobs(900)[0])
@@ -109,27 +94,8 @@ def test_a_finished_run_with_groups_is_known_again(grouped_run: Path) -> None:
     assert undiffuse.api.train_config(config, grouped_run) == grouped_run  # finished: the same data are the same data
 
 
-def test_a_class_is_drawn_with_all_of_its_groups(train: Callable[..., Path], tmp_path: Path) -> None:
-    """A conditional run learns groups within its classes; asked for a class it draws each of its kinds, and no others."""
-    images, kinds = blobs(900)
-    folder = write_idx(tmp_path / "blobs", images, (kinds > 0).astype(np.uint8))
-    run = train(
-        data=str(folder), conditional=True, steps=150, groups=6, batch_size=32, lr=5e-3, guidance=1.5, sample_calls=20
-    )
-    denoiser = undiffuse.load(run)
-    assert (denoiser.classes, denoiser.group_classes) == (("0", "1"), (0, 0, 0, 1, 1, 1))
-    assert denoiser.labels == 8
-    drawn = undiffuse.sample(run, n=300, labels=[1])
-    pictures = np.random.default_rng(99).integers(40, 216, (4, 64))
-    nearest = ((drawn.reshape(300, 1, 64).astype(float) - pictures) ** 2).sum(axis=2).argmin(axis=1)
-    assert np.bincount(nearest, minlength=4) / 300 == pytest.approx([0, 0.5, 0.25, 0.25], abs=0.1)
-
-
-@pytest.mark.parametrize(
-    "fields", [{"groups": 0}, {"groups": 0, "conditional": True}, {"groups": 4, "conditional": True}]
-)
+@pytest.mark.parametrize("fields", [{"groups": 0}, {"groups": 4, "conditional": True}])
 def test_without_groups_the_labels_are_the_data_sets(fields: dict[str, object], train: Callable[..., Path]) -> None:
-    """Where they are not wanted, or the images are too few."""
     denoiser = undiffuse.load(train(steps=1, snapshots=2, **fields))
     assert denoiser.groups == ()
     assert denoiser.labels == (10 if "conditional" in fields else 0)

@@ -139,7 +139,6 @@ def test_the_configuration_is_saved_with_its_reasons_and_its_data(run: Path, con
         "validation": len(held_out),
         "sha256": hashlib.sha256(dataset.images.numpy().tobytes() + dataset.labels.numpy().tobytes()).hexdigest(),
         "groups": [],
-        "group_classes": [],
     }
     assert Run(run).about().config == config
 

@@ -20,14 +20,12 @@ from conftest import write_idx
 from undiffuse import data, machine, rng
 from undiffuse.clock import Clock, Decision, lr_factor, snapshot_steps
 from undiffuse.config import PRESETS, make_config
-from undiffuse.denoiser import Denoiser
 from undiffuse.errors import UserError
 from undiffuse.nets import NETWORKS
 from undiffuse.run import build_network, make_denoiser
 from undiffuse.session import prepare, total_steps
 from undiffuse.training import (
     MAX_SKIPPED,
-    SCORE_STEPS,
     Ended,
     Event,
     Skipped,
@@ -281,28 +279,12 @@ def test_a_learning_rate_that_is_far_too_high_is_given_up(tiny: dict[str, Any]) 
 
 def test_labels_are_hidden_from_the_configured_share() -> None:
     config, labels = make_config(label_dropout=0.1), torch.arange(10).repeat(1000)
-    denoiser = Denoiser(lambda *_: torch.zeros(()), "cosine", "v", (1, 1, 1), classes=tuple("0123456789"))
-    shown = hide_labels(labels, denoiser, config, step=3)
+    shown = hide_labels(labels, 10, config, step=3)
     hidden = shown == 10
     assert hidden.float().mean().item() == pytest.approx(0.1, abs=4 * math.sqrt(0.1 * 0.9 / 10_000))
     assert torch.equal(shown[~hidden], labels[~hidden])
-    assert torch.equal(shown, hide_labels(labels, denoiser, config, step=3))
-    assert not torch.equal(hidden, hide_labels(labels, denoiser, config, step=4) == 10)
-
-
-def test_a_group_is_hidden_with_its_class_or_behind_it() -> None:
-    """Of groups within classes a share is shown as no label, and another as the class alone."""
-    of_classes = (0, 0, 1, 2, 2)
-    labels = 3 + torch.arange(5).repeat(2000)
-    denoiser = Denoiser(
-        lambda *_: torch.zeros(()), "cosine", "v", (1, 1, 1), ("a", "b", "c"), (20, 20, 20, 20, 20), of_classes
-    )
-    shown = hide_labels(labels, denoiser, make_config(label_dropout=0.1), step=3)
-    none, class_only = shown == 8, shown < 3
-    for part in (none, class_only):
-        assert part.float().mean().item() == pytest.approx(0.1, abs=4 * math.sqrt(0.1 * 0.9 / 10_000))
-    assert torch.equal(shown[class_only], torch.tensor(of_classes)[labels[class_only] - 3])
-    assert torch.equal(shown[~none & ~class_only], labels[~none & ~class_only])
+    assert torch.equal(shown, hide_labels(labels, 10, config, step=3))
+    assert not torch.equal(hidden, hide_labels(labels, 10, config, step=4) == 10)
 
 
 @pytest.mark.parametrize(("share", "hidden"), [(0.0, 0), (0.5, 48), (1.0, 96)])
@@ -513,18 +495,18 @@ def test_bf16_trains_as_fp32_does(tiny: dict[str, Any]) -> None:
 @pytest.mark.parametrize("steps", [1, 300, 1500, 4700, 30_000])
 @pytest.mark.parametrize("share", [0.01, 0.05, 0.2])
 def test_scores_take_no_more_than_their_share(steps: int, share: float) -> None:
-    """A training image costs three forward passes, an image of a score SCORE_STEPS."""
+    """A training image costs three forward passes, an image of a score `sample_calls`."""
     config = make_config(steps=steps, score_share=share)
     counts, planned = (500, 1000, 2000), snapshot_steps(steps, config.snapshots)
     n, at = score_plan(steps, planned, config, counts)
-    cost = (len(at) + 1) * n * SCORE_STEPS  # one more, where the run ends at another step than was foreseen
+    cost = (len(at) + 1) * n * config.sample_calls  # one more, where the run ends at another step than was foreseen
     assert cost <= share * 3 * steps * config.batch_size
     assert set(at) <= set(planned) - {0}
     if at:
         assert at[-1] == steps
         assert n in counts
     else:
-        assert share * 2 * steps * config.batch_size < 2 * 500 * SCORE_STEPS
+        assert share * 2 * steps * config.batch_size < 2 * 500 * config.sample_calls
 
 
 def test_a_long_run_is_scored_at_every_snapshot() -> None:

@@ -68,9 +68,9 @@ class Denoiser:
 
     network: (x (B, C, H, W), log-SNR (B,), label (B,) or None) -> (B, C, H, W).
     schedule, prediction: specs such as "cosine:s=0.01" and "v".
-    shape: (C, H, W) of an image. classes: the names of the classes, empty where there are none to ask for. groups: the sizes of
-    hidden groups of similar images (groups.py). group_classes: the class of each, where there are classes. The network's labels are
-    the classes, then the groups, and number `labels`, "no label". Raises UserError for a prediction that the schedule makes impossible."""
+    shape: (C, H, W) of an image. classes: the names of the labels, empty where there are none to ask for. groups: the sizes of
+    the hidden groups that take the labels' place (groups.py). Label number `labels` is "no label". Raises UserError for a prediction
+    that the schedule makes impossible."""
 
     network: Network
     schedule: str
@@ -78,7 +78,6 @@ class Denoiser:
     shape: tuple[int, int, int]
     classes: tuple[str, ...] = ()
     groups: tuple[int, ...] = ()
-    group_classes: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         refuse_zero_snr(self.schedule, self.prediction)
@@ -86,7 +85,7 @@ class Denoiser:
     @property
     def labels(self) -> int:
         """How many labels the network knows, beside "no label"; 0 where it takes none."""
-        return len(self.classes) + len(self.groups)
+        return len(self.classes) or len(self.groups)
 
     def noise_level(self, t: Tensor) -> NoiseLevel:
         """The noise level at times t, any shape."""

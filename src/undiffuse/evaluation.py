@@ -392,7 +392,7 @@ def bits_per_dim(
     watch: Watch = unwatched,
 ) -> dict[str, Any]:
     """The variational bounds on the whole test set (or n images of it) and on training images, and the exact likelihood of
-    the ODE on some of them; given their classes where the denoiser has some, never their groups."""
+    the ODE on some of them; given their labels where the denoiser has classes, without any where it has groups."""
     test = random_part(real.unseen, n or len(real.unseen), seed)
     training = random_part(real.seen, min(SOME_BITS, len(test)), seed)
     some = random_part(test, min(SOME_BITS, len(test)), seed)
@@ -475,9 +475,9 @@ def bits_per_dim(
 
 def known_labels(denoiser: Denoiser, dataset: Dataset) -> Tensor | None:
     """What a denoiser may be told of the images whose likelihood it gives: their classes, or "no label", or nothing."""
-    if denoiser.classes:
-        return dataset.labels
-    return torch.full((len(dataset),), denoiser.labels) if denoiser.groups else None
+    if denoiser.groups:
+        return torch.full((len(dataset),), denoiser.labels)
+    return dataset.labels if denoiser.classes else None
 
 
 # --- Whole evaluations ---

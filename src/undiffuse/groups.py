@@ -1,9 +1,9 @@
-"""Groups of similar images, found by k-means: labels for images that have none, and finer ones for those that have.
+"""Groups of similar images: labels for images that have none, found by k-means.
 
-A network that knows roughly what it is to draw learns faster, and draws each kind as often as the data have it:
-q(x) = sum over g of q(g) q(x | g), with q(g) the share of training images in group g; of a class likewise, whose groups are its own. Groups of
-features in place of labels: Bao et al. 2022 (arXiv:2212.00362), Hu et al. 2023 (arXiv:2210.06462); on images as plain as digits the pixels
-themselves will do.
+A network that knows roughly what it is to draw learns faster, and draws each kind as often as the data have it. For
+images without labels, or with labels that are not to be used, the groups take the labels' place: q(x) = sum over c of q(c) q(x | c),
+with q(c) the share of training images in group c. Groups of features in place of labels: Bao et al. 2022 (arXiv:2212.00362), Hu et al.
+2023 (arXiv:2210.06462); on images as plain as digits the pixels themselves will do.
 """
 
 from __future__ import annotations
@@ -37,24 +37,10 @@ def k_means(images: Tensor, groups: int, seed: int) -> Tensor:
     centres = x[torch.from_numpy(stream(seed, "k-means").permutation(len(x))[:count])]  # (K, D)
     for _ in range(ITERATIONS):
         nearest = (centres.square().sum(dim=1) - 2 * x @ centres.T).argmin(dim=1)  # (N,)
-        members = torch.nn.functional.one_hot(nearest, count).to(x.dtype)
-        sizes = members.sum(dim=0)[:, None]
-        centres = torch.where(sizes > 0, members.T @ x / sizes.clamp(min=1), centres)
+        sizes = torch.bincount(nearest, minlength=count)[:, None]
+        sums = torch.zeros_like(centres).index_add_(0, nearest, x)
+        centres = torch.where(sizes > 0, sums / sizes.clamp(min=1), centres)
     return nearest
-
-
-def k_means_within(images: Tensor, labels: Tensor, groups: int, seed: int) -> tuple[Tensor, tuple[int, ...]]:
-    """(the group (N,) of each image, the class of each group): about `groups` groups in all, each within one class of `labels` (N,)."""
-    import torch
-
-    found = torch.empty_like(labels)
-    classes: list[int] = []
-    for label in labels.unique().tolist():
-        own = labels == label
-        group = k_means(images[own], round(groups * own.float().mean().item()), seed)
-        found[own] = len(classes) + group
-        classes += [label] * (int(group.max()) + 1)
-    return found, tuple(classes)
 
 
 def coarse(images: Tensor) -> Tensor:
@@ -67,17 +53,10 @@ def coarse(images: Tensor) -> Tensor:
     return torch.cat([part.flatten(1) for part in parts])
 
 
-def drawn_groups(
-    sizes: Sequence[int], samples: Sequence[int], seed: int, *, classes: Sequence[int] = (), label: Tensor | None = None
-) -> Tensor:
-    """The group (B,) of each sample, each as often as its size says; a function of seed, sample and label alone.
-
-    With labels (B,): of the groups whose class, by `classes`, is the sample's label."""
+def drawn_groups(sizes: Sequence[int], samples: Sequence[int], seed: int) -> Tensor:
+    """The group (B,) of each sample, each as often as its size says; a function of seed and sample alone."""
     import torch
 
-    share = torch.tensor(sizes, dtype=torch.float64).expand(len(samples), -1)
-    if label is not None:
-        share = share * (torch.tensor(classes) == label[:, None])
-    upto = share.cumsum(1)
+    share = torch.tensor(sizes, dtype=torch.float64).cumsum(0) / sum(sizes)
     u = torch.tensor([stream(seed, "group", sample).random() for sample in samples], dtype=torch.float64)
-    return (upto <= u[:, None] * upto[:, -1:]).sum(1)
+    return torch.bucketize(u, share, right=True).clamp(max=len(sizes) - 1)

@@ -46,7 +46,7 @@ class DataFacts:
     """What a run must know of its data: its name, an image's shape, the class names, how many images it trains on
     and holds out, and the SHA-256 of them, so that another data set in the same place is noticed.
 
-    groups: how many training images there are in each group, where there are some. group_classes: the class of each, in a conditional run."""
+    groups: how many training images there are in each group, where there are some."""
 
     name: str
     shape: tuple[Side, Side, Side]
@@ -55,11 +55,10 @@ class DataFacts:
     validation: NonNegativeInt
     sha256: str
     groups: tuple[NonNegativeInt, ...] = ()
-    group_classes: tuple[int, ...] = ()
 
     def same_images(self, other: DataFacts) -> bool:
         """Whether these are facts of the same images. Groups do not count: on another machine rounding may move an image into another."""
-        return replace(self, groups=(), group_classes=()) == replace(other, groups=(), group_classes=())
+        return replace(self, groups=()) == replace(other, groups=())
 
 
 @dataclass(frozen=True)
@@ -248,7 +247,7 @@ def build_network(config: Config, facts: DataFacts) -> nn.Module:
     torch.manual_seed(config.seed)
     network: nn.Module = nets.NETWORKS[config.net](
         shape=facts.shape,
-        classes=(len(facts.classes) if config.conditional else 0) + len(facts.groups),
+        classes=len(facts.classes if config.conditional else facts.groups),
         channels=config.channels,
         blocks=config.blocks,
         attention=config.attention,
@@ -262,5 +261,5 @@ def build_network(config: Config, facts: DataFacts) -> nn.Module:
 
 
 def make_denoiser(network: nn.Module, config: Config, facts: DataFacts) -> Denoiser:
-    classes = facts.classes if config.conditional else ()
-    return Denoiser(network, config.schedule, config.predict, facts.shape, classes, facts.groups, facts.group_classes)
+    known = {"classes": facts.classes} if config.conditional else {"groups": facts.groups}
+    return Denoiser(network, config.schedule, config.predict, facts.shape, **known)

@@ -304,14 +304,12 @@ def trajectory(
 ) -> Iterator[Frame]:
     """Draw the images with indices `samples` in one batch; yields each of the `steps` steps, the last ending in the images.
 
-    label: (B,) classes, for a denoiser with classes; groups are drawn by `drawn_groups`, within the classes if those are given. The start is
-    pure noise of the size that x_t has at t = 1.
+    label: (B,) numbers, for a denoiser with labels; of one with groups, by default `drawn_groups`. The start is pure noise of the size that x_t has at t = 1.
     An image depends on seed and index, and not on its batch. Raises UserError for unknown names and impossible values."""
     import torch
 
-    if denoiser.groups:
-        group = drawn_groups(denoiser.groups, samples, seed, classes=denoiser.group_classes, label=label)
-        label = len(denoiser.classes) + group
+    if label is None and denoiser.groups:
+        label = drawn_groups(denoiser.groups, samples, seed)
     if (label is None) == bool(denoiser.labels):
         raise ValueError("a denoiser with labels takes some, one without takes none")
     step_of = SAMPLERS[sampler]
@@ -342,7 +340,7 @@ def steps_within(calls: int, denoiser: Denoiser, **options: Any) -> int:
     import torch
 
     idle = replace(denoiser, network=lambda x, log_snr, label: torch.zeros_like(x))
-    label = torch.zeros(1, dtype=torch.long) if denoiser.classes else None
+    label = torch.zeros(1, dtype=torch.long) if denoiser.labels else None
     one, two = counted(1), counted(2)
     return max(1, 1 + (calls - one) // (two - one))
 

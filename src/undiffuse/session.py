@@ -21,7 +21,7 @@ from undiffuse import data, features, figures, images, machine
 from undiffuse.clock import Clock, Decision, Outlook
 from undiffuse.config import Config, differences
 from undiffuse.errors import UserError
-from undiffuse.groups import k_means, k_means_within
+from undiffuse.groups import k_means
 from undiffuse.run import DataFacts, Run, build_network, make_denoiser
 from undiffuse.training import (
     Decided,
@@ -90,29 +90,15 @@ def grouped(
     config: Config, training: Dataset, held_out: Dataset, facts: DataFacts
 ) -> tuple[Dataset, Dataset, DataFacts]:
     """(training set, held-out set, their facts): with groups for labels, where the configuration asks for them and there are enough
-    images; else as they are. In a conditional run each group is within a class, and their numbers come after the classes'."""
-    if not config.groups:
+    images; else as they are."""
+    if config.conditional or not config.groups:
         return training, held_out, facts
-    images = torch.cat([training.images, held_out.images])
-    classes = facts.classes if config.conditional else ()
-    of_classes: tuple[int, ...] = ()
-    if classes:
-        assert training.labels is not None
-        assert held_out.labels is not None
-        labels = torch.cat([training.labels, held_out.labels])
-        group, of_classes = k_means_within(images, labels, config.groups, config.seed)
-    else:
-        group = k_means(images, config.groups, config.seed)
-    count = int(group.max()) + 1
-    if count <= max(1, len(set(of_classes))):  # the groups would be the classes, or one
-        return training, held_out, facts
+    group = k_means(torch.cat([training.images, held_out.images]), config.groups, config.seed)
     own, others = group[: len(training)], group[len(training) :]
-    sizes = torch.bincount(own, minlength=count)
-    return (
-        replace(training, labels=len(classes) + own),
-        replace(held_out, labels=len(classes) + others),
-        replace(facts, groups=tuple(sizes.tolist()), group_classes=of_classes),
-    )
+    sizes = torch.bincount(own)
+    if len(sizes) < 2:
+        return training, held_out, facts
+    return replace(training, labels=own), replace(held_out, labels=others), replace(facts, groups=tuple(sizes.tolist()))
 
 
 def open_run(path: Path, config: Config, facts: DataFacts, replay_of: Path | None) -> Run:

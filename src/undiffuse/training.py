@@ -35,12 +35,11 @@ if TYPE_CHECKING:
 
     BatchLoss: TypeAlias = Callable[[Problem, Tensor | None], Tensor]
 
+
 VALIDATION_IMAGES = 512
 LEVELS = 8  # of noise, for which the validation loss is given
 MAX_SKIPPED = 20
 MISCOMPILED = 0.3  # relative difference of a weight's compiled gradient; rounding to bfloat16 makes 0.03
-SCORE_SAMPLER, SCORE_STEPS = "dpmpp-2m", 10
-"""How the images of a score during training are drawn: the best of the samplers at so few steps."""
 
 
 @dataclass
@@ -287,7 +286,7 @@ def fit(
             stratified=config.stratified,
             steps=config.chain,
         )
-        label = None if labels is None else hide_labels(labels[rows], denoiser, config, step)
+        label = None if labels is None else hide_labels(labels[rows], denoiser.labels, config, step)
         problem = regression(denoiser, weighting, x_0, noise, t)
         if first and compiled:
             quick = torch.compile(batch_loss, dynamic=False)
@@ -392,13 +391,10 @@ def in_precision(network: Network, precision: str) -> Network:
     return call
 
 
-def hide_labels(label: Tensor, denoiser: Denoiser, config: Config, step: int) -> Tensor:
-    """The labels, each replaced by "no label" with probability config.label_dropout, and a group within a class as often by its class."""
-    u = torch.from_numpy(rng.stream(config.seed, "label dropout", step).random(len(label)))
-    if denoiser.group_classes:
-        of_group = torch.tensor(denoiser.group_classes)[label - len(denoiser.classes)]
-        label = label.where(u >= 2 * config.label_dropout, of_group)
-    return label.masked_fill(u < config.label_dropout, denoiser.labels)
+def hide_labels(label: Tensor, no_label: int, config: Config, step: int) -> Tensor:
+    """The labels, each replaced by `no_label` with probability config.label_dropout."""
+    hidden = rng.stream(config.seed, "label dropout", step).random(len(label)) < config.label_dropout
+    return label.masked_fill(torch.from_numpy(hidden), no_label)
 
 
 def ema_exponent(width: float) -> float:
@@ -458,7 +454,7 @@ def score_plan(steps: int, snapshots: Sequence[int], config: Config, counts: Seq
     arithmetic of a run of `steps` steps: as often as possible, then of as many images as possible, from `counts`.
 
     A forward pass with its backward pass is counted as two: less than it takes, so that the share is not exceeded."""
-    images = config.score_share * 2 * steps * config.batch_size / SCORE_STEPS
+    images = config.score_share * 2 * steps * config.batch_size / config.sample_calls
     after = [step for step in snapshots if step > 0]
     if not after or not counts or images < 2 * min(counts):
         return 0, []
@@ -470,18 +466,18 @@ def score_plan(steps: int, snapshots: Sequence[int], config: Config, counts: Seq
 
 
 def quick_samples(denoiser: Denoiser, config: Config, training: Dataset, n: int) -> Tensor:
-    """n images for a score, uint8 (n, C, H, W); labels, where there are some, at random from the training set's."""
-    classes = denoiser.classes and not denoiser.groups  # groups are drawn anyway, and their classes with them
-    label = data.random_labels(training, n, config.seed, "score labels") if classes else None
+    """n images for a score by the run's own sampler, uint8 (n, C, H, W); labels, where there are some, at random from the training set's."""
+    sampler = {"sampler": config.sampler, "grid": config.grid, "guidance": config.guidance}
+    steps = steps_within(config.sample_calls, denoiser, **sampler)
+    label = data.random_labels(training, n, config.seed, "score labels") if denoiser.labels else None
     parts = [
         draw(
             denoiser,
             rows.tolist(),
             label=None if label is None else label[rows],
-            sampler=SCORE_SAMPLER,
-            steps=SCORE_STEPS,
-            grid=config.grid,
+            steps=steps,
             seed=config.seed,
+            **sampler,
         )
         for rows in torch.arange(n).split(250)
     ]

@@ -331,8 +331,7 @@ def model(source: Source) -> Iterator[Block]:
         "noise level"
         + (" and the class" if config.conditional else "")
         + (
-            f" and, {'finer than the class' if config.conditional else 'in place of a class'}, which of {len(source.about.facts.groups)} groups of similar "
-            "images, found by k-means, the image is in"
+            f" and, in place of a class, which of {len(source.about.facts.groups)} groups of similar images, found by k-means, the image is in"
             if source.about.facts.groups
             else ""
         )
