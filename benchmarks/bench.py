@@ -79,7 +79,7 @@ def sample_undiffuse() -> dict[str, float]:
     config = make_config("fast", conditional=True)
     _, _, facts = prepare(config)
     denoiser = make_denoiser(build_network(config, facts).eval(), config, facts)
-    options: dict[str, Any] = {"sampler": config.sampler, "grid": config.grid, "guidance": config.guidance}
+    options = config.drawing
     label = torch.arange(256) % len(facts.classes)
     rates = {}
     for calls in (5, 10, 25):

@@ -96,7 +96,6 @@ def main() -> None:
                     "alarms": sum(run["novelty"]["alarm"] for run in runs),
                     "calls": runs[0]["sampling"]["network_calls"],
                     "digits_per_second": chosen.n / statistics.median(run["sampling"]["seconds"] for run in runs),
-                    "train_on_synthetic": statistics.median(run["train_on_synthetic"]["value"] for run in runs),
                 }
             )
             content = {"date": time.strftime("%Y-%m-%d"), "n": chosen.n, "machine": machine.facts(), "rows": rows}

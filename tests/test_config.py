@@ -7,7 +7,16 @@ from typing import Any
 
 import pytest
 
-from undiffuse.config import PRESETS, Config, differences, make_config, reasons, validated
+from undiffuse.config import (
+    PRESETS,
+    TOWARDS_CLASS,
+    TOWARDS_GROUP,
+    Config,
+    differences,
+    make_config,
+    reasons,
+    validated,
+)
 from undiffuse.denoiser import PREDICTIONS
 from undiffuse.errors import UserError
 from undiffuse.nets import NETWORKS
@@ -126,9 +135,15 @@ def test_reasons_are_the_presets_or_the_defaults_or_the_users(preset: str) -> No
 
 
 def test_a_value_that_differs_from_the_presets_is_the_users_even_where_it_is_the_default() -> None:
-    usual = make_config().guidance
-    assert PRESETS["likelihood"]["guidance"][0] != usual
-    assert reasons(make_config("likelihood", guidance=usual))["guidance"] == "chosen for this run"
+    usual = make_config().sample_calls
+    assert PRESETS["likelihood"]["sample_calls"][0] != usual
+    assert reasons(make_config("likelihood", sample_calls=usual))["sample_calls"] == "chosen for this run"
+
+
+def test_the_usual_guidance_is_for_classes_or_for_groups() -> None:
+    assert make_config(conditional=True).drawing["guidance"] == TOWARDS_CLASS
+    assert make_config().drawing["guidance"] == TOWARDS_GROUP
+    assert make_config(guidance=1.0).drawing == {"sampler": "dpmpp-2m-sde", "grid": "uniform", "guidance": 1.0}
 
 
 def test_differences_name_each_field_with_both_values() -> None:

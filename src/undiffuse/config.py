@@ -41,6 +41,10 @@ def among(field: str, what: str = "") -> str:
     return f"{what}{' | '.join(TABLES[field])}"
 
 
+TOWARDS_CLASS, TOWARDS_GROUP = 1.3, 1.6
+"""The usual guidance. One group of two hundred says less of an image than its class does, and bears more."""
+
+
 class Config(BaseModel):
     """Every hyperparameter of a run; after the dash, why its default is what it is."""
 
@@ -160,12 +164,22 @@ class Config(BaseModel):
         ge=1,
     )
     grid: str = hyper("uniform", among("grid", "times that sampling visits: "), "as training draws them")
-    guidance: float = hyper(
-        1.3,
-        "classifier-free guidance of conditional samples",
+    guidance: float | None = hyper(
+        None,
+        f"classifier-free guidance of samples, by default {TOWARDS_CLASS} towards a class and {TOWARDS_GROUP} towards a group",
         "a little mends malformed digits; more of it narrows the variety; 1 is none, and takes half the calls",
         ge=0,
     )
+
+    @property
+    def drawing(self) -> dict[str, Any]:
+        """How the run's samples are drawn where nothing else is asked for: options of `sampling.trajectory`."""
+        usual = TOWARDS_CLASS if self.conditional else TOWARDS_GROUP
+        return {
+            "sampler": self.sampler,
+            "grid": self.grid,
+            "guidance": usual if self.guidance is None else self.guidance,
+        }
 
     @field_validator(*TABLES)
     @classmethod

@@ -262,6 +262,6 @@ def describe(run: Run) -> Group:
         summary.add_row(key, value)
     table = Table("hyperparameter", "value", "why", box=box.SIMPLE_HEAD)
     for name, why in about.reasons.items():
-        value = getattr(config, name)
+        value = config.drawing.get(name, getattr(config, name))
         table.add_row(name.replace("_", "-"), "-" if value is None else str(value), why)
     return Group(summary, table)

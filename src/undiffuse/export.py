@@ -52,8 +52,10 @@ def destination(text: str, flag: str = "--out") -> Destination:
 def save_images(to: Destination, images: Tensor, labels: Tensor | None, classes: tuple[str, ...]) -> None:
     """Write images uint8 (N, C, H, W), and their class numbers (N,) with the classes' names where there are some."""
     if to.kind == "png":
-        columns = pictures.columns_for(len(images), 0 if labels is None else len(set(labels.tolist())))
-        write_atomic(to.path, pictures.png_bytes(pictures.grid(images, columns)))
+        asked = 0 if labels is None else len(set(labels.tolist()))
+        by_class = 1 < asked <= min(len(images), 20)
+        sheet = pictures.grid(images, asked if by_class else pictures.columns_for(len(images)), down=by_class)
+        write_atomic(to.path, pictures.png_bytes(sheet))
     elif to.kind == "npz":
         import numpy as np
 

@@ -40,15 +40,17 @@ def enlargement(height: int, width: int) -> int:
     return max(1, round(56 / max(height, width)))
 
 
-def grid(images: Tensor, columns: int) -> Image.Image:
-    """Images uint8 (N, C, H, W), row by row, enlarged."""
+def grid(images: Tensor, columns: int, *, down: bool = False) -> Image.Image:
+    """Images uint8 (N, C, H, W), row by row, enlarged; with `down` column by column, in so many rows: one a class, where labels cycle."""
     import torch
 
     n, c, h, w = images.shape
-    rows = math.ceil(n / columns)
+    places = [divmod(i, columns)[::-1] if down else divmod(i, columns) for i in range(n)]  # (row, column)
+    other = math.ceil(n / columns)
+    rows, columns = (columns, other) if down else (other, columns)
     sheet = torch.zeros(c, rows * (h + GAP) + GAP, columns * (w + GAP) + GAP, dtype=torch.uint8)
-    for i, image in enumerate(images):
-        top, left = GAP + i // columns * (h + GAP), GAP + i % columns * (w + GAP)
+    for image, (row, column) in zip(images, places, strict=True):
+        top, left = GAP + row * (h + GAP), GAP + column * (w + GAP)
         sheet[:, top : top + h, left : left + w] = image
     scale = enlargement(h, w)
     return picture(sheet.repeat_interleave(scale, 1).repeat_interleave(scale, 2))

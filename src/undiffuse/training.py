@@ -444,9 +444,8 @@ def validate(
 def snapshot(denoiser: Denoiser, config: Config, count: int) -> Tensor:
     """Samples by the run's own sampler, uint8 (count, C, H, W); classes, where there are some, cycle."""
     label = cycle_labels(count, len(denoiser.classes)) if denoiser.classes else None
-    sampler = {"sampler": config.sampler, "grid": config.grid, "guidance": config.guidance}
-    steps = steps_within(config.sample_calls, denoiser, **sampler)
-    return data.to_uint8(draw(denoiser, range(count), label=label, steps=steps, seed=config.seed, **sampler))
+    steps = steps_within(config.sample_calls, denoiser, **config.drawing)
+    return data.to_uint8(draw(denoiser, range(count), label=label, steps=steps, seed=config.seed, **config.drawing))
 
 
 def score_plan(steps: int, snapshots: Sequence[int], config: Config, counts: Sequence[int]) -> tuple[int, list[int]]:
@@ -467,8 +466,7 @@ def score_plan(steps: int, snapshots: Sequence[int], config: Config, counts: Seq
 
 def quick_samples(denoiser: Denoiser, config: Config, training: Dataset, n: int) -> Tensor:
     """n images for a score by the run's own sampler, uint8 (n, C, H, W); labels, where there are some, at random from the training set's."""
-    sampler = {"sampler": config.sampler, "grid": config.grid, "guidance": config.guidance}
-    steps = steps_within(config.sample_calls, denoiser, **sampler)
+    steps = steps_within(config.sample_calls, denoiser, **config.drawing)
     label = data.random_labels(training, n, config.seed, "score labels") if denoiser.labels else None
     parts = [
         draw(
@@ -477,7 +475,7 @@ def quick_samples(denoiser: Denoiser, config: Config, training: Dataset, n: int)
             label=None if label is None else label[rows],
             steps=steps,
             seed=config.seed,
-            **sampler,
+            **config.drawing,
         )
         for rows in torch.arange(n).split(250)
     ]

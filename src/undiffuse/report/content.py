@@ -406,6 +406,7 @@ def hyperparameters(source: Source) -> Iterator[Block]:
         value = getattr(config, name)
         default = preset[name][0] if name in preset else Config.model_fields[name].default
         mark = "" if value == default or name == "preset" else " \\*"
+        value = config.drawing.get(name, value)
         shown = "none" if value is None else " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
         rows.append((f"`{name.replace('_', '-')}`{mark}", plain(shown), plain(why)))
     yield Table(

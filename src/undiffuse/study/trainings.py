@@ -118,8 +118,7 @@ def measured(run: Run) -> tuple[dict[str, Any], Any]:
     training, held_out, _ = prepare(config, whole)
     unseen = held_out if config.subset is None else data.left_out(whole, config.subset, config.seed, COMPARED)
 
-    options = {"sampler": config.sampler, "grid": config.grid, "guidance": config.guidance}
-    steps = steps_within(config.sample_calls, denoiser, **options)
+    steps = steps_within(config.sample_calls, denoiser, **config.drawing)
     label = data.random_labels(training, DRAWN, config.seed, "study labels") if denoiser.classes else None
     drawn = data.to_uint8(
         torch.cat(
@@ -130,7 +129,7 @@ def measured(run: Run) -> tuple[dict[str, Any], Any]:
                     steps=steps,
                     seed=config.seed,
                     label=None if label is None else label[part],
-                    **options,
+                    **config.drawing,
                 )
                 for part in torch.arange(DRAWN).split(BATCH)
             ]
