@@ -1,6 +1,6 @@
-"""`make torture`: kill -9 at random moments, the saving of checkpoints included, then go on; the end must be that of an undisturbed run, to the byte.
+"""`make torture`: kill -9 at random moments, then go on; the end must be that of an undisturbed run, to the byte.
 
-A tiny run saves after every step, so that about every third kill falls into a save. Each training is a fork of this process, which imports everything
+A tiny run saves after every step. Few kills fall into a write, though, for a write is short: they are counted. Each training is a fork of this process, which imports everything
 and computes nothing, so that a kill costs a second and not a start of Python.
 """
 
