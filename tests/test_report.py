@@ -126,6 +126,18 @@ def test_every_figure_is_there_and_not_empty(reported: Path) -> None:
     assert len(re.findall(r"<img[^>]* alt=\"[^\"]+\"", page)) == len(names)
 
 
+def test_the_caption_says_where_a_class_lies(labelled_run: Path, tmp_path: Path) -> None:
+    """In snapshots in a column, in `undiffuse sample`'s grid in a row."""
+    run = Path(shutil.copytree(labelled_run, tmp_path / "run"))
+
+    def caption() -> str:
+        return next(b.caption for b in Report(run).blocks if isinstance(b, Figure) and b.name == "samples")
+
+    assert "A column is a class" in caption()
+    shutil.copy(run / "data.png", run / "samples.png")
+    assert "A row is a class" in caption()
+
+
 def test_code_is_the_source_that_runs(reported: Path) -> None:
     found = [block for block in Report(reported).blocks if isinstance(block, Code)]
     assert len(found) > 20

@@ -87,6 +87,12 @@ class Denoiser:
         """How many labels the network knows, beside "no label"; 0 where it takes none."""
         return len(self.classes) or len(self.groups)
 
+    def no_label(self, n: int) -> Tensor | None:
+        """ "No label" for n images; None where the network takes no labels at all."""
+        import torch
+
+        return torch.full((n,), self.labels) if self.labels else None
+
     def noise_level(self, t: Tensor) -> NoiseLevel:
         """The noise level at times t, any shape."""
         return noise_level(SCHEDULES[self.schedule], t)

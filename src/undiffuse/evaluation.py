@@ -475,9 +475,7 @@ def bits_per_dim(
 
 def known_labels(denoiser: Denoiser, dataset: Dataset) -> Tensor | None:
     """What a denoiser may be told of the images whose likelihood it gives: their classes, or "no label", or nothing."""
-    if denoiser.groups:
-        return torch.full((len(dataset),), denoiser.labels)
-    return dataset.labels if denoiser.classes else None
+    return dataset.labels if denoiser.classes else denoiser.no_label(len(dataset))
 
 
 # --- Whole evaluations ---

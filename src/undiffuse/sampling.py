@@ -253,23 +253,15 @@ def second_order(step: Step) -> Tensor:
 
 @SAMPLERS.named("dpmpp-2m")
 def dpmpp_2m(step: Step) -> Tensor:
-    """DPM-Solver++(2M), the ODE in second order from the previous step's x_0: Lu et al. 2022 (arXiv:2211.01095), algorithm 2.
-
-    With the step's own guess it is DDIM."""
-    x_0 = second_order(step)
-    h = (log_snr(step.at_s.alpha, step.at_s.sigma) - log_snr(step.at_t.alpha, step.at_t.sigma)) / 2
-    on_x_t = step.at_s.sigma / step.at_t.sigma
-    return process.expand(on_x_t, x_0) * step.x_t - process.expand(step.at_s.alpha * (-h).expm1(), x_0) * x_0
+    """DPM-Solver++(2M), the ODE in second order: Euler's step, which is DDIM, with the guess of second order. Lu et al. 2022
+    (arXiv:2211.01095), algorithm 2."""
+    return euler(replace(step, _x_0=second_order(step)))
 
 
 @SAMPLERS.named("dpmpp-2m-sde")
 def dpmpp_2m_sde(step: Step) -> Tensor:
-    """SDE-DPM-Solver++(2M): (8) with the guess of second order. Lu et al. 2022 (arXiv:2211.01095), appendix E.
-
-    With the step's own guess it is (8), DDPM."""
-    posterior = step.posterior()
-    x_s = posterior.mean(step.x_t, second_order(step))
-    return x_s if step.last else x_s + process.expand(posterior.variance.sqrt(), x_s) * step.noise()
+    """SDE-DPM-Solver++(2M): (8) with the guess of second order. Lu et al. 2022 (arXiv:2211.01095), appendix E."""
+    return ddpm(replace(step, _x_0=second_order(step)))
 
 
 # --- The loop ---
@@ -343,6 +335,18 @@ def steps_within(calls: int, denoiser: Denoiser, **options: Any) -> int:
     label = torch.zeros(1, dtype=torch.long) if denoiser.labels else None
     one, two = counted(1), counted(2)
     return max(1, 1 + (calls - one) // (two - one))
+
+
+def draw_many(
+    denoiser: Denoiser, n: int, *, label: Tensor | None = None, batch_size: int = 250, **options: Any
+) -> Tensor:
+    """The images with indices 0 to n - 1, in batches, float (n, C, H, W) in [-1, 1]; options: `trajectory`'s."""
+    import torch
+
+    parts = torch.arange(n).split(batch_size)
+    return torch.cat(
+        [draw(denoiser, part.tolist(), label=None if label is None else label[part], **options) for part in parts]
+    )
 
 
 def draw(denoiser: Denoiser, samples: Sequence[int], **options: Any) -> Tensor:

@@ -22,7 +22,7 @@ from undiffuse.denoiser import Denoiser
 from undiffuse.errors import UserError
 from undiffuse.objective import TIMES, WEIGHTINGS, Problem, draw_times, loss, regression
 from undiffuse.optimizers import OPTIMIZERS
-from undiffuse.sampling import draw, steps_within
+from undiffuse.sampling import draw, draw_many, steps_within
 from undiffuse.schedule import SCHEDULES, log_snr
 
 if TYPE_CHECKING:
@@ -468,18 +468,8 @@ def quick_samples(denoiser: Denoiser, config: Config, training: Dataset, n: int)
     """n images for a score by the run's own sampler, uint8 (n, C, H, W); labels, where there are some, at random from the training set's."""
     steps = steps_within(config.sample_calls, denoiser, **config.drawing)
     label = data.random_labels(training, n, config.seed, "score labels") if denoiser.labels else None
-    parts = [
-        draw(
-            denoiser,
-            rows.tolist(),
-            label=None if label is None else label[rows],
-            steps=steps,
-            seed=config.seed,
-            **config.drawing,
-        )
-        for rows in torch.arange(n).split(250)
-    ]
-    return data.to_uint8(torch.cat(parts))
+    images = draw_many(denoiser, n, label=label, steps=steps, seed=config.seed, **config.drawing)
+    return data.to_uint8(images)
 
 
 def cycle_labels(count: int, classes: int) -> Tensor:

@@ -45,6 +45,11 @@ class Source:
         return max((event["time"] for event in self.events), default=0.0) / 60
 
     @property
+    def class_lies_in(self) -> str:
+        """Of samples.png as `undiffuse sample` saves it, or of the last snapshot in its place."""
+        return "row" if (self.run.path / "samples.png").is_file() else "column"
+
+    @property
     def finished(self) -> bool:
         return bool(self.of("finished"))
 
@@ -145,6 +150,11 @@ def interval(figure: dict[str, Any]) -> str:
     return f"{number(figure['low'])} to {number(figure['high'])}"
 
 
+def distance(row: dict[str, Any]) -> tuple[str, str]:
+    """The Frechet distance in a study's row, and its interval."""
+    return number(row["frechet"]), f"{number(row['frechet_low'])} to {number(row['frechet_high'])}"
+
+
 # --- The parts ---
 
 
@@ -167,7 +177,7 @@ def summary(source: Source) -> Iterator[Block]:
     yield Figure(
         "samples",
         "New images, drawn by this model; none was picked out."
-        + (" A column is a class." if config.conditional else ""),
+        + (f" A {source.class_lies_in} is a class." if config.conditional else ""),
         f"A grid of images drawn by the model, in the manner of {facts.name}.",
         0.8,
     )
@@ -623,11 +633,7 @@ def compared(source: Source) -> Iterator[Block]:
                 plain(WAYS[row["sampler"]]),
                 str(row["steps"]),
                 str(row["calls"]),
-                *(
-                    (number(row["frechet"]), f"{number(row['frechet_low'])} to {number(row['frechet_high'])}")
-                    if scored
-                    else ()
-                ),
+                *(distance(row) if scored else ()),
                 f"{row['spread']:.1f}",
                 f"{1000 * row['seconds_per_image']:.1f}",
             )
@@ -745,8 +751,7 @@ def comparison(name: str, study: dict[str, Any]) -> Iterator[Block]:
         yield f"{row['steps']:,}"
         yield from (f"{row['unseen'][i]:.4f}" for i in wide)
         if scored:
-            yield number(row["frechet"])
-            yield f"{number(row['frechet_low'])} to {number(row['frechet_high'])}"
+            yield from distance(row)
         if audited:
             yield f"{row['near']:.1%}{' (copies)' if row['copies'] else ''}"
 

@@ -13,13 +13,16 @@ import json
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from undiffuse import machine
+from undiffuse import machine, metrics
 from undiffuse.errors import UserError
 from undiffuse.files import write_atomic
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from torch import Tensor
+
+    from undiffuse.features import Scorer
     from undiffuse.run import Run
 
 FORMAT = 1
@@ -64,3 +67,9 @@ def sheet(run: Run, name: str, **facts: Any) -> Sheet:
         except (ValueError, KeyError, TypeError, AttributeError, OSError, RecursionError) as error:
             raise UserError(f"{found.path} can't be read ({error}); remove it to begin anew") from error
     return found
+
+
+def distance_of(x: Tensor, scorer: Scorer, seed: int) -> dict[str, float]:
+    """A row's Frechet distance, with its interval, of drawn images' features (n, D)."""
+    found = metrics.frechet_interval(x, scorer.moments, seed)
+    return {"frechet": found.value, "frechet_low": found.low, "frechet_high": found.high}

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from undiffuse import data, features, images, machine, metrics, process, rng
+from undiffuse import data, features, images, machine, process, rng
 from undiffuse.errors import UserError
 from undiffuse.run import Run
-from undiffuse.sampling import draw, trajectory
+from undiffuse.sampling import draw_many, trajectory
 from undiffuse.session import prepare
-from undiffuse.study import Sheet, sheet
+from undiffuse.study import Sheet, distance_of, sheet
 from undiffuse.training import in_precision
 
 if TYPE_CHECKING:
@@ -89,21 +89,16 @@ class SamplerStudy:
                 yield what, done / total, row
                 continue
             begin = time.monotonic()
-            drawn = torch.cat(
-                [
-                    data.to_uint8(
-                        draw(
-                            self.denoiser,
-                            part.tolist(),
-                            sampler=case.sampler,
-                            steps=case.steps,
-                            grid=about.config.grid,
-                            label=None if label is None else label[part],
-                            seed=seed,
-                        )
-                    )
-                    for part in torch.arange(self.n).split(BATCH)
-                ]
+            drawn = data.to_uint8(
+                draw_many(
+                    self.denoiser,
+                    self.n,
+                    label=label,
+                    sampler=case.sampler,
+                    steps=case.steps,
+                    grid=about.config.grid,
+                    seed=seed,
+                )
             )
             row = {
                 "sampler": case.sampler,
@@ -115,11 +110,8 @@ class SamplerStudy:
             }
             if scorer is not None:
                 x, probabilities = scorer.network(drawn)
-                distance = metrics.frechet_interval(x, scorer.moments, seed)
                 row |= {
-                    "frechet": distance.value,
-                    "frechet_low": distance.low,
-                    "frechet_high": distance.high,
+                    **distance_of(x, scorer, seed),
                     "classes": torch.bincount(probabilities.argmax(dim=1), minlength=len(self.whole.classes)).tolist(),
                     "confidence": probabilities.amax(dim=1).mean().item(),
                 }
@@ -141,7 +133,7 @@ class SamplerStudy:
         training, held_out, _ = prepare(self.sheet.run.about().config, self.whole)
         x_0 = data.to_float((held_out if len(held_out) else training).images[:count])
         noise = rng.normal(x_0.shape, self.sheet.facts["seed"], "study noise")
-        label = torch.full((len(x_0),), self.denoiser.labels) if self.denoiser.labels else None
+        label = self.denoiser.no_label(len(x_0))
         both = []
         for t in torch.linspace(1 / (columns - 1), 1, columns - 1, dtype=torch.float64):
             level = self.denoiser.noise_level(t)

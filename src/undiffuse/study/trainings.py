@@ -14,15 +14,15 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from undiffuse import data, features, images, machine, metrics, novelty, process, rng
+from undiffuse import data, features, images, machine, novelty, process, rng
 from undiffuse.config import Config, validated
 from undiffuse.denoiser import PREDICTIONS, Denoiser
 from undiffuse.errors import UserError
 from undiffuse.run import Run
-from undiffuse.sampling import draw, steps_within
+from undiffuse.sampling import draw_many, steps_within
 from undiffuse.schedule import SCHEDULES, time_of
 from undiffuse.session import Began, prepare, train_session
-from undiffuse.study import Sheet, sheet
+from undiffuse.study import Sheet, distance_of, sheet
 from undiffuse.training import Stepped, in_precision
 
 if TYPE_CHECKING:
@@ -120,21 +120,7 @@ def measured(run: Run) -> tuple[dict[str, Any], Any]:
 
     steps = steps_within(config.sample_calls, denoiser, **config.drawing)
     label = data.random_labels(training, DRAWN, config.seed, "study labels") if denoiser.classes else None
-    drawn = data.to_uint8(
-        torch.cat(
-            [
-                draw(
-                    quick,
-                    part.tolist(),
-                    steps=steps,
-                    seed=config.seed,
-                    label=None if label is None else label[part],
-                    **config.drawing,
-                )
-                for part in torch.arange(DRAWN).split(BATCH)
-            ]
-        )
-    )
+    drawn = data.to_uint8(draw_many(quick, DRAWN, label=label, steps=steps, seed=config.seed, **config.drawing))
     found: dict[str, Any] = {
         "steps": end["step"],
         "images_seen": end["step"] * config.batch_size,
@@ -149,9 +135,7 @@ def measured(run: Run) -> tuple[dict[str, Any], Any]:
         found |= {"copies": alarm.raised, "near": alarm.share, "near_expected": alarm.expected}
     scorer = features.scorer(whole)
     if scorer is not None:
-        x, _ = scorer.network(drawn)
-        distance = metrics.frechet_interval(x, scorer.moments, config.seed)
-        found |= {"frechet": distance.value, "frechet_low": distance.low, "frechet_high": distance.high}
+        found |= distance_of(scorer.network(drawn)[0], scorer, config.seed)
         found["floor"] = scorer.floors.get(DRAWN)
     return found, images.grid(drawn[:SHOWN], SHOWN // 2)
 
@@ -161,7 +145,7 @@ def errors(denoiser: Denoiser, real: Tensor) -> list[float]:
     """The mean square of x_0_hat - x_0, in units of the range [-1, 1], at each of LEVELS, for images uint8 (n, C, H, W), told no label."""
     x_0 = data.to_float(real)
     noise = rng.normal(x_0.shape, 0, "study noise")
-    label = torch.full((len(x_0),), denoiser.labels) if denoiser.labels else None
+    label = denoiser.no_label(len(x_0))
     times = time_of(SCHEDULES[denoiser.schedule], torch.tensor(LEVELS, dtype=torch.float64))
     found = []
     for t in times:
