@@ -3,6 +3,8 @@
 # make test              the checks and the fast tests;  make test-slow  the long ones
 # make bench             training speed beside diffusers' UNet2DModel and the machine's own, into bench.json
 # make torture           kill -9 two hundred times, go on each time, compare to the byte: some minutes
+# make signals           Ctrl-C and SIGTERM at twenty moments of a training: how long until it has saved and is gone: a quarter of an hour
+# make properties        the tests of properties with new examples, EXAMPLES=2000 each
 # make speedrun          quality for the minutes spent: 3 and 10 minutes, 3 seeds (MINUTES=60), about 2 hours
 # make features          train the metrics' feature network anew (not needed: it is in the package)
 # make setup             only set up .venv
@@ -11,10 +13,11 @@
 PYTHON  ?= python3
 MINUTES ?= 10
 RUN     ?= runs/digits
+EXAMPLES ?= 2000
 BIN     := .venv/bin
 READY   := .venv/.ready
 
-.PHONY: digits test test-slow check bench torture speedrun features setup clean
+.PHONY: digits test test-slow check bench torture signals properties speedrun features setup clean
 .DEFAULT_GOAL := digits
 
 digits: setup
@@ -44,6 +47,12 @@ bench: setup
 
 torture: setup
 	$(BIN)/python scripts/torture.py
+
+signals: setup
+	$(BIN)/python scripts/signals.py
+
+properties: setup
+	EXAMPLES=$(EXAMPLES) $(BIN)/python -m pytest tests/test_properties.py tests/test_life.py -n auto --maxprocesses 4
 
 speedrun: setup
 	$(BIN)/python benchmarks/speedrun.py $(if $(filter command line,$(origin MINUTES)),--minutes $(MINUTES))

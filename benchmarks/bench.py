@@ -27,6 +27,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from undiffuse import machine, training
 from undiffuse.clock import Clock
 from undiffuse.config import make_config
+from undiffuse.files import cache_folder
 from undiffuse.run import build_network, make_denoiser
 from undiffuse.sampling import draw, steps_within
 from undiffuse.session import prepare
@@ -52,7 +53,7 @@ def train_undiffuse(**changes: str) -> dict[str, float]:
     """The preset `fast` with its own loop: data, noise, loss, optimiser, average; only snapshots are left out."""
     config = make_config("fast", batch_size=BATCH, **changes)
     images, held_out, facts = prepare(config)
-    precision, compiled, _ = machine.resolve(config, None)
+    precision, compiled, _ = machine.resolve(config, None, cache_folder())
     network = build_network(config, facts)
     with FlopCounterMode(display=False) as counter:
         network(torch.zeros(1, *facts.shape), torch.zeros(1))
@@ -79,7 +80,7 @@ def sample_undiffuse() -> dict[str, float]:
     config = make_config("fast", conditional=True)
     _, _, facts = prepare(config)
     denoiser = make_denoiser(build_network(config, facts).eval(), config, facts)
-    options = config.drawing
+    options = config.drawing(3000)
     label = torch.arange(256) % len(facts.classes)
     rates = {}
     for calls in (5, 10, 25):

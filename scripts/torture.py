@@ -1,7 +1,7 @@
 """`make torture`: kill -9 at random moments, then go on; the end must be that of an undisturbed run, to the byte.
 
-A tiny run saves after every step. Few kills fall into a write, though, for a write is short: they are counted. Each training is a fork of this process, which imports everything
-and computes nothing, so that a kill costs a second and not a start of Python.
+A tiny run saves after every step. Half of the kills wait for a write to begin, as a write is short and would seldom be hit by chance. Each training is
+a fork of this process, which imports everything and computes nothing, so that a kill costs a second and not a start of Python.
 """
 
 from __future__ import annotations
@@ -45,20 +45,34 @@ def begin(config: Config, folder: Path) -> int:
     os._exit(0)
 
 
-def ended(child: int, seconds: float) -> bool:
-    """Whether the child ended by itself within so many seconds; if not, it is killed. Exits where it failed."""
-    until = time.monotonic() + seconds
+def written(path: Path | None) -> int:
+    """When a file was last written to, 0 where there is none: an earlier kill may have left one."""
+    try:
+        return path.stat().st_mtime_ns if path else 0
+    except FileNotFoundError:
+        return 0
+
+
+def ended(child: int, seconds: float, writes: Path | None = None) -> bool:
+    """Whether the child ended by itself within so many seconds; if not, it is killed: at once, or when the file `writes` is written to.
+    Exits where it failed."""
+    until, before = time.monotonic() + seconds, written(writes)
     while True:
         number, status = os.waitpid(child, os.WNOHANG)
         if number:
             if status:
                 sys.exit(f"torture: a training failed with status {status}")
             return True
-        if time.monotonic() >= until:
+        if time.monotonic() >= until and (writes is None or written(writes) not in (0, before)):
             os.kill(child, signal.SIGKILL)
             os.waitpid(child, 0)
             return False
-        time.sleep(0.002)
+        time.sleep(0.002 if writes is None else 0.0001)
+
+
+def unfinished(folder: Path) -> set[tuple[Path, int]]:
+    """The files that are being written, and since when."""
+    return {(path, written(path)) for path in folder.rglob("*.tmp")}
 
 
 def remains(folder: Path) -> dict[str, Any]:
@@ -86,9 +100,14 @@ def torture(kills: int, seed: int, place: Path) -> tuple[int, int, int]:
     while killed < kills:
         folder = place / "killed"
         shutil.rmtree(folder, ignore_errors=True)
-        while not ended(begin(config, folder), chance.uniform(0, 1.2 * seconds)):
+        aim = chance.choice([None, "checkpoint.safetensors.tmp", "log.jsonl.tmp", "model.safetensors.tmp"])
+        while True:
+            before = unfinished(folder)
+            if ended(begin(config, folder), chance.uniform(0, 1.2 * seconds), folder / aim if aim else None):
+                break
             killed += 1
-            writing += any(folder.rglob("*.tmp"))
+            writing += bool(unfinished(folder) - before)
+            aim = chance.choice([None, "checkpoint.safetensors.tmp"])
         runs += 1
         found = remains(folder)
         wrong = [name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name)]

@@ -10,9 +10,20 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, settings
 
 # Before torch is imported, for the commands that tests run too: networks this small are slower on several threads.
 os.environ["OMP_NUM_THREADS"] = "1"
+
+# The same examples each time, so that a failure belongs to a change; `make properties` looks for new ones.
+usual = {
+    "deadline": None,
+    "database": None,
+    "suppress_health_check": [HealthCheck.too_slow, HealthCheck.filter_too_much],
+}
+settings.register_profile("same", max_examples=50, derandomize=True, **usual)
+settings.register_profile("new", max_examples=int(os.environ.get("EXAMPLES", "2000")), print_blob=True, **usual)
+settings.load_profile("new" if "EXAMPLES" in os.environ else "same")
 
 
 def write_idx(folder: Path, images: np.ndarray, labels: Sequence[int] | None = None) -> Path:

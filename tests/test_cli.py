@@ -298,7 +298,7 @@ def test_train_then_again_then_otherwise(command: Command, run: Path, tiny: dict
     again = command(*line)
     assert (again.code, again.err) == (0, "")
     assert f"{out}: was already finished, 12 steps" in again.words
-    assert_refused(command(*line, "--lr", "0.5"), "lr: 0.002 there, 0.5 asked", "--out")
+    assert_refused(command(*line, "--lr", "0.5"), "lr: 0.004 there, 0.5 asked", "--out")
     assert (out / "log.jsonl").stat().st_mtime_ns == changed
 
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pytest
 
-from undiffuse.clock import FINISH_SECONDS, Clock, Decision, Outlook, lr_factor, snapshot_steps
+from undiffuse.clock import FINISH_SECONDS, Clock, Cut, Decision, Outlook, lr_factor, snapshot_steps
 
 # The learning rate
 
@@ -41,6 +42,25 @@ def test_a_decay_that_begins_within_the_warm_up_is_multiplied_by_it() -> None:
     rates = [lr_factor(step, 99, [Decision(49, 69)]) for step in (48, 49, 59, 69)]
     assert rates == pytest.approx([0.49, 0.5, 0.6 * 0.5, 0])
     assert max(lr_factor(step, 9, [Decision(0, 100)]) for step in range(100)) > 0.9  # decay = 1, the whole run
+
+
+def test_each_cut_halves_the_rate_from_its_step_on() -> None:
+    plain = [lr_factor(step, 10, [Decision(60, 100)]) for step in range(100)]
+    halved = [lr_factor(step, 10, [Decision(60, 100)], [Cut(5), Cut(70), Cut(70)]) for step in range(100)]
+    share = [1.0] * 5 + [1 / 2] * 65 + [1 / 8] * 30
+    assert halved == pytest.approx([a * b for a, b in zip(plain, share, strict=True)])
+
+
+@pytest.mark.parametrize("given", [{}, {"replayed": True}, {"steps": 100}])
+def test_setting_back_undoes_what_was_decided_since(given: dict[str, Any]) -> None:
+    """But not where all was decided at the beginning."""
+    decisions, outlook = [Decision(60, 100), Decision(80, 90)], Outlook(65, 100)
+    clock = Clock(lambda: 0.0, 0.4, decisions=list(decisions), outlook=outlook, **given)
+    assert clock.set_back(70) == Cut(70)
+    assert (clock.decisions, clock.outlook) == (decisions if given else decisions[:1], outlook)
+    clock.set_back(50)
+    assert (clock.decisions, clock.outlook) == ((decisions, outlook) if given else ([], None))
+    assert clock.cuts == [Cut(70), Cut(50)]
 
 
 # Snapshots

@@ -140,16 +140,19 @@ def test_a_value_that_differs_from_the_presets_is_the_users_even_where_it_is_the
     assert reasons(make_config("likelihood", sample_calls=usual))["sample_calls"] == "chosen for this run"
 
 
-def test_the_usual_guidance_is_for_classes_or_for_groups() -> None:
-    assert make_config(conditional=True).drawing["guidance"] == TOWARDS_CLASS
-    assert make_config().drawing["guidance"] == TOWARDS_GROUP
-    assert make_config(guidance=1.0).drawing == {"sampler": "dpmpp-2m-sde", "grid": "uniform", "guidance": 1.0}
+def test_the_usual_guidance_falls_as_the_run_goes_on() -> None:
+    """Twice as near to 1 after four times as many images."""
+    for fields, towards in (({"conditional": True}, TOWARDS_CLASS), ({}, TOWARDS_GROUP)):
+        config = make_config(batch_size=60, **fields)
+        found = [config.drawing(step)["guidance"] for step in (0, 1, 1000, 4000, 10**9)]
+        assert found == pytest.approx([2, 2, 1 + towards, 1 + towards / 2, 1])
+    assert make_config(guidance=1.5).drawing(7) == {"sampler": "dpmpp-2m-sde", "grid": "uniform", "guidance": 1.5}
 
 
 def test_differences_name_each_field_with_both_values() -> None:
     one, other = make_config(steps=5), make_config(steps=5, lr=0.5, schedule="flow")
     assert differences(one, one) == []
-    assert differences(one, other) == ["schedule: cosine there, flow asked", "lr: 0.002 there, 0.5 asked"]
+    assert differences(one, other) == ["schedule: cosine there, flow asked", "lr: 0.004 there, 0.5 asked"]
 
 
 def test_a_saved_configuration_with_impossible_values_is_a_users_error() -> None:

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
+import signal
+import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +17,7 @@ import torch
 from safetensors.torch import load_file
 
 from undiffuse.errors import UserError
-from undiffuse.files import LARGEST, load_tensors, save_tensors
+from undiffuse.files import LARGEST, load_tensors, save_tensors, write_atomic
 
 TENSORS = {
     "a/weight": torch.arange(6.0).reshape(2, 3),
@@ -101,3 +107,113 @@ def test_a_huge_file_is_not_read(tmp_path: Path) -> None:
         file.truncate(LARGEST + 1)
     with pytest.raises(UserError, match="bytes, and a header of"):
         load_tensors(path)
+
+
+# Faults within a write
+
+STEPS = ["open", "write", "half written", "flush", "fsync", "rename", "open folder", "fsync folder"]
+"""Of `write_atomic`, in their order."""
+
+
+def plant(monkeypatch: pytest.MonkeyPatch, step: str, fault: Callable[[], None]) -> None:
+    """Have `fault` happen just before this step of writing a file, or in the middle of it."""
+    path_open, replace, fsync, os_open = Path.open, Path.replace, os.fsync, os.open
+    synced: list[int] = []
+
+    class Faulty:
+        """A file that is being written."""
+
+        def __init__(self, file: Any) -> None:
+            self.file = file
+
+        def __enter__(self) -> Faulty:
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            self.file.close()
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self.file, name)
+
+        def write(self, content: bytes) -> int:
+            if step == "half written":
+                self.file.write(content[: len(content) // 2])
+                self.file.flush()
+            if step in ("write", "half written"):
+                fault()
+            return int(self.file.write(content))
+
+        def flush(self) -> None:
+            if step == "flush":
+                fault()
+            self.file.flush()
+
+    def faulty_open(path: Path, *arguments: Any, **options: Any) -> Any:
+        if step == "open":
+            fault()
+        return Faulty(path_open(path, *arguments, **options))
+
+    def faulty_replace(path: Path, target: Path) -> Path:
+        if step == "rename":
+            fault()
+        return replace(path, target)
+
+    def faulty_fsync(number: int) -> None:
+        synced.append(number)
+        if step == ["fsync", "fsync folder"][len(synced) - 1]:
+            fault()
+        fsync(number)
+
+    def faulty_os_open(*arguments: Any, **options: Any) -> int:
+        if step == "open folder":
+            fault()
+        return os_open(*arguments, **options)
+
+    monkeypatch.setattr(Path, "open", faulty_open)
+    monkeypatch.setattr(Path, "replace", faulty_replace)
+    monkeypatch.setattr(os, "fsync", faulty_fsync)
+    monkeypatch.setattr(os, "open", faulty_os_open)
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO, errno.EACCES])
+@pytest.mark.parametrize("step", STEPS)
+def test_a_write_that_fails_leaves_the_old_or_the_new_file(
+    monkeypatch: pytest.MonkeyPatch, saved: Path, step: str, number: int
+) -> None:
+    """And nothing beside it, and says what happened; the next write succeeds."""
+
+    def fails() -> None:
+        raise OSError(number, os.strerror(number))
+
+    old, other = saved.read_bytes(), {"b": torch.zeros(5)}
+    with monkeypatch.context() as patched:
+        plant(patched, step, fails)
+        with pytest.raises(UserError, match=f"x.safetensors could not be written .{os.strerror(number)}.; make room"):
+            save_tensors(saved, other, {"step": "13"})
+    assert list(saved.parent.iterdir()) == [saved]
+    if STEPS.index(step) <= STEPS.index("rename"):
+        assert saved.read_bytes() == old
+    else:
+        assert load_tensors(saved)[1]["step"] == "13"
+    save_tensors(saved, other, {"step": "14"})
+    assert load_tensors(saved)[1]["step"] == "14"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there is no fork")
+@pytest.mark.parametrize("step", [*STEPS, "never"])
+def test_a_kill_within_a_write_leaves_the_old_or_the_new_file(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, step: str
+) -> None:
+    path, old, new = tmp_path / "file", b"old" * 1000, b"new" * 1000
+    write_atomic(path, old)
+    if not (child := os.fork()):
+        plant(monkeypatch, step, lambda: os.kill(os.getpid(), signal.SIGKILL))
+        write_atomic(path, new)
+        os._exit(0)
+    _, status = os.waitpid(child, 0)
+    assert status == (0 if step == "never" else signal.SIGKILL)
+    order = [*STEPS, "never"]
+    assert path.read_bytes() == (old if order.index(step) <= order.index("rename") else new)
+    write_atomic(path, b"next")
+    assert [file.name for file in tmp_path.iterdir()] == ["file"]
+    assert path.read_bytes() == b"next"

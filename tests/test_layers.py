@@ -15,15 +15,8 @@ import undiffuse
 LEVELS = [
     ["errors", "layers", "machine"],
     ["registry", "rng", "files"],
-    [
-        "schedule",
-        "process",
-        "clock",
-        "metrics",
-        "nets",
-        "optimizers",
-    ],  # nets is the table; its networks come higher
-    ["denoiser", "data", "images", "groups", "nets.unet"],
+    ["schedule", "process", "clock", "metrics", "optimizers", "nets"],  # nets is the table; its networks come higher
+    ["denoiser", "data", "images", "groups", "log", "nets.unet"],
     ["objective", "sampling", "features", "likelihood", "novelty", "nets.*"],
     ["config"],
     ["run"],
@@ -44,7 +37,7 @@ OUTSIDE = {
     "matplotlib": {"figures", "report.pictures"},
     "typst": {"report.document"},
     "rich": {"console", "cli"},
-    "pydantic": {"config", "run", "cli"},
+    "pydantic": {"config", "log", "run", "cli"},
 }
 HELP = ["cli", "config"]  # what `undiffuse --help` imports, with what these import at the top
 

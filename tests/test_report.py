@@ -152,7 +152,7 @@ def test_every_hyperparameter_is_in_the_table_and_changes_are_marked(reported: P
     table = next(b for b in Report(reported).blocks if isinstance(b, Table) and b.header == ("name", "value", "why"))
     rows = {row[0]: row[1:] for row in table.rows}
     assert {name.split("`")[1].replace("-", "_") for name in rows} == set(Config.model_fields)
-    assert rows["`lr`"] == (plain(0.002), plain(Run(reported).about().reasons["lr"]))
+    assert rows["`lr`"] == (plain(0.004), plain(Run(reported).about().reasons["lr"]))
     assert rows["`batch-size` \\*"][0] == "8"
 
 

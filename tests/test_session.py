@@ -5,11 +5,12 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import math
 import os
-import pickle
 import re
 import shutil
 import signal
+import stat
 import subprocess
 import sys
 import threading
@@ -27,15 +28,15 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from conftest import as_flags, write_idx
-from undiffuse import api, data, images, machine, session, training
+from undiffuse import api, data, images, machine, rng, session, training
 from undiffuse.clock import FINISH_SECONDS, Decision, lr_factor, snapshot_steps
 from undiffuse.config import Config, make_config, reasons
 from undiffuse.errors import UserError
-from undiffuse.files import save_tensors, write_atomic
+from undiffuse.files import save_tensors
 from undiffuse.optimizers import OPTIMIZERS
 from undiffuse.run import Run
 from undiffuse.session import Began, Stopped, train_session
-from undiffuse.training import Ended, Snapshot, Stepped, Validated
+from undiffuse.training import Ended, SetBack, Snapshot, Stepped, Validated
 
 Files = dict[str, tuple[bytes, int]]
 
@@ -190,19 +191,51 @@ def test_a_run_without_held_out_images_has_its_figures_too(train: Callable[..., 
             assert figure.convert("L").getextrema() == (0, 255)
 
 
-def test_nothing_is_pickled(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, config: Config) -> None:
-    def never(*_: Any, **__: Any) -> None:
-        raise AssertionError("pickle was used")
+AUDITED = """
+import json, sys, traceback
 
-    for module, names in (
-        (torch, ["load", "save"]),
-        (pickle, ["load", "loads", "dump", "dumps", "Pickler", "Unpickler"]),
-    ):
-        for name in names:
-            monkeypatch.setattr(module, name, never)
-    stop(config, tmp_path / "run", at=5)
-    finish(config, tmp_path / "run")
-    api.load(tmp_path / "run")
+own = []
+
+def hook(event, arguments):
+    if event == "pickle.find_class":
+        callers = [frame.f_code.co_filename for frame, _ in traceback.walk_stack(None)]
+        if not any("/torch/_inductor/" in name or "/torch/_functorch/" in name or "/torch/_dynamo/" in name for name in callers):
+            own.append((arguments, callers[:8]))
+
+sys.addaudithook(hook)
+import torch
+
+def never(*_, **__):
+    raise AssertionError("torch.save or torch.load")
+
+torch.save = torch.load = never
+from undiffuse import api
+
+run, compiled, fields = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
+api.train(run, **{**fields, "compile": compiled})
+api.sample(run, n=4)
+from pathlib import Path
+from undiffuse.report import write_report
+write_report(Path(run))
+print(own)
+"""
+
+
+@pytest.mark.parametrize("compiled", ["off", pytest.param("on", marks=pytest.mark.slow)])
+def test_nothing_is_unpickled(tmp_path: Path, tiny: dict[str, Any], compiled: str) -> None:
+    """Python itself says so, whichever library it is, while a run is trained, drawn from and reported; but for torch.compile's own cache."""
+    command = [sys.executable, "-c", AUDITED, str(tmp_path / "run"), compiled, json.dumps(tiny)]
+    environment = {**os.environ, "UNDIFFUSE_CACHE": str(tmp_path / "cache")}
+    environment.pop("TORCHINDUCTOR_CACHE_DIR", None)
+    for _ in range(2):  # the second time compiled code comes from the cache
+        done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+        assert (done.returncode, done.stdout.splitlines()[-1:]) == (0, ["[]"]), done.stderr
+        shutil.rmtree(tmp_path / "run")
+    compiler = tmp_path / "cache" / "compiler"
+    assert compiler.exists() == (compiled == "on")
+    if compiled == "on":
+        assert stat.S_IMODE(compiler.stat().st_mode) == 0o700
+        assert any(compiler.rglob("*"))
 
 
 def test_a_subset_is_recorded_and_is_the_documented_one(train: Callable[..., Path], digits: Path) -> None:
@@ -399,7 +432,7 @@ while True:
 
 def test_another_configuration_is_refused_with_the_differences(copy: Path, tiny: dict[str, Any]) -> None:
     before = files(copy)
-    with pytest.raises(UserError, match=r"lr: 0.002 there, 0.5 asked; seed: 0 there, 1 asked.*--out"):
+    with pytest.raises(UserError, match=r"lr: 0.004 there, 0.5 asked; seed: 0 there, 1 asked.*--out"):
         finish(make_config(**{**tiny, "lr": 0.5, "seed": 1}), copy)
     assert files(copy) == before
 
@@ -554,34 +587,85 @@ def test_a_run_without_weights_says_so(tmp_path: Path, config: Config) -> None:
 # A full disk
 
 
-@pytest.mark.parametrize("call", ["fsync", "replace"])
-def test_a_failed_write_leaves_the_old_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, call: str) -> None:
-    def full(*_: Any) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    path = tmp_path / "file"
-    write_atomic(path, b"old")
-    monkeypatch.setattr(*{"fsync": (os, "fsync"), "replace": (Path, "replace")}[call], full)
-    with pytest.raises(UserError, match=f"{path}.*No space left"):
-        write_atomic(path, b"new")
-    assert path.read_bytes() == b"old"
-    assert list(tmp_path.iterdir()) == [path]
-
-
-def test_a_full_disk_ends_training_with_a_sentence(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, config: Config
+@pytest.mark.parametrize(
+    "name", ["config.json", "data.png", "log.jsonl", "checkpoint.safetensors", "model.safetensors", "loss.png"]
+)
+def test_a_full_disk_ends_training_with_a_sentence_and_it_goes_on_when_there_is_room(
+    monkeypatch: pytest.MonkeyPatch, checkpointed: Path, tmp_path: Path, name: str
 ) -> None:
-    """The log is written to all the time, so it is what meets the full disk."""
-    opened = Path.open
+    """Each file in turn is the one that does not fit any more, when it is written for the third time or less."""
+    opened, left = Path.open, 3 if name in ("log.jsonl", "checkpoint.safetensors") else 1
 
     def full(path: Path, mode: str = "r", *rest: Any, **options: Any) -> Any:
-        if mode == "ab":
-            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        nonlocal left
+        if mode in ("ab", "wb") and path.name.removesuffix(".tmp") == name:
+            left -= 1
+            if left <= 0:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
         return opened(path, mode, *rest, **options)
 
-    monkeypatch.setattr(Path, "open", full)
-    with pytest.raises(UserError, match=r"log\.jsonl.*No space left"):
-        finish(config, tmp_path / "run")
+    config = Run(checkpointed).about().config
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "open", full)
+        with pytest.raises(UserError, match=rf"{name} could not be written \(No space left on device\)"):
+            finish(config, tmp_path / "run")
+    finish(config, tmp_path / "run")
+    assert_same_run(checkpointed, tmp_path / "run")
+
+
+# Numbers that go wrong
+
+
+@pytest.mark.parametrize("at", [None, 3, 5])
+def test_a_run_that_was_set_back_goes_on_and_replays_to_the_bit(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, config: Config, at: int | None
+) -> None:
+    """NaN in step 6, once; killed at no step, or after so many: the same run, and its replay, in which nothing is wrong, as well."""
+    monkeypatch.setattr(training, "KEPT_EVERY", 4)
+    normal, left = rng.normal, [math.nan]
+
+    def poisoned(shape: Any, seed: int, purpose: str, *indices: int) -> Any:
+        return normal(shape, seed, purpose, *indices) * (
+            left.pop() if (purpose, *indices) == ("noise", 5) and left else 1
+        )
+
+    monkeypatch.setattr(rng, "normal", poisoned)
+    for number, path in enumerate((tmp_path / "whole", tmp_path / "killed")):
+        left[:] = [math.nan]
+        if number and at:
+            crash(config, path, SetBack if at == 5 else Stepped, 4 if at == 5 else at)
+        finish(config, path)
+    cuts = [event for event in Run(tmp_path / "whole").events("clock") if "cut" in event]
+    assert [(event["step"], event["cut"], event["of"]) for event in cuts] == [(4, {"step": 4}, 6)]
+    assert_same_run(tmp_path / "whole", tmp_path / "killed")
+    monkeypatch.undo()
+    finish(config, tmp_path / "replay", replay=tmp_path / "whole")
+    assert_same_run(tmp_path / "whole", tmp_path / "replay")
+
+
+def test_a_set_back_that_is_cut_off_is_made_again_or_forgotten(
+    monkeypatch: pytest.MonkeyPatch, checkpointed: Path, tmp_path: Path
+) -> None:
+    """Killed between the checkpoint and the log: what went wrong does not come again here, so the run is as if it never had."""
+    monkeypatch.setattr(training, "KEPT_EVERY", 4)
+    config, normal, left = Run(checkpointed).about().config, rng.normal, [math.nan]
+
+    def poisoned(shape: Any, seed: int, purpose: str, *indices: int) -> Any:
+        bad = (purpose, *indices) == ("noise", 7) and left
+        return normal(shape, seed, purpose, *indices) * (left.pop() if bad else 1)
+
+    def killed(run: Run, step: int) -> None:
+        if not left:
+            raise RuntimeError("killed")
+
+    monkeypatch.setattr(rng, "normal", poisoned)
+    with monkeypatch.context() as patched:
+        patched.setattr(Run, "rewind_log", killed)
+        with pytest.raises(RuntimeError, match="killed"):
+            finish(config, tmp_path / "run")
+    assert Run(tmp_path / "run").load_tensors(tmp_path / "run" / "checkpoint.safetensors")[1] == 4
+    finish(config, tmp_path / "run")
+    assert_same_run(checkpointed, tmp_path / "run")
 
 
 # A budget of minutes, and its replay

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 import re
 from collections.abc import Callable, Iterator
@@ -17,18 +18,18 @@ from safetensors.torch import save as pack
 from torch import Tensor
 
 from conftest import write_idx
-from undiffuse import data, machine, rng
-from undiffuse.clock import Clock, Decision, lr_factor, snapshot_steps
+from undiffuse import data, machine, rng, training
+from undiffuse.clock import Clock, Cut, Decision, lr_factor, snapshot_steps
 from undiffuse.config import PRESETS, make_config
 from undiffuse.errors import UserError
 from undiffuse.nets import NETWORKS
 from undiffuse.run import build_network, make_denoiser
 from undiffuse.session import prepare, total_steps
 from undiffuse.training import (
-    MAX_SKIPPED,
+    MOST_CUTS,
     Ended,
     Event,
-    Skipped,
+    SetBack,
     Snapshot,
     Stepped,
     Uncompiled,
@@ -216,62 +217,111 @@ def test_a_resumed_run_is_the_uninterrupted_one(tiny: dict[str, Any], net: str) 
 # What is not finite
 
 
-def poison(monkeypatch: pytest.MonkeyPatch, *steps: int) -> None:
-    """Make the noise of these training steps (from 0) NaN."""
+Plant = Callable[[pytest.MonkeyPatch, "Trainer", int, int], None]
+
+
+def in_loss(monkeypatch: pytest.MonkeyPatch, trainer: Trainer, step: int, times: int) -> None:
+    """NaN noise, `times` times that step number `step` (from 1) is tried."""
     normal = rng.normal
+    left = itertools.repeat(None, times)
 
     def poisoned(shape: Any, seed: int, purpose: str, *indices: int) -> Tensor:
         numbers = normal(shape, seed, purpose, *indices)
-        return numbers * math.nan if purpose == "noise" and indices[0] in steps else numbers
+        return numbers * (math.nan if purpose == "noise" and indices[0] >= step - 1 and next(left, 0) is None else 1)
 
     monkeypatch.setattr(rng, "normal", poisoned)
 
 
-def test_a_loss_that_is_not_finite_is_skipped(monkeypatch: pytest.MonkeyPatch, tiny: dict[str, Any]) -> None:
-    poison(monkeypatch, 5)
-    trainer, before, events = Trainer(**tiny), {}, []
+def in_gradient(monkeypatch: pytest.MonkeyPatch, trainer: Trainer, step: int, times: int) -> None:
+    left = itertools.repeat(None, times)
+
+    def poisoned(gradient: Tensor) -> Tensor:
+        return gradient / 0 if trainer.state.step >= step - 1 and next(left, 0) is None else gradient
+
+    next(trainer.state.network.parameters()).register_hook(poisoned)
+
+
+def after_update(name: str) -> Plant:
+    def plant(monkeypatch: pytest.MonkeyPatch, trainer: Trainer, step: int, times: int) -> None:
+        """One NaN in a tensor after the optimiser's step."""
+        left, update = itertools.repeat(None, times), trainer.state.optimizer.step
+
+        def poisoned() -> None:
+            update()
+            if trainer.state.step >= step - 1 and next(left, 0) is None:
+                trainer.state.tensors()[name].view(-1)[-1] = math.nan
+
+        monkeypatch.setattr(trainer.state.optimizer, "step", poisoned)
+
+    return plant
+
+
+PLANTS: dict[str, tuple[Plant, str]] = {
+    "loss": (in_loss, "loss"),
+    "gradient": (in_gradient, "gradient"),
+    "weight": (after_update("weights/out.bias"), "weight or moment"),
+    "average": (after_update("ema/out.bias"), "weight or moment"),
+    "moment": (after_update("optimizer/out.bias/exp_avg"), "weight or moment"),
+}
+
+
+@pytest.mark.parametrize("step", range(1, 13))
+@pytest.mark.parametrize("kind", PLANTS)
+def test_a_number_that_is_not_finite_sets_training_back(
+    monkeypatch: pytest.MonkeyPatch, tiny: dict[str, Any], kind: str, step: int
+) -> None:
+    """Caught in its step; from the last kept state on, all is as if only the learning rate had been halved there."""
+    monkeypatch.setattr(training, "KEPT_EVERY", 4)
+    plant, what = PLANTS[kind]
+    trainer, events, kept = Trainer(**tiny), [], {}
+    kept[0] = trainer.tensors()
+    plant(monkeypatch, trainer, step, 1)
     for event in trainer():
         events.append(event)
-        if isinstance(event, Skipped):
-            assert (event.step, event.reason) == (6, "the loss was not finite")
-            assert equal(trainer.tensors(), before)
-        before = trainer.tensors()
-    steps = [(type(event), event.step) for event in events if isinstance(event, Stepped | Skipped)]
-    assert steps == [(Skipped if step == 6 else Stepped, step) for step in range(1, 13)]
-    assert finite(before)
+        assert finite(trainer.tensors())
+        if isinstance(event, SetBack):
+            assert equal(trainer.tensors(), kept[event.step])
+        kept[trainer.state.step] = trainer.tensors()
+    back = (step - 1) // 4 * 4
+    assert [e for e in events if isinstance(e, SetBack)] == [
+        SetBack(back, step, Cut(back), f"its {what} was not finite")
+    ]
+
+    expected = Trainer(**tiny)
+    expected.clock.cuts = [Cut(back)]
+    monkeypatch.undo()
+    wanted = list(expected())
+    assert equal(trainer.tensors(), expected.tensors())
+    last = events[next(i for i, e in enumerate(events) if isinstance(e, SetBack)) + 1 :]
+    assert figures([e for e in last if isinstance(e, Stepped | Snapshot)]) == figures(
+        [e for e in wanted if isinstance(e, Stepped | Snapshot) and e.step > back]
+    )
 
 
-def test_a_gradient_that_is_not_finite_is_skipped(tiny: dict[str, Any]) -> None:
-    trainer, before, skipped = Trainer(**tiny), {}, []
-    weight = next(trainer.state.network.parameters())
-    weight.register_hook(lambda gradient: gradient / 0 if trainer.state.step == 5 else gradient)
-    for event in trainer():
-        if isinstance(event, Skipped):
-            skipped.append((event.step, event.reason))
-            assert equal(trainer.tensors(), before)
-        before = trainer.tensors()
-    assert skipped == [(6, "the gradient was not finite")]
-    assert finite(before)
+@pytest.mark.parametrize("kind", PLANTS)
+def test_training_that_goes_wrong_again_and_again_is_given_up(
+    monkeypatch: pytest.MonkeyPatch, tiny: dict[str, Any], kind: str
+) -> None:
+    """After MOST_CUTS halvings of the learning rate, and with finite weights."""
+    trainer = Trainer(**{**tiny, "steps": 40})
+    PLANTS[kind][0](monkeypatch, trainer, 6, MOST_CUTS)
+    *_, last = trainer()
+    assert last == Ended(40, finished=True)
+    assert trainer.clock.cuts == [Cut(0)] * MOST_CUTS
+    monkeypatch.undo()
 
-
-def check_divergence(trainer: Trainer) -> int:
-    """Train until it is given up, with finite weights all the time; returns how many steps were skipped."""
-    events = trainer()
-    skipped = 0
-    with pytest.raises(UserError, match=r"diverged.*--lr"):  # noqa: PT012 - it may be raised by any of the events
-        for event in events:
-            skipped += isinstance(event, Skipped)
-            assert finite(trainer.tensors())
-    return skipped
-
-
-def test_training_that_stays_not_finite_is_given_up(monkeypatch: pytest.MonkeyPatch, tiny: dict[str, Any]) -> None:
-    poison(monkeypatch, *range(5, 100))
-    assert check_divergence(Trainer(**{**tiny, "steps": 99})) == MAX_SKIPPED
+    trainer, events = Trainer(**{**tiny, "steps": 40}), []
+    PLANTS[kind][0](monkeypatch, trainer, 6, MOST_CUTS + 1)
+    with pytest.raises(
+        UserError, match=rf"step 6 was not finite, though .* halved {MOST_CUTS} times.*--lr than 0\.000125"
+    ):
+        events.extend(trainer())
+    assert finite(trainer.tensors())
 
 
 def test_a_learning_rate_that_is_far_too_high_is_given_up(tiny: dict[str, Any]) -> None:
-    assert check_divergence(Trainer(**{**tiny, "lr": 1e30, "steps": 40})) == MAX_SKIPPED
+    with pytest.raises(UserError, match=r"diverged.*--lr"):
+        list(Trainer(**{**tiny, "lr": 1e30, "steps": 40})())
 
 
 # Labels
@@ -510,5 +560,5 @@ def test_scores_take_no_more_than_their_share(steps: int, share: float) -> None:
 
 
 def test_a_long_run_is_scored_at_every_snapshot() -> None:
-    n, at = score_plan(30_000, snapshot_steps(30_000, 12), make_config(steps=30_000), (500, 1000, 2000))
+    n, at = score_plan(200_000, snapshot_steps(200_000, 12), make_config(steps=200_000), (500, 1000, 2000))
     assert (n, len(at)) == (2000, 11)

@@ -32,9 +32,17 @@ class Outlook:
     steps: int
 
 
-def lr_factor(step: int, warmup: int, decisions: Sequence[Decision]) -> float:
-    """The learning rate of 0-based step `step` as a share of its peak: linear warm-up times the decided decay."""
-    return min(1.0, (step + 1) / (warmup + 1)) * decay_factor(step, decisions)
+@dataclass(frozen=True)
+class Cut:
+    """From step `step` on the learning rate is half of what it was: training was set back there, as numbers had gone wrong."""
+
+    step: int
+
+
+def lr_factor(step: int, warmup: int, decisions: Sequence[Decision], cuts: Sequence[Cut] = ()) -> float:
+    """The learning rate of 0-based step `step` as a share of its peak: linear warm-up times the decided decay, halved at each cut."""
+    halvings = sum(cut.step <= step for cut in cuts)
+    return min(1.0, (step + 1) / (warmup + 1)) * decay_factor(step, decisions) / 2**halvings
 
 
 def decay_factor(step: int, decisions: Sequence[Decision]) -> float:
@@ -65,11 +73,13 @@ class Clock:
     steps: int | None = None
     decisions: list[Decision] = field(default_factory=list)
     outlook: Outlook | None = None
+    cuts: list[Cut] = field(default_factory=list)
     replayed: bool = False
     durations: deque[float] = field(default_factory=lambda: deque(maxlen=50))
     snapshot_seconds: float = 0.0
     score_seconds: float = 0.0
     scored: Sequence[int] = ()  # the steps at which samples are scored
+    delayed: bool = False  # since the last decision, by going back
 
     @property
     def end(self) -> int | None:
@@ -113,9 +123,19 @@ class Clock:
             decision = Decision(step, step + self.steps_left(snapshots, step)) if due else None
         else:
             last = self.decisions[-1]
-            halfway = step - last.step >= last.end - step  # the closer to the end, the more often
-            end = step + self.steps_left(snapshots, step) if halfway and last.end > step else last.end
+            due = step - last.step >= last.end - step or self.delayed  # the closer to the end, the more often
+            end = step + self.steps_left(snapshots, step) if due and last.end > step else last.end
+            self.delayed = False
             decision = Decision(step, end) if end != last.end else None
         if decision:
             self.decisions.append(decision)
         return decision
+
+    def set_back(self, step: int) -> Cut:
+        """Training goes on from step `step` once more: what was decided since is decided anew, and the learning rate is halved."""
+        if self.steps is None and not self.replayed:
+            self.decisions[:] = [decision for decision in self.decisions if decision.step <= step]
+            self.outlook = self.outlook if self.outlook and self.outlook.step <= step else None
+            self.delayed = True
+        self.cuts.append(Cut(step))
+        return self.cuts[-1]

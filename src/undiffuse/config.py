@@ -6,6 +6,7 @@ and reason. The names that a field accepts are read from the tables, so a new sc
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
@@ -41,8 +42,9 @@ def among(field: str, what: str = "") -> str:
     return f"{what}{' | '.join(TABLES[field])}"
 
 
-TOWARDS_CLASS, TOWARDS_GROUP = 1.3, 1.6
-"""The usual guidance. One group of two hundred says less of an image than its class does, and bears more."""
+TOWARDS_CLASS, TOWARDS_GROUP = 0.3, 0.6
+"""How far beyond 1 the usual guidance is after 60,000 images seen. It falls with the root of their number: the less a network was trained, the
+vaguer are its guesses. One group of two hundred says less of an image than its class does, and bears more."""
 
 
 class Config(BaseModel):
@@ -54,10 +56,10 @@ class Config(BaseModel):
 
     # How long: one of the three.
     minutes: float | None = hyper(
-        None, "wall-clock budget from start to exit", "the preset's, unless epochs or steps are given", gt=0
+        None, "wall-clock budget from start to exit", "the preset's, unless epochs or steps are given", gt=0, le=1e6
     )
-    epochs: float | None = hyper(None, "passes over the training images, in place of minutes", "not used", gt=0)
-    steps: int | None = hyper(None, "optimiser steps, in place of minutes", "not used", ge=1)
+    epochs: float | None = hyper(None, "passes over the training images, in place of minutes", "not used", gt=0, le=1e6)
+    steps: int | None = hyper(None, "optimiser steps, in place of minutes", "not used", ge=1, le=10**9)
 
     # On what.
     data: str = hyper("mnist", "mnist, or a folder of IDX files or of PNG/JPEG images", "the handout's data set")
@@ -84,37 +86,46 @@ class Config(BaseModel):
         (1, 3), "residual blocks of each level", "most depth where a block is cheapest, at 7x7"
     )
     attention: tuple[bool, ...] = hyper((False, True), "attention at each level", "only at 7x7, where it costs little")
-    heads: int = hyper(2, "attention heads", "fewer are faster", ge=1)
+    heads: int = hyper(2, "attention heads", "fewer are faster", ge=1, le=4096)
     dropout: float = hyper(0.0, "dropout inside the blocks", "a few epochs do not overfit", ge=0, lt=1)
 
     # What it learns.
     schedule: str = hyper("cosine", among("schedule"), "less time at pure noise than linear")
     chain: int | None = hyper(
         None,
-        "steps T of the chain trained on, t uniform on {2..T}",
+        "steps T of the chain trained on, t in {2..T}/T",
         "continuous time serves any number of sampling steps",
         ge=2,
+        le=100_000,
     )
     predict: str = hyper("v", among("predict"), "well scaled at every noise level")
     weighting: str = hyper("snr-plus-1", among("weighting"), "gives the v-prediction unit weight")
-    times: str = hyper("uniform", among("times", "how training draws t: "), "every level of the schedule alike")
+    times: str = hyper(
+        "logit-normal:mean=0.4,std=1.2",
+        among("times", "how training draws t: "),
+        "with the cosine schedule most where shapes are decided, and few where hardly any noise is left; the handout's is uniform",
+    )
     stratified: bool = hyper(
         True, "spread a batch's times evenly over all levels", "lowers the gradient's variance for free"
     )
 
     # How it learns.
-    batch_size: int = hyper(128, "images a step", "enough to keep both cores busy, few enough for many steps", ge=1)
+    batch_size: int = hyper(
+        64, "images a step", "in short runs the number of steps counts for more than that of images", ge=1, le=65_536
+    )
     optimizer: str = hyper(
         "muon", among("optimizer"), "halves the Frechet distance of short runs; a step takes an eighth longer"
     )
-    lr: float = hyper(2e-3, "peak learning rate", "a network of this size bears it, and short runs need it", gt=0)
+    lr: float = hyper(4e-3, "peak learning rate", "Muon bears it, and short runs need it", gt=0)
     beta_1: float = hyper(0.9, "AdamW's momentum", "its usual value", ge=0, lt=1)
     beta_2: float = hyper(0.99, "AdamW's decay of squared gradients", "short, for short runs", ge=0, lt=1)
     weight_decay: float = hyper(0.01, "AdamW's decoupled weight decay", "its usual value", ge=0)
     grad_clip: float = hyper(
         1.0, "gradients are scaled down to this norm", "one odd batch cannot derail a short run", gt=0
     )
-    warmup: int = hyper(100, "steps in which the learning rate rises from 0", "AdamW's moments need to settle", ge=0)
+    warmup: int = hyper(
+        20, "steps in which the learning rate rises from 0", "the moments settle, and a short run has few steps", ge=0
+    )
     decay: float = hyper(
         0.4,
         "last part of the run, in which the learning rate falls to 0",
@@ -140,9 +151,13 @@ class Config(BaseModel):
     )
     checkpoint_every: int | None = hyper(None, "steps between checkpoints", "about one a minute", ge=1)
     snapshots: int = hyper(
-        12, "grids drawn and held-out losses taken, first and last step included", "enough to see the digits form", ge=2
+        12,
+        "grids drawn and held-out losses taken, first and last step included",
+        "enough to see the digits form",
+        ge=2,
+        le=10_000,
     )
-    snapshot_images: int = hyper(40, "images in each of these grids", "cheap, and enough to see", ge=1)
+    snapshot_images: int = hyper(40, "images in each of these grids", "cheap, and enough to see", ge=1, le=256)
     score_share: float = hyper(
         0.05,
         "most of the arithmetic spent on scores during training: Frechet distances of quick samples; 0 for none",
@@ -158,23 +173,26 @@ class Config(BaseModel):
         "fresh noise corrects an undertrained network's errors, second order saves steps",
     )
     sample_calls: int = hyper(
-        16,
+        24,
         "network calls an image may take: as many sampling steps as that allows, at two calls a step with guidance",
-        "eight guided steps of the default sampler are as good as any more, for networks trained for minutes",
+        "twelve guided steps of the default sampler are as good as any more, for networks trained for minutes",
         ge=1,
+        le=10_000,
     )
-    grid: str = hyper("uniform", among("grid", "times that sampling visits: "), "as training draws them")
+    grid: str = hyper("uniform", among("grid", "times that sampling visits: "), "equal steps of time")
     guidance: float | None = hyper(
         None,
-        f"classifier-free guidance of samples, by default {TOWARDS_CLASS} towards a class and {TOWARDS_GROUP} towards a group",
+        f"classifier-free guidance of samples, by default 1 + {TOWARDS_CLASS} sqrt(60,000 / images seen) towards a class, {TOWARDS_GROUP} for "
+        f"{TOWARDS_CLASS} towards a group",
         "a little mends malformed digits; more of it narrows the variety; 1 is none, and takes half the calls",
         ge=0,
     )
 
-    @property
-    def drawing(self) -> dict[str, Any]:
-        """How the run's samples are drawn where nothing else is asked for: options of `sampling.trajectory`."""
-        usual = TOWARDS_CLASS if self.conditional else TOWARDS_GROUP
+    def drawing(self, step: int) -> dict[str, Any]:
+        """How samples are drawn after `step` steps of training where nothing else is asked for: options of `sampling.trajectory`."""
+        towards = TOWARDS_CLASS if self.conditional else TOWARDS_GROUP
+        seen = max(1, step * self.batch_size)
+        usual = round(1 + min(1, towards * math.sqrt(60_000 / seen)), 2)
         return {
             "sampler": self.sampler,
             "grid": self.grid,
@@ -189,9 +207,10 @@ class Config(BaseModel):
 
     @field_validator("channels", "blocks")
     @classmethod
-    def are_counts(cls, counts: tuple[int, ...]) -> tuple[int, ...]:
-        if not counts or min(counts) < 1:
-            raise UserError("one number of at least 1 for each level")
+    def are_counts(cls, counts: tuple[int, ...], info: ValidationInfo) -> tuple[int, ...]:
+        most = {"channels": 4096, "blocks": 100}[str(info.field_name)]
+        if not (0 < len(counts) <= 8 and all(1 <= count <= most for count in counts)):
+            raise UserError(f"one number from 1 to {most} for each of 1 to 8 levels")
         return counts
 
     @field_validator("data")
@@ -226,6 +245,10 @@ PRESETS: dict[str, dict[str, tuple[Any, str]]] = {
         "chain": (1000, "T of Ho et al. 2020; t uniform on {2..T}, the handout's (6)"),
         "predict": ("x0", "the handout's network guesses the image"),
         "weighting": ("uniform", "the handout's (6) is plain squared error"),
+        "times": ("uniform", "the handout draws t uniformly from {2..T}"),
+        "batch_size": (128, "the usual number for UNet2DModel"),
+        "lr": (2e-3, "as its larger batches and longer run were tried with"),
+        "warmup": (100, "a twentieth of the run"),
         "groups": (0, "the handout's network is told x_t and t only"),
         "stratified": (False, "the handout draws t independently"),
         "sampler": ("ddpm", "(8), corrected"),
@@ -237,6 +260,10 @@ PRESETS: dict[str, dict[str, tuple[Any, str]]] = {
         "predict": ("x0", "the network's guess is a mean over grey levels"),
         "schedule": ("log-linear:snr_max=14,snr_min=-10", "to log-SNR 14, where a grey level is certain"),
         "weighting": ("snr", "the loss is then the variational bound itself"),
+        "times": ("uniform", "the bound counts all log-SNRs alike"),
+        "batch_size": (128, "the weights of low noise are large, and their gradients loud"),
+        "lr": (2e-3, "as the gradients of low noise are loud"),
+        "warmup": (100, "as the gradients of low noise are loud"),
         "groups": (0, "the likelihood of an image is that of all groups together"),
         "guidance": (1.0, "guided samples are not the model whose likelihood is measured"),
         "sample_calls": (50, "the schedule spends much of its time where little is to be seen"),

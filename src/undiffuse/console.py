@@ -15,7 +15,7 @@ from rich.table import Table
 from undiffuse.clock import Decision
 from undiffuse.run import Run
 from undiffuse.session import Began
-from undiffuse.training import Decided, Ended, Event, Scored, Skipped, Snapshot, Stepped, Uncompiled, Validated
+from undiffuse.training import Decided, Ended, Event, Scored, SetBack, Snapshot, Stepped, Uncompiled, Validated
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -80,8 +80,11 @@ class Watcher:
                     f"  note: torch.compile failed ({event.reason}); training goes on without it, more slowly",
                     style="yellow",
                 )
-            case Skipped():
-                self.console.print(f"  step {event.step:>6,}  skipped: {event.reason}", style="yellow")
+            case SetBack():
+                self.console.print(
+                    f"  step {event.of:>6,}  {event.reason}: back to step {event.step:,}, with half of the learning rate",
+                    style="yellow",
+                )
             case Decided(decision=Decision() as decision) if not self.decaying:
                 self.decaying = True
                 self.console.print(
@@ -261,7 +264,8 @@ def describe(run: Run) -> Group:
     for key, value in lines.items():
         summary.add_row(key, value)
     table = Table("hyperparameter", "value", "why", box=box.SIMPLE_HEAD)
+    drawing = config.drawing(steps[-1]["step"] if steps else 0)
     for name, why in about.reasons.items():
-        value = config.drawing.get(name, getattr(config, name))
+        value = drawing.get(name, getattr(config, name))
         table.add_row(name.replace("_", "-"), "-" if value is None else str(value), why)
     return Group(summary, table)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import os
 import platform
 import shutil
 import sys
+import tempfile
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -46,12 +49,27 @@ def has_compiler() -> bool:
     return any(shutil.which(name) for name in (os.environ.get("CXX", "g++"), "g++", "clang++"))
 
 
+def private_compiler_cache(folder: Path) -> None:
+    """Have torch.compile keep its cache in this folder, which only this user may write to, unless $TORCHINDUCTOR_CACHE_DIR says
+    otherwise. It holds pickles, which are code, and torch's own place for it is a guessable name in a folder that all users share."""
+    variable = "TORCHINDUCTOR_CACHE_DIR"
+    if variable in os.environ:
+        return
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        folder.chmod(0o700)
+    except OSError:  # of another user, or no room: a folder for this process only, in which all is compiled anew
+        folder = Path(tempfile.mkdtemp(prefix="undiffuse-"))
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    os.environ[variable] = str(folder)
+
+
 WORTH_COMPILING = 50_000
 """Images to be trained on from which compiling, 15 to 60 seconds, is won back."""
 
 
-def resolve(config: Config, images: int | None) -> tuple[str, bool, list[str]]:
-    """(precision, whether to compile, what to tell the user of it) of a run on this machine.
+def resolve(config: Config, images: int | None, cache: Path) -> tuple[str, bool, list[str]]:
+    """(precision, whether to compile, what to tell the user of it) of a run on this machine. cache: undiffuse's own, for the compiler's.
 
     images: how many the run trains on, every epoch counted; None with a budget of minutes."""
     notes = []
@@ -67,6 +85,8 @@ def resolve(config: Config, images: int | None) -> tuple[str, bool, list[str]]:
         notes.append(
             "no C++ compiler was found, so the network is not compiled; training is slower (see README); install g++ for full speed"
         )
+    if compiled:
+        private_compiler_cache(cache / "compiler")
     return precision, compiled, notes
 
 

@@ -50,7 +50,7 @@ def adamw_options(config: Settings) -> dict[str, Any]:
 
 
 @OPTIMIZERS.add
-def muon(network: nn.Module, config: Settings, *, momentum: float = 0.95) -> torch.optim.Optimizer:
+def muon(network: nn.Module, config: Settings, *, momentum: float = 0.9) -> torch.optim.Optimizer:
     """Jordan et al. 2024 (kellerjordan.github.io/posts/muon) for the weights of linear layers and convolutions, AdamW for the rest.
 
     The momentum of each weight, as a matrix of output by all input values, is replaced by the nearest orthogonal one: every direction is
@@ -112,7 +112,10 @@ NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 
 def orthogonal(matrices: Tensor, iterations: int = 5) -> Tensor:
     """About the nearest orthogonal matrix to each of (K, R, C): singular values of more than a few hundredths of the matrix's norm
-    are moved to about 0.7 to 1.2, by a quintic Newton-Schulz iteration, in bfloat16 where the processor has it."""
+    are moved to about 0.7 to 1.2, by the quintic Newton-Schulz iteration X <- a X + (b S + c S^2) X, S = X X^T, in bfloat16 where the
+    processor has it."""
+    import torch
+
     a, b, c = NEWTON_SCHULZ
     tall = matrices.shape[1] > matrices.shape[2]
     x = matrices.mT if tall else matrices
@@ -121,5 +124,5 @@ def orthogonal(matrices: Tensor, iterations: int = 5) -> Tensor:
         x = x.bfloat16()
     for _ in range(iterations):
         square = x @ x.mT
-        x = a * x + (b * square + c * (square @ square)) @ x
+        x = torch.baddbmm(x, torch.baddbmm(square, square, square, beta=b, alpha=c), x, beta=a)
     return (x.mT if tall else x).float()

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from undiffuse import data, features, machine
 from undiffuse.clock import FINISH_SECONDS, Clock
+from undiffuse.files import cache_folder
 from undiffuse.run import build_network, make_denoiser
 from undiffuse.session import grouped, prepare, total_steps
 from undiffuse.training import Stepped, fit, new_state, rehearse
@@ -26,7 +27,7 @@ def plan(config: Config) -> str:
     training, held_out, facts = prepare(config, whole)
     training, held_out, facts = grouped(config, training, held_out, facts)
     steps = total_steps(config, len(training))
-    precision, compiled, notes = machine.resolve(config, steps and steps * config.batch_size)
+    precision, compiled, notes = machine.resolve(config, steps and steps * config.batch_size, cache_folder())
     network = build_network(config, facts)
     clock = Clock(lambda: 0.0, config.decay, steps=TIMED_STEPS + 1)
     begin = time.monotonic()

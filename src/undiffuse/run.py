@@ -1,4 +1,4 @@
-"""The run folder: everything that training leaves, and every file format.
+"""The run folder: everything that training leaves.
 
     config.json              the configuration with its reasons, the data's facts, the version
     log.jsonl                one event a line: sessions, the clock's decisions, steps, validations, snapshots, the end
@@ -30,6 +30,7 @@ from undiffuse.config import Config, reasons, validated
 from undiffuse.denoiser import Denoiser
 from undiffuse.errors import UserError
 from undiffuse.files import cannot_write, write_atomic
+from undiffuse.log import log_line, read_log
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -146,16 +147,16 @@ class Run:
             return About(
                 config=validated(content["config"]),
                 facts=TypeAdapter(DataFacts).validate_python(content["data"]),
-                reasons=dict(content["reasons"]),
+                reasons=of_fields(content["reasons"]),
                 version=str(content["version"]),
-                replay_of=content["replay_of"],
+                replay_of=TypeAdapter(str | None).validate_python(content["replay_of"]),
             )
         except KeyError as error:
             raise UserError(f"{path} is damaged: it has no {error}") from error
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(map(str, first["loc"]))
-            raise UserError(f"{path} is damaged: its data.{where} can't be so ({first['msg']})") from error
+            raise UserError(f"{path} is damaged: {where or 'a value'} can't be so ({first['msg']})") from error
         except (ValueError, TypeError, OSError, RecursionError) as error:
             raise UserError(f"{path} can't be read: {error}") from error
 
@@ -163,24 +164,13 @@ class Run:
 
     def log(self) -> Iterator[dict[str, Any]]:
         """The log's events in order. A last line that a crash cut off is passed over."""
-        if not self.log_path.is_file():
-            return
-        for number, line in enumerate(self.log_path.read_bytes().splitlines(keepends=True), start=1):
-            if not line.endswith(b"\n"):
-                return
-            try:
-                event = json.loads(line)
-                if not {"event", "step", "time"} <= event.keys():
-                    raise ValueError("it lacks an event, a step or a time")
-            except (ValueError, AttributeError, RecursionError) as error:
-                raise UserError(f"{self.log_path} line {number} is damaged: {error}") from error
-            yield event
+        return read_log(self.log_path)
 
     def append(self, event: dict[str, Any]) -> None:
         """Add one event to the log: it has at least `event`, its kind, `step` and `time`, seconds of the run so far."""
         try:
             with self.log_path.open("ab") as file:
-                file.write(json.dumps(event).encode() + b"\n")
+                file.write(log_line(event))
         except OSError as error:
             raise cannot_write(self.log_path, error) from error
 
@@ -197,7 +187,7 @@ class Run:
             or event["step"] < step
             or (event["step"] == step and (event["event"] not in ("validation", "score") or step in looked))
         ]
-        write_atomic(self.log_path, b"".join(json.dumps(e).encode() + b"\n" for e in kept))
+        write_atomic(self.log_path, b"".join(map(log_line, kept)))
 
     def finished(self) -> dict[str, Any] | None:
         """The event that ended the run, None where it is unfinished."""
@@ -211,14 +201,21 @@ class Run:
     # --- weights ---
 
     def load_tensors(self, path: Path, prefix: str = "") -> tuple[dict[str, Tensor], int]:
-        """(the tensors whose names begin with `prefix`, without it; the step that they are of)."""
+        """(the tensors whose names begin with `prefix`, without it; the step that they are of). They are finite."""
         tensors, metadata = files.load_tensors(path, prefix)
-        try:
-            return tensors, int(metadata["step"])
-        except (KeyError, ValueError) as error:
-            raise UserError(f"{path} is damaged or no checkpoint: it has no step") from error
+        if strange := not_finite(tensors):
+            raise UserError(f"{path} is damaged or no checkpoint: its {strange} is not finite")
+        step = metadata.get("step", "")
+        if not (step.isascii() and step.isdecimal() and len(step) <= 15):
+            raise UserError(f"{path} is damaged or no checkpoint: it has no step")
+        return tensors, int(step)
 
     def save_tensors(self, path: Path, tensors: dict[str, Tensor], step: int) -> None:
+        """Write them, all of which must be finite."""
+        if strange := not_finite(tensors):
+            raise UserError(
+                f"{path} is not written, since {strange} is not finite; the same command goes on from the last checkpoint"
+            )
         files.save_tensors(path, tensors, {"step": str(step)})
 
     def denoiser(self) -> tuple[Denoiser, int]:
@@ -231,29 +228,48 @@ class Run:
             self.about()
             raise UserError(f"{self.path} has no weights yet; train it on with: undiffuse train --out {self.path}")
         about = self.about()
-        network = build_network(about.config, about.facts)
         weights, step = self.load_tensors(path, prefix)
-        try:
-            network.load_state_dict(weights)
-        except RuntimeError as error:
-            raise UserError(f"{path} does not fit the network in config.json") from error
+        # Compared before there is memory for them: config.json may say anything.
+        promised = build_network(about.config, about.facts, device="meta").state_dict()
+        if shapes(weights) != shapes(promised):
+            raise UserError(f"{path} does not fit the network in config.json")
+        network = build_network(about.config, about.facts)
+        network.load_state_dict(weights)
         return make_denoiser(network.eval(), about.config, about.facts), step
 
 
-def build_network(config: Config, facts: DataFacts) -> nn.Module:
-    """The configured network for images like the data's, with the seed's random weights."""
+def of_fields(reasons: object) -> dict[str, str]:
+    """The reasons for the fields of a configuration, checked to be that."""
+    found = TypeAdapter(dict[str, str]).validate_python(reasons)
+    if strange := found.keys() - Config.model_fields.keys():
+        raise ValueError(f"it gives a reason for {min(strange)}, which is no hyperparameter")
+    return found
+
+
+def not_finite(tensors: dict[str, Tensor]) -> str | None:
+    """The name of a tensor that is not finite, None if all are."""
+    return next((name for name, value in tensors.items() if not value.isfinite().all()), None)
+
+
+def shapes(tensors: dict[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(value.shape) for name, value in tensors.items()}
+
+
+def build_network(config: Config, facts: DataFacts, device: str = "cpu") -> nn.Module:
+    """The configured network for images like the data's, with the seed's random weights. On the device "meta" it takes no memory."""
     import torch
 
     torch.manual_seed(config.seed)
-    network: nn.Module = nets.NETWORKS[config.net](
-        shape=facts.shape,
-        classes=len(facts.classes if config.conditional else facts.groups),
-        channels=config.channels,
-        blocks=config.blocks,
-        attention=config.attention,
-        heads=config.heads,
-        dropout=config.dropout,
-    )
+    with torch.device(device):
+        network: nn.Module = nets.NETWORKS[config.net](
+            shape=facts.shape,
+            classes=len(facts.classes if config.conditional else facts.groups),
+            channels=config.channels,
+            blocks=config.blocks,
+            attention=config.attention,
+            heads=config.heads,
+            dropout=config.dropout,
+        )
     only = getattr(network, "predicts", None)
     if only is not None and config.predict != only:
         raise UserError(f"network '{config.net}' goes with --predict {only} only, not with '{config.predict}'")

@@ -91,8 +91,9 @@ def linear_table(beta_min: float, beta_max: float, steps: int = 1000) -> Tensor:
 
     if not 0 < beta_min <= beta_max < 1:
         raise UserError(f"schedule linear: 0 < beta_min <= beta_max < 1 does not hold for {beta_min} and {beta_max}")
-    beta = torch.linspace(beta_min, beta_max, steps, dtype=torch.float64)
-    return torch.cat([torch.zeros(1, dtype=torch.float64), (-beta).log1p().cumsum(0)])
+    # On the processor, also where a network is built without memory: the table is kept.
+    beta = torch.linspace(beta_min, beta_max, steps, dtype=torch.float64, device="cpu")
+    return torch.cat([torch.zeros(1, dtype=torch.float64, device="cpu"), (-beta).log1p().cumsum(0)])
 
 
 def interpolate(t: Tensor, table: Tensor) -> Tensor:

@@ -18,21 +18,23 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from undiffuse import data, features, figures, images, machine
-from undiffuse.clock import Clock, Decision, Outlook
+from undiffuse.clock import Clock, Cut, Decision, Outlook
 from undiffuse.config import Config, differences
 from undiffuse.errors import UserError
+from undiffuse.files import cache_folder
 from undiffuse.groups import k_means
-from undiffuse.run import DataFacts, Run, build_network, make_denoiser
+from undiffuse.run import DataFacts, Run, build_network, make_denoiser, shapes
 from undiffuse.training import (
     Decided,
     Ended,
     Event,
     Scored,
-    Skipped,
+    SetBack,
     Snapshot,
     Stepped,
     Uncompiled,
     Validated,
+    checkpoint_shapes,
     fit,
     new_state,
     rehearse,
@@ -123,18 +125,21 @@ def open_run(path: Path, config: Config, facts: DataFacts, replay_of: Path | Non
     return run
 
 
-def replayed_clock(source: Run) -> tuple[list[dict[str, Any]], list[Decision], Outlook | None]:
+def replayed_clock(source: Run) -> list[dict[str, Any]]:
     """The clock's records of a finished run, for a replay to copy. UserError where the run is unfinished."""
     if not source.finished():
         raise UserError(f"{source.path} is unfinished, so there is no whole run to replay; finish it first")
-    records = source.events("clock")
-    return records, *decisions_of(records)
+    return source.events("clock")
 
 
-def decisions_of(records: list[dict[str, Any]]) -> tuple[list[Decision], Outlook | None]:
-    decisions = [Decision(**r["decision"]) for r in records if "decision" in r]
+def decided(records: list[dict[str, Any]]) -> dict[str, Any]:
+    """What the clock's records say, as fields of `Clock`."""
     outlooks = [Outlook(**r["outlook"]) for r in records if "outlook" in r]
-    return decisions, outlooks[-1] if outlooks else None
+    return {
+        "decisions": [Decision(**r["decision"]) for r in records if "decision" in r],
+        "outlook": outlooks[-1] if outlooks else None,
+        "cuts": [Cut(**r["cut"]) for r in records if "cut" in r],
+    }
 
 
 class Signals:
@@ -169,16 +174,14 @@ def train_session(
     started: time.monotonic() at the start of the process. Raises UserError for anything that a user must mend, and
     Stopped after a signal, when all is saved."""
     started = time.monotonic() if started is None else started
-    copied: list[dict[str, Any]] = []
-    if replay:
-        copied, *_ = replayed_clock(Run(replay))
+    copied = replayed_clock(Run(replay)) if replay else []
     rehearse(config)
     whole = data.load(config.data, config.size)
     training, held_out, facts = prepare(config, whole)
     training, held_out, facts = grouped(config, training, held_out, facts)
     scorer = features.scorer(whole) if config.score_share > 0 else None
     steps = total_steps(config, len(training))
-    precision, compiled, notes = machine.resolve(config, steps and steps * config.batch_size)
+    precision, compiled, notes = machine.resolve(config, steps and steps * config.batch_size, cache_folder())
     network = build_network(config, facts)
     denoiser = make_denoiser(network, config, facts)
     state = new_state(config, network)
@@ -191,19 +194,26 @@ def train_session(
     with run.locked():
         spent = max((event["time"] for event in run.log()), default=0.0)
         if run.checkpoint_path.is_file():
-            try:
-                state.restore(*run.load_tensors(run.checkpoint_path))
-            except (RuntimeError, KeyError) as error:
-                raise UserError(f"{run.checkpoint_path} does not fit the network of {path}/config.json") from error
-        run.rewind_log(state.step)
-        recorded = run.events("clock")
-        for record in copied:
-            if record not in recorded:
-                run.append(record)
-        decisions, outlook = decisions_of(run.events("clock"))
+            tensors, step = run.load_tensors(run.checkpoint_path)
+            expected = checkpoint_shapes(config, network) if step else shapes(state.tensors())
+            if shapes(tensors) != expected:
+                raise UserError(f"{run.checkpoint_path} does not fit the network of {path}/config.json")
+            state.restore(tensors, step)
+
+        def rewind() -> None:
+            run.rewind_log(state.step)
+            recorded = run.events("clock")
+            for record in copied:
+                if record not in recorded:
+                    run.append(record)
+
+        def save() -> None:
+            run.save_tensors(run.checkpoint_path, state.tensors(), state.step)
 
         def elapsed() -> float:
             return spent + time.monotonic() - started
+
+        rewind()
 
         earlier = run.events("session") or (Run(replay).events("session") if replay else [])
         bits = {**machine.facts(), "precision": precision, "compiled": compiled}
@@ -217,9 +227,8 @@ def train_session(
             config.decay,
             budget=None if config.minutes is None else 60 * config.minutes,
             steps=steps,
-            decisions=decisions,
-            outlook=outlook,
             replayed=replay is not None,
+            **decided(run.events("clock")),
         )
         run.append({"event": "session", "step": state.step, "time": elapsed(), "machine": bits})
         parameters = sum(p.numel() for p in network.parameters())
@@ -236,12 +245,15 @@ def train_session(
                 )  # fmt: skip
                 for event in events:
                     signals.something_to_save |= isinstance(event, Stepped)
+                    if isinstance(event, SetBack):
+                        save()  # before the log: if it is killed between, the same step goes wrong once more
+                        rewind()
                     write_down(run, event, elapsed(), facts)
                     due = time.monotonic() - saved > SAVE_SECONDS
                     if config.checkpoint_every:
                         due = event.step % config.checkpoint_every == 0
                     if isinstance(event, Ended) or (isinstance(event, Stepped) and due):
-                        run.save_tensors(run.checkpoint_path, state.tensors(), state.step)
+                        save()
                         saved = time.monotonic()
                     if isinstance(event, Ended) and event.finished:
                         run.save_tensors(run.model_path, dict(state.average.state_dict()), state.step)
@@ -265,10 +277,10 @@ def write_down(run: Run, event: Event, seconds: float, facts: DataFacts) -> None
             line |= {"event": "clock", kind: asdict(decision)}
         case Stepped():
             line |= {"event": "step", "loss": event.loss, "lr": event.lr}
-        case Skipped():
-            line |= {"event": "skipped", "reason": event.reason}
+        case SetBack():
+            line |= {"event": "clock", "cut": asdict(event.cut), "of": event.of, "reason": event.reason}
         case Uncompiled():
-            line |= {"event": "uncompiled", "reason": event.reason}
+            line |= {"event": "uncompiled", "reason": event.reason.encode(errors="replace").decode()[:1000]}
         case Validated():
             line |= {"event": "validation", "loss": event.loss, "levels": event.levels}
         case Scored():

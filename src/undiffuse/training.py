@@ -10,14 +10,14 @@ import copy
 import math
 import time
 import warnings
-from collections.abc import Callable, Container, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeAlias
 
 import torch
 
 from undiffuse import data, machine, rng
-from undiffuse.clock import Clock, Decision, Outlook, lr_factor, snapshot_steps
+from undiffuse.clock import Clock, Cut, Decision, Outlook, lr_factor, snapshot_steps
 from undiffuse.denoiser import Denoiser
 from undiffuse.errors import UserError
 from undiffuse.objective import TIMES, WEIGHTINGS, Problem, draw_times, loss, regression
@@ -38,7 +38,8 @@ if TYPE_CHECKING:
 
 VALIDATION_IMAGES = 512
 LEVELS = 8  # of noise, for which the validation loss is given
-MAX_SKIPPED = 20
+KEPT_EVERY = 50  # steps: how far training is set back at most when numbers go wrong
+MOST_CUTS = 5
 MISCOMPILED = 0.3  # relative difference of a weight's compiled gradient; rounding to bfloat16 makes 0.03
 
 
@@ -61,31 +62,46 @@ class State:
         return {name: value.detach() for name, value in found.items()}
 
     def restore(self, tensors: dict[str, Tensor], step: int) -> None:
-        """The inverse of `tensors`. Raises RuntimeError or KeyError where they are of another network."""
+        """The inverse of `tensors`, for those of the same network."""
 
         def part(prefix: str) -> dict[str, Tensor]:
             return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
 
         def laid_out_like(parameter: Tensor, moment: Tensor) -> Tensor:
             # Files hold contiguous tensors; the fused optimiser walks parameter and moments in memory order.
-            return torch.empty_like(parameter).copy_(moment) if moment.ndim else moment
+            return torch.empty_like(parameter).copy_(moment) if moment.ndim else moment.clone()
 
         self.network.load_state_dict(part("weights/"))
         self.average.load_state_dict(part("ema/"))
+        self.optimizer.state.clear()
         moments = part("optimizer/")
         for name, parameter in self.network.named_parameters():
             own = {key.removeprefix(f"{name}/"): value for key, value in moments.items() if key.startswith(f"{name}/")}
-            if moments and not own:
-                raise KeyError(name)
             if own:
                 self.optimizer.state[parameter] = {key: laid_out_like(parameter, value) for key, value in own.items()}
         self.step = step
+
+    def copy(self) -> tuple[dict[str, Tensor], int]:
+        """What `restore` takes, of now: later steps do not change it."""
+        return {name: value.clone() for name, value in self.tensors().items()}, self.step
+
+    def is_finite(self) -> bool:
+        return bool(torch.stack(torch._foreach_norm(list(self.tensors().values()))).isfinite().all())
 
 
 def new_state(config: Config, network: nn.Module) -> State:
     return State(
         network, copy.deepcopy(network).eval().requires_grad_(False), OPTIMIZERS[config.optimizer](network, config)
     )
+
+
+def checkpoint_shapes(config: Config, network: nn.Module) -> dict[str, tuple[int, ...]]:
+    """The name and shape of every tensor of a checkpoint, after some steps: found by a step on a copy, with gradients of zero."""
+    state = new_state(config, copy.deepcopy(network))
+    for parameter in state.network.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    state.optimizer.step()
+    return {name: tuple(value.shape) for name, value in state.tensors().items()}
 
 
 # --- Events ---
@@ -111,10 +127,13 @@ class Stepped:
 
 
 @dataclass(frozen=True)
-class Skipped:
-    """A step whose loss or gradient was not finite: nothing was learnt from it, no weight was changed."""
+class SetBack:
+    """Step number `of` (from 1) went wrong, for the reason given: training is as it was after `step` steps, and goes on from there with
+    half of the learning rate."""
 
     step: int
+    of: int
+    cut: Cut
     reason: str
 
 
@@ -162,7 +181,7 @@ class Ended:
     finished: bool
 
 
-Event = Decided | Stepped | Skipped | Uncompiled | Validated | Snapshot | Scored | Ended
+Event = Decided | Stepped | SetBack | Uncompiled | Validated | Snapshot | Scored | Ended
 
 
 # --- Before the loop ---
@@ -209,21 +228,23 @@ def fit(
     precision: str,
     compiled: bool,
     scorer: Scorer | None = None,
-    looked: Container[int] = (),
+    looked: Iterable[int] = (),
     stop: Callable[[], bool] = lambda: False,
 ) -> Iterator[Event]:
     """Train `state` from where it is to the clock's end, or until stop() is true; yields events.
 
     denoiser: around state.network; its schedule and prediction define the loss. looked: the steps of the snapshots
-    that an earlier session took. scorer: scores samples at some of the snapshots. Raises UserError where training has
-    diverged."""
+    that an earlier session took. scorer: scores samples at some of the snapshots.
+
+    Where a loss, a gradient or a weight is not finite, training is set back by up to KEPT_EVERY steps and goes on with half of the
+    learning rate, MOST_CUTS times; then UserError is raised. (Not further than to where this session began: a run that was also
+    resumed in between may be set back to another step than one that was not.) `state` is finite whenever an event is read."""
     weighting, distribution = WEIGHTINGS[config.weighting], TIMES[config.times]
     images, labels = training.images, training.labels if denoiser.labels else None
     averaged = replace(denoiser, network=in_precision(state.average, precision))
     parameters: list[Tensor] = list(state.network.parameters())
     average: list[Tensor] = list(state.average.parameters())
     exponent = ema_exponent(config.ema)
-    sheet = min(config.snapshot_images, 256)
 
     def batch_loss(problem: Problem, label: Tensor | None) -> Tensor:
         with machine.arithmetic(precision):
@@ -246,23 +267,25 @@ def fit(
         begin = time.monotonic()
         if len(held_out):
             yield validate(averaged, weighting, distribution, config, held_out, state.step)
-        images = snapshot(averaged, config, sheet)
+        images = snapshot(averaged, config, state.step)
         clock.snapshot_seconds = time.monotonic() - begin
         n, steps = scores()
         if scorer is not None and (state.step in steps or (steps and state.step == clock.end)):
             begin = time.monotonic()
-            value = scorer(quick_samples(averaged, config, training, n))
+            value = scorer(quick_samples(averaged, config, training, n, state.step))
             clock.score_seconds = time.monotonic() - begin
             yield Scored(state.step, value, scorer.floors[n], n)
+        seen.add(state.step)
         yield Snapshot(state.step, images)  # last: it marks all of this as done
 
     clock.scored = scores()[1]
-    skipped = 0
+    seen = set(looked)
+    good = state.copy()
     first = True  # of this session: it compiles, so its time says nothing of the others'
     last = time.monotonic()
     while True:
         step = state.step
-        if step in snapshots() and step not in looked and step != clock.end:
+        if step in snapshots() and step not in seen and step != clock.end:
             yield from look()
             last = time.monotonic()
         if outlook := clock.look_ahead(step, snapshots()):
@@ -299,16 +322,17 @@ def fit(
                 yield Uncompiled(step, fault)
 
         torch.manual_seed(int(rng.stream(config.seed, "dropout", step).integers(2**63)))
-        lr = config.lr * lr_factor(step, config.warmup, clock.decisions)
+        lr = config.lr * lr_factor(step, config.warmup, clock.decisions, clock.cuts)
         for group in state.optimizer.param_groups:
             group["lr"] = lr
         value = batch_loss(problem, label)
         value.backward()
         norm = torch.nn.utils.clip_grad_norm_(parameters, config.grad_clip)
-        finite = math.isfinite(value.item()) and math.isfinite(norm.item())
-        if finite:
+        wrong = next((what for what, x in (("loss", value), ("gradient", norm)) if not x.isfinite()), None)
+        if wrong is None:
             state.optimizer.step()
             torch._foreach_lerp_(average, parameters, 1 - ema_decay(step + 1, exponent))
+            wrong = None if state.is_finite() else "weight or moment"
         state.optimizer.zero_grad()
         state.step += 1
 
@@ -317,20 +341,22 @@ def fit(
         if not first:
             clock.durations.append(seconds)
         first = False
-        if finite:
-            skipped = 0
+        if wrong is None:
+            if state.step % KEPT_EVERY == 0:
+                good = state.copy()
             yield Stepped(state.step, value.item(), lr, seconds, clock.end)
-        else:
-            skipped += 1
-            what = "loss" if not math.isfinite(value.item()) else "gradient"
-            yield Skipped(state.step, f"the {what} was not finite")
-            if skipped >= MAX_SKIPPED:
-                raise UserError(
-                    f"training diverged: {skipped} steps in a row had a loss or gradient that was not finite, up to step "
-                    f"{state.step}; begin again with a lower --lr than {config.lr:g}, or with --precision fp32"
-                )
+            continue
+        if len(clock.cuts) >= MOST_CUTS:
+            state.restore(*good)
+            raise UserError(
+                f"training diverged: the {wrong} of step {step + 1} was not finite, though the learning rate was halved {MOST_CUTS} times "
+                f"before; begin again with a lower --lr than {config.lr / 2**MOST_CUTS:g}, or with --precision fp32"
+            )
+        state.restore(*good)
+        seen = {s for s in seen if s <= state.step}
+        yield SetBack(state.step, step + 1, clock.set_back(state.step), f"its {wrong} was not finite")
 
-    if state.step not in looked:
+    if state.step not in seen:
         yield from look()
     yield Ended(state.step, finished=True)
 
@@ -423,7 +449,7 @@ def validate(
     held_out: Dataset,
     step: int,
 ) -> Validated:
-    """The loss (6) on held-out images, at times that cover all noise levels evenly; the same ones at every call."""
+    """The loss (6) on held-out images, at times that cover evenly what training draws from; the same ones at every call."""
     n = min(len(held_out), VALIDATION_IMAGES)
     x_0 = data.to_float(held_out.images[:n])
     noise = rng.normal(x_0.shape, config.seed, "validation noise")
@@ -441,11 +467,12 @@ def validate(
     return Validated(step, losses.mean().item(), levels)
 
 
-def snapshot(denoiser: Denoiser, config: Config, count: int) -> Tensor:
-    """Samples by the run's own sampler, uint8 (count, C, H, W); classes, where there are some, cycle."""
+def snapshot(denoiser: Denoiser, config: Config, step: int) -> Tensor:
+    """Samples by the run's own sampler, uint8 (N, C, H, W); classes, where there are some, cycle."""
+    count, drawing = config.snapshot_images, config.drawing(step)
     label = cycle_labels(count, len(denoiser.classes)) if denoiser.classes else None
-    steps = steps_within(config.sample_calls, denoiser, **config.drawing)
-    return data.to_uint8(draw(denoiser, range(count), label=label, steps=steps, seed=config.seed, **config.drawing))
+    steps = steps_within(config.sample_calls, denoiser, **drawing)
+    return data.to_uint8(draw(denoiser, range(count), label=label, steps=steps, seed=config.seed, **drawing))
 
 
 def score_plan(steps: int, snapshots: Sequence[int], config: Config, counts: Sequence[int]) -> tuple[int, list[int]]:
@@ -464,11 +491,12 @@ def score_plan(steps: int, snapshots: Sequence[int], config: Config, counts: Seq
     return n, after[len(after) - 1 :: -max(1, math.ceil(len(after) / often))][::-1]
 
 
-def quick_samples(denoiser: Denoiser, config: Config, training: Dataset, n: int) -> Tensor:
+def quick_samples(denoiser: Denoiser, config: Config, training: Dataset, n: int, step: int) -> Tensor:
     """n images for a score by the run's own sampler, uint8 (n, C, H, W); labels, where there are some, at random from the training set's."""
-    steps = steps_within(config.sample_calls, denoiser, **config.drawing)
+    drawing = config.drawing(step)
+    steps = steps_within(config.sample_calls, denoiser, **drawing)
     label = data.random_labels(training, n, config.seed, "score labels") if denoiser.labels else None
-    images = draw_many(denoiser, n, label=label, steps=steps, seed=config.seed, **config.drawing)
+    images = draw_many(denoiser, n, label=label, steps=steps, seed=config.seed, **drawing)
     return data.to_uint8(images)
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from undiffuse.errors import UserError
 from undiffuse.report.blocks import Block, Code, Figure
 from undiffuse.report.content import blocks, read
 from undiffuse.report.document import compile_document
@@ -19,20 +22,37 @@ class Report:
 
     def __init__(self, path: Path) -> None:
         self.run = Run(path)
-        self.content = read(self.run)
+        with self.understood():
+            self.content = read(self.run)
         self.title = f"A diffusion model of {self.content.about.facts.name}"
 
     @cached_property
     def blocks(self) -> list[Block]:
-        return blocks(self.content)
+        with self.understood():
+            return blocks(self.content)
 
     @cached_property
     def pictures(self) -> dict[str, bytes]:
         """Every picture that the blocks name, by file name."""
         wanted = {block.name for block in self.blocks if isinstance(block, Figure)}
-        drawn = {f"{name}.svg": svg(PICTURES[name](self.content)) for name in PICTURES if name in wanted}
+        with self.understood():
+            drawn = {f"{name}.svg": svg(PICTURES[name](self.content)) for name in PICTURES if name in wanted}
         kept = {name: content for name, content in self.content.pictures.items() if Path(name).stem in wanted}
         return kept | drawn
+
+    @contextmanager
+    def understood(self) -> Iterator[None]:
+        """Within: what a file of the run does not hold, or holds otherwise than we write it, is a UserError that names those it may be."""
+        try:
+            yield
+        except UserError:
+            raise
+        except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError) as error:
+            results = [*self.run.path.glob("metrics.json"), *sorted(self.run.path.glob("study/*.json"))]
+            names = " or ".join(map(str, [self.run.path / "config.json", *results]))
+            raise UserError(
+                f"{names} does not fit the rest of the run ({error!r}); make that file anew, or the run"
+            ) from error
 
     def write(self) -> list[Path]:
         """Write report.html, report.pdf and report.ipynb into the run folder; returns their paths."""

@@ -16,6 +16,8 @@ from undiffuse.errors import UserError
 from undiffuse.report.blocks import Block, Code, Equation, Figure, Heading, Missing, Table, Text, coded, plain
 from undiffuse.run import About, Run, build_network
 
+LARGEST_RESULTS = 2**24  # bytes
+
 
 @dataclass(frozen=True)
 class Source:
@@ -89,6 +91,8 @@ def content_of(path: Path, command: str) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     try:
+        if path.stat().st_size > LARGEST_RESULTS:
+            raise ValueError(f"it is larger than {LARGEST_RESULTS:,} bytes")
         content: dict[str, Any] = json.loads(path.read_bytes())
         if content["format"] != 1:
             raise ValueError(f"format {content['format']}")
@@ -416,7 +420,7 @@ def hyperparameters(source: Source) -> Iterator[Block]:
         value = getattr(config, name)
         default = preset[name][0] if name in preset else Config.model_fields[name].default
         mark = "" if value == default or name == "preset" else " \\*"
-        value = config.drawing.get(name, value)
+        value = config.drawing(source.steps).get(name, value)
         shown = "none" if value is None else " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
         rows.append((f"`{name.replace('_', '-')}`{mark}", plain(shown), plain(why)))
     yield Table(
@@ -452,10 +456,10 @@ def flops_an_image(source: Source) -> int:
     from torch.utils.flop_counter import FlopCounterMode
 
     facts = source.about.facts
-    network = build_network(source.config, facts).eval()
+    network = build_network(source.config, facts, device="meta").eval().to("meta")  # counted without computing it
     labelled = source.config.conditional or facts.groups
-    label = torch.zeros(1, dtype=torch.long) if labelled else None
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
+    with FlopCounterMode(display=False) as counter, torch.no_grad(), torch.device("meta"):
+        label = torch.zeros(1, dtype=torch.long) if labelled else None
         network(torch.zeros(1, *facts.shape), torch.zeros(1), label)
     return 3 * counter.get_total_flops()
 

@@ -5,11 +5,13 @@ To add one: a function (source) -> Figure with `@PICTURES.add`; a report names i
 from __future__ import annotations
 
 import io
+from functools import partial
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from undiffuse import data, figures, images, process, rng
 from undiffuse.registry import Table
+from undiffuse.report.content import STUDIES
 from undiffuse.schedule import SCHEDULES, noise_level
 
 if TYPE_CHECKING:
@@ -147,19 +149,8 @@ def errors_compared(source: Source, name: str) -> Figure:
     return figure
 
 
-@PICTURES.named("schedules-compared")
-def schedules_compared(source: Source) -> Figure:
-    return errors_compared(source, "schedules")
-
-
-@PICTURES.named("predictions-compared")
-def predictions_compared(source: Source) -> Figure:
-    return errors_compared(source, "predictions")
-
-
-@PICTURES.named("subset-compared")
-def subset_compared(source: Source) -> Figure:
-    return errors_compared(source, "subset")
+for study_of_trainings in STUDIES:
+    PICTURES.named(f"{study_of_trainings}-compared")(partial(errors_compared, name=study_of_trainings))
 
 
 @PICTURES.add

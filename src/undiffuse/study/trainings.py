@@ -49,8 +49,10 @@ class Question:
 
 
 QUESTIONS = {
-    "schedules": Question("schedule", tuple(SCHEDULES)),
-    "predictions": Question("predict", tuple(PREDICTIONS), {"schedule": "linear"}),  # the others make eps impossible
+    # Uniform times, as the usual ones were fitted to the cosine schedule.
+    "schedules": Question("schedule", tuple(SCHEDULES), {"times": "uniform"}),
+    # The other schedules make eps impossible.
+    "predictions": Question("predict", tuple(PREDICTIONS), {"schedule": "linear", "times": "uniform"}),
     "subset": Question("subset", (300, 3000, 30_000, None)),
 }
 
@@ -118,9 +120,10 @@ def measured(run: Run) -> tuple[dict[str, Any], Any]:
     training, held_out, _ = prepare(config, whole)
     unseen = held_out if config.subset is None else data.left_out(whole, config.subset, config.seed, COMPARED)
 
-    steps = steps_within(config.sample_calls, denoiser, **config.drawing)
+    drawing = config.drawing(end["step"])
+    steps = steps_within(config.sample_calls, denoiser, **drawing)
     label = data.random_labels(training, DRAWN, config.seed, "study labels") if denoiser.classes else None
-    drawn = data.to_uint8(draw_many(quick, DRAWN, label=label, steps=steps, seed=config.seed, **config.drawing))
+    drawn = data.to_uint8(draw_many(quick, DRAWN, label=label, steps=steps, seed=config.seed, **drawing))
     found: dict[str, Any] = {
         "steps": end["step"],
         "images_seen": end["step"] * config.batch_size,
