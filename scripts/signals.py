@@ -45,13 +45,13 @@ def interrupted(folder: Path, after: float, number: int, everyone: bool, again: 
                     f"signals: after {after:.1f} s, {signal.Signals(number).name}: no answer within {PATIENCE:.0f} s"
                 )
         seconds = time.monotonic() - sent
-        begun = Run(folder).exists() and bool(Run(folder).events("session"))
+        begun = bool(Run(folder).events("session"))
         if code != 128 + number and (begun or code != -number):  # before there is a run, the system may end it
             output.seek(0)
             sys.exit(
                 f"signals: after {after:.1f} s, {signal.Signals(number).name}: exit code {code}: {output.read().decode()[-500:]}"
             )
-    if folder.exists() and Run(folder).exists() and Run(folder).checkpoint_path.is_file():
+    if Run(folder).checkpoint_path.is_file():
         Run(folder).load_tensors(Run(folder).checkpoint_path)
     return seconds
 

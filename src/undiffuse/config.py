@@ -114,7 +114,7 @@ class Config(BaseModel):
         64, "images a step", "in short runs the number of steps counts for more than that of images", ge=1, le=65_536
     )
     optimizer: str = hyper(
-        "muon", among("optimizer"), "halves the Frechet distance of short runs; a step takes an eighth longer"
+        "muon", among("optimizer"), "halves the Frechet distance of short runs; a step takes a sixth longer"
     )
     lr: float = hyper(4e-3, "peak learning rate", "Muon bears it, and short runs need it", gt=0)
     beta_1: float = hyper(0.9, "AdamW's momentum", "its usual value", ge=0, lt=1)

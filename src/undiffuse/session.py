@@ -34,10 +34,10 @@ from undiffuse.training import (
     Stepped,
     Uncompiled,
     Validated,
-    checkpoint_shapes,
     fit,
     new_state,
     rehearse,
+    stepped_tensors,
 )
 
 if TYPE_CHECKING:
@@ -195,8 +195,8 @@ def train_session(
         spent = max((event["time"] for event in run.log()), default=0.0)
         if run.checkpoint_path.is_file():
             tensors, step = run.load_tensors(run.checkpoint_path)
-            expected = checkpoint_shapes(config, network) if step else shapes(state.tensors())
-            if shapes(tensors) != expected:
+            expected = stepped_tensors(config, network) if step else state.tensors()
+            if shapes(tensors) != shapes(expected):
                 raise UserError(f"{run.checkpoint_path} does not fit the network of {path}/config.json")
             state.restore(tensors, step)
 

@@ -95,13 +95,13 @@ def new_state(config: Config, network: nn.Module) -> State:
     )
 
 
-def checkpoint_shapes(config: Config, network: nn.Module) -> dict[str, tuple[int, ...]]:
-    """The name and shape of every tensor of a checkpoint, after some steps: found by a step on a copy, with gradients of zero."""
+def stepped_tensors(config: Config, network: nn.Module) -> dict[str, Tensor]:
+    """The tensors of a checkpoint after a step, with the names and shapes that each has: of a step on a copy, with gradients of zero."""
     state = new_state(config, copy.deepcopy(network))
     for parameter in state.network.parameters():
         parameter.grad = torch.zeros_like(parameter)
     state.optimizer.step()
-    return {name: tuple(value.shape) for name, value in state.tensors().items()}
+    return state.tensors()
 
 
 # --- Events ---
