@@ -103,7 +103,7 @@ def torture(kills: int, seed: int, place: Path) -> tuple[int, int, int]:
         aim = chance.choice([None, "checkpoint.safetensors.tmp", "log.jsonl.tmp", "model.safetensors.tmp"])
         while True:
             before = unfinished(folder)
-            if ended(begin(config, folder), chance.uniform(0, 1.2 * seconds), folder / aim if aim else None):
+            if ended(begin(config, folder), chance.uniform(0, 0.7 * seconds), folder / aim if aim else None):
                 break
             killed += 1
             writing += bool(unfinished(folder) - before)

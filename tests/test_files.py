@@ -16,8 +16,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from undiffuse.config import make_config
 from undiffuse.errors import UserError
 from undiffuse.files import LARGEST, load_tensors, save_tensors, write_atomic
+from undiffuse.run import DataFacts, build_network
+from undiffuse.training import stepped_tensors
 
 TENSORS = {
     "a/weight": torch.arange(6.0).reshape(2, 3),
@@ -65,14 +68,27 @@ def test_every_changed_byte_is_found(saved: Path) -> None:
         load_tensors(saved)
 
 
-def test_changed_bytes_of_a_large_file_are_found(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("channels", "places"), [((8, 16), 100), pytest.param((64, 128), 10_000, marks=pytest.mark.slow)]
+)
+def test_changed_bytes_of_a_runs_checkpoint_are_found(tmp_path: Path, channels: tuple[int, int], places: int) -> None:
+    """That of the default network, in the slow form, at places drawn at random."""
+    config = make_config(conditional=True, channels=channels)
+    network = build_network(config, DataFacts("digits", (1, 28, 28), tuple("0123456789"), 60_000, 0, "0" * 64))
     path, g = tmp_path / "x.safetensors", np.random.default_rng(0)
-    save_tensors(path, {"x": torch.randn(300_000)}, {"step": "1"})
-    content = path.read_bytes()
-    for place in g.integers(len(content), size=100).tolist():
-        path.write_bytes(content[:place] + bytes([content[place] ^ (1 << int(g.integers(8)))]) + content[place + 1 :])
-        with pytest.raises(UserError, match="damaged"):
-            load_tensors(path)
+    save_tensors(path, stepped_tensors(config, network), {"step": "1"})
+    with path.open("r+b", buffering=0) as file:
+        size = path.stat().st_size
+        for place, bit in zip(g.integers(size, size=places).tolist(), g.integers(8, size=places).tolist(), strict=True):
+            file.seek(place)
+            kept = file.read(1)
+            file.seek(place)
+            file.write(bytes([kept[0] ^ (1 << bit)]))
+            with pytest.raises(UserError, match="damaged"):
+                load_tensors(path)
+            file.seek(place)
+            file.write(kept)
+    load_tensors(path)
 
 
 def header_only(content: object, extra: bytes = b"") -> bytes:

@@ -225,7 +225,8 @@ print(own)
 def test_nothing_is_unpickled(tmp_path: Path, tiny: dict[str, Any], compiled: str) -> None:
     """Python itself says so, whichever library it is, while a run is trained, drawn from and reported; but for torch.compile's own cache."""
     command = [sys.executable, "-c", AUDITED, str(tmp_path / "run"), compiled, json.dumps(tiny)]
-    environment = {**os.environ, "UNDIFFUSE_CACHE": str(tmp_path / "cache")}
+    (tmp_path / "shared").mkdir()
+    environment = {**os.environ, "UNDIFFUSE_CACHE": str(tmp_path / "cache"), "TMPDIR": str(tmp_path / "shared")}
     environment.pop("TORCHINDUCTOR_CACHE_DIR", None)
     for _ in range(2):  # the second time compiled code comes from the cache
         done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
@@ -235,7 +236,8 @@ def test_nothing_is_unpickled(tmp_path: Path, tiny: dict[str, Any], compiled: st
     assert compiler.exists() == (compiled == "on")
     if compiled == "on":
         assert stat.S_IMODE(compiler.stat().st_mode) == 0o700
-        assert any(compiler.rglob("*"))
+        assert any(compiler.rglob("*.h"))  # headers made ready
+    assert [path for path in (tmp_path / "shared").rglob("*") if path.is_file()] == []
 
 
 def test_a_subset_is_recorded_and_is_the_documented_one(train: Callable[..., Path], digits: Path) -> None:
@@ -275,6 +277,40 @@ def test_a_stopped_run_goes_on_to_the_same_end(run: Path, tmp_path: Path, config
     finish(config, path)
     assert_same_run(run, path)
     assert [event["step"] for event in Run(path).events("session")] == [0, 1, 6, 11]
+
+
+@pytest.fixture(params=["steps", "epochs", "replay"])
+def length(
+    request: pytest.FixtureRequest, run: Path, config: Config, train: Callable[..., Path]
+) -> tuple[Config, Path, dict[str, Any]]:
+    """What decides on the length of a run: a configuration, its undisturbed run of 12 steps, and further options of training."""
+    if request.param == "epochs":
+        epochs = {"steps": None, "epochs": 12 * config.batch_size / Run(run).about().data.training}
+        return config.model_copy(update=epochs), train(**epochs), {}
+    return config, run, {"replay": run} if request.param == "replay" else {}
+
+
+def test_a_run_stopped_at_every_step_goes_on_to_the_same_end(
+    length: tuple[Config, Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    config, whole, options = length
+    path = tmp_path / "run"
+    for at in range(1, 12):
+        stop(config, path, at, **options)
+    finish(config, path, **options)
+    assert [event["step"] for event in Run(path).events("session")] == list(range(12))
+    assert_same_run(whole, path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("at", range(1, 12))
+def test_a_run_stopped_once_at_any_step_goes_on_to_the_same_end(
+    at: int, length: tuple[Config, Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    config, whole, options = length
+    stop(config, tmp_path / "run", at, **options)
+    finish(config, tmp_path / "run", **options)
+    assert_same_run(whole, tmp_path / "run")
 
 
 @pytest.mark.parametrize("optimizer", list(OPTIMIZERS))
@@ -420,7 +456,7 @@ while True:
         pass
 """
     environment = {**os.environ, "OMP_NUM_THREADS": "2"}
-    for name, stops, *replay in (("whole", ""), ("stopped", "1,70,149"), ("replayed", "", tmp_path / "whole")):
+    for name, stops, *replay in (("whole", ""), ("stopped", "1,37,75,112,149"), ("replayed", "", tmp_path / "whole")):
         arguments = [sys.executable, "-c", script, tmp_path / name, stops, *replay]
         subprocess.run(arguments, check=True, env=environment)
     assert_same_run(tmp_path / "whole", tmp_path / "stopped")

@@ -42,7 +42,7 @@ def among(field: str, what: str = "") -> str:
     return f"{what}{' | '.join(TABLES[field])}"
 
 
-TOWARDS_CLASS, TOWARDS_GROUP = 0.3, 0.6
+TOWARDS_CLASS, TOWARDS_GROUP = 0.3, 1.0
 """How far beyond 1 the usual guidance is after 60,000 images seen. It falls with the root of their number: the less a network was trained, the
 vaguer are its guesses. One group of two hundred says less of an image than its class does, and bears more."""
 

@@ -49,19 +49,30 @@ def has_compiler() -> bool:
     return any(shutil.which(name) for name in (os.environ.get("CXX", "g++"), "g++", "clang++"))
 
 
-def private_compiler_cache(folder: Path) -> None:
+def prepare_compiler(folder: Path) -> None:
     """Have torch.compile keep its cache in this folder, which only this user may write to, unless $TORCHINDUCTOR_CACHE_DIR says
-    otherwise. It holds pickles, which are code, and torch's own place for it is a guessable name in a folder that all users share."""
+    otherwise; and have it take this machine's own instructions without compiling a test of each, which takes 8 seconds of a first run
+    (where the compiler does not know them, what it makes of the network fails, and training goes on without).
+
+    The cache holds pickles and libraries, which are code, and torch's own places for it are guessable names in a folder that all users share."""
     variable = "TORCHINDUCTOR_CACHE_DIR"
-    if variable in os.environ:
-        return
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        folder.chmod(0o700)
-    except OSError:  # of another user, or no room: a folder for this process only, in which all is compiled anew
-        folder = Path(tempfile.mkdtemp(prefix="undiffuse-"))
-        atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    os.environ[variable] = str(folder)
+    if variable not in os.environ:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            folder.chmod(0o700)
+        except OSError:  # of another user, or no room: a folder for this process only, in which all is compiled anew
+            folder = Path(tempfile.mkdtemp(prefix="undiffuse-"))
+            atexit.register(shutil.rmtree, folder, ignore_errors=True)
+        os.environ[variable] = str(folder)
+
+    from torch._inductor import codecache, config  # not before: they read the variable as they are imported
+
+    if config.cpp.vec_isa_ok is None:
+        config.cpp.vec_isa_ok = True
+    headers = Path(
+        os.environ[variable], "precompiled_headers"
+    )  # torch 2.13 has them elsewhere, whatever the variable says
+    codecache._HEADER_DIR, codecache._HEADER_LOCK_DIR = str(headers), str(headers / "locks")
 
 
 WORTH_COMPILING = 50_000
@@ -86,7 +97,7 @@ def resolve(config: Config, images: int | None, cache: Path) -> tuple[str, bool,
             "no C++ compiler was found, so the network is not compiled; training is slower (see README); install g++ for full speed"
         )
     if compiled:
-        private_compiler_cache(cache / "compiler")
+        prepare_compiler(cache / "compiler")
     return precision, compiled, notes
 
 

@@ -1,0 +1,37 @@
+"""Write requirements.lock and requirements-torch.lock anew, from requirements.in; needs uv (`pip install uv`).
+
+    python scripts/lock.py
+
+Both hold exact versions with the hashes of all files, for every system and every Python that the project supports. torch stands apart: this is
+the package index's, which on Linux wants the libraries of a GPU; requirements-torch-cpu.lock, made by hand, is in its place where it serves.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from pathlib import Path
+
+HOME = Path(__file__).parent.parent
+TORCH = re.compile(r"(torch==|nvidia-|cuda-|triton==)")
+RESOLVE = [
+    "uv", "pip", "compile", "requirements.in", "--universal", "--generate-hashes", "--python-version", "3.11", "--no-header",
+    "--no-annotate", "--quiet",
+]  # fmt: skip
+
+
+def main() -> None:
+    text = subprocess.run(RESOLVE, cwd=HOME, check=True, capture_output=True, text=True).stdout
+    parts: tuple[list[str], list[str]] = ([], [])
+    for package in re.split(r"\n(?=\S)", text.strip()):
+        parts[bool(TORCH.match(package))].append(package)
+    for name, what, packages in (
+        ("requirements.lock", "Everything in requirements.in and what it needs, without torch", parts[0]),
+        ("requirements-torch.lock", "The package index's torch, and what that needs on Linux", parts[1]),
+    ):
+        (HOME / name).write_text("\n".join([f"# {what}: by scripts/lock.py.", *packages, ""]))
+        print(f"{name}: {len(packages)} packages")
+
+
+if __name__ == "__main__":
+    main()

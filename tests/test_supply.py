@@ -1,0 +1,93 @@
+"""What is installed and what is built: exact, hashed, and the same twice."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from itertools import chain
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+HOME = Path(__file__).parent.parent
+LOCKS = ("requirements.lock", "requirements-torch.lock", "requirements-torch-cpu.lock")
+PROJECT = tomllib.loads((HOME / "pyproject.toml").read_text())
+
+
+def pinned(lock: str) -> dict[str, list[tuple[Requirement, int]]]:
+    """name -> its requirements (one for each range of Pythons), with the number of hashes of each."""
+    found: dict[str, list[tuple[Requirement, int]]] = {}
+    for package in re.split(r"\n(?=\S)", (HOME / lock).read_text().strip()):
+        if package.startswith("#"):
+            continue
+        requirement, *hashes = package.split(" \\\n")
+        assert all(re.fullmatch(r" +--hash=sha256:[0-9a-f]{64}", line) for line in hashes)
+        parsed = Requirement(requirement)
+        found.setdefault(canonicalize_name(parsed.name), []).append((parsed, len(hashes)))
+    return found
+
+
+@pytest.mark.parametrize("lock", LOCKS)
+def test_every_package_is_pinned_to_one_version_and_its_hashes(lock: str) -> None:
+    for name, requirements in pinned(lock).items():
+        for requirement, hashes in requirements:
+            assert re.fullmatch(r"==[^*,]+", str(requirement.specifier)), name
+            assert hashes, name
+
+
+def test_torch_is_the_same_version_wherever_it_comes_from() -> None:
+    ((of_index, _),), ((of_cpu, _),) = (pinned(lock)["torch"] for lock in LOCKS[1:])
+    assert str(of_cpu.specifier) == f"{of_index.specifier}+cpu"
+
+
+def test_the_locks_hold_what_the_project_asks_for() -> None:
+    locked = {name: found for lock in LOCKS[:2] for name, found in pinned(lock).items()}
+    project = PROJECT["project"]
+    extras = project["optional-dependencies"].values()
+    asked = [*project["dependencies"], *chain.from_iterable(extras), *PROJECT["build-system"]["requires"]]
+    for requirement in map(Requirement, asked):
+        for found, _ in locked[canonicalize_name(requirement.name)]:
+            assert str(found.specifier).removeprefix("==") in requirement.specifier
+    named = {
+        canonicalize_name(Requirement(line).name)
+        for line in (HOME / "requirements.in").read_text().splitlines()
+        if line[:1] not in "#"
+    }
+    assert {canonicalize_name(Requirement(requirement).name) for requirement in asked} <= named
+
+
+def test_the_locks_hold_all_that_is_installed_here() -> None:
+    """Else something would be installed that no hash was checked of. With another environment than that of `make`, there is nothing to say."""
+    marker = HOME / ".venv" / ".ready"
+    if Path(sys.prefix) != HOME / ".venv" or not marker.is_file():
+        pytest.skip("not in the environment that `make` sets up")
+    from importlib.metadata import distributions
+
+    locked = {name for lock in LOCKS for name in pinned(lock)}
+    installed = {canonicalize_name(found.metadata["Name"]) for found in distributions()}
+    assert installed - locked <= {"undiffuse", "pip", "setuptools"}
+
+
+def test_the_wheel_is_the_same_to_the_byte_wherever_and_whenever_it_is_built(tmp_path: Path) -> None:
+    wheels = []
+    for number in range(2):
+        place = tmp_path / str(number) / ("in/a/deep/folder" if number else "here")
+        place.mkdir(parents=True)
+        for name in ("pyproject.toml", "README.md", "LICENSE"):
+            shutil.copy(HOME / name, place)
+        shutil.copytree(HOME / "src", place / "src", ignore=shutil.ignore_patterns("__pycache__"))
+        for path in place.rglob("*"):
+            os.utime(path, (10**9, 10**9 + number * 10**6))
+            if path.is_file():
+                path.chmod((0o644, 0o600)[number])
+        build = [sys.executable, "-m", "hatchling", "build", "--target", "wheel"]
+        subprocess.run(build, cwd=place, check=True, capture_output=True)
+        (wheel,) = (place / "dist").iterdir()
+        wheels.append((wheel.name, wheel.read_bytes()))
+    assert wheels[0] == wheels[1]
