@@ -73,9 +73,11 @@ $(READY): $(wildcard requirements*.lock) pyproject.toml
 	@echo "Setting up .venv: some minutes the first time, as torch is large"
 	@test -x $(BIN)/python && $(BIN)/python -c '' 2>/dev/null || $(PYTHON) -m venv --clear .venv
 	$(INSTALL) --require-hashes -r requirements.lock
-	@$(INSTALL) --require-hashes -r requirements-torch-cpu.lock 2>/dev/null || { \
-	  echo "The package index's torch: 0.1 GB to download, 2.7 GB on Linux"; \
-	  $(INSTALL) --require-hashes -r requirements-torch.lock; }
+	@found=$$($(INSTALL) --require-hashes -r requirements-torch-cpu.lock 2>&1) || case "$$found" in \
+	  *"No matching distribution"*) \
+	    echo "The package index's torch: 0.1 GB to download, 2.7 GB on Linux"; \
+	    $(INSTALL) --require-hashes -r requirements-torch.lock;; \
+	  *) echo "$$found" >&2; exit 1;; esac
 	$(INSTALL) --no-build-isolation --editable .
 	@touch $(READY)
 

@@ -21,7 +21,7 @@ RESOLVE = [
 
 
 def main() -> None:
-    text = subprocess.run(RESOLVE, cwd=HOME, check=True, capture_output=True, text=True).stdout
+    text = subprocess.run(RESOLVE, cwd=HOME, check=True, stdout=subprocess.PIPE, text=True).stdout
     parts: tuple[list[str], list[str]] = ([], [])
     for package in re.split(r"\n(?=\S)", text.strip()):
         parts[bool(TORCH.match(package))].append(package)

@@ -1,6 +1,6 @@
 """`make torture`: kill -9 at random moments, then go on; the end must be that of an undisturbed run, to the byte.
 
-A tiny run saves after every step. Half of the kills wait for a write to begin, as a write is short and would seldom be hit by chance. Each training is
+A tiny run saves after every step. At least half of the kills wait for a write to begin, as a write is short and would seldom be hit by chance. Each training is
 a fork of this process, which imports everything and computes nothing, so that a kill costs a second and not a start of Python.
 """
 

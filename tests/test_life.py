@@ -48,6 +48,8 @@ class Life(RuleBasedStateMachine):
         self.names = 0
 
     def teardown(self) -> None:
+        """Whatever happened, the same command makes the run."""
+        self.train()
         shutil.rmtree(self.place)
 
     def events_until(self, step: int, then: object = None) -> None:

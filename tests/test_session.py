@@ -236,7 +236,7 @@ def test_nothing_is_unpickled(tmp_path: Path, tiny: dict[str, Any], compiled: st
     assert compiler.exists() == (compiled == "on")
     if compiled == "on":
         assert stat.S_IMODE(compiler.stat().st_mode) == 0o700
-        assert any(compiler.rglob("*.h"))  # headers made ready
+        assert any(path.suffix in (".gch", ".pch") for path in compiler.rglob("*"))
     assert [path for path in (tmp_path / "shared").rglob("*") if path.is_file()] == []
 
 
@@ -269,34 +269,25 @@ def test_mnists_test_images_are_never_read(monkeypatch: pytest.MonkeyPatch, trai
 # Going on
 
 
-def test_a_stopped_run_goes_on_to_the_same_end(run: Path, tmp_path: Path, config: Config) -> None:
-    path = tmp_path / "run"
-    for at in (1, 6, 11):
-        stop(config, path, at)
-        assert not Run(path).finished()
-    finish(config, path)
-    assert_same_run(run, path)
-    assert [event["step"] for event in Run(path).events("session")] == [0, 1, 6, 11]
-
-
 @pytest.fixture(params=["steps", "epochs", "replay"])
-def length(
+def undisturbed(
     request: pytest.FixtureRequest, run: Path, config: Config, train: Callable[..., Path]
 ) -> tuple[Config, Path, dict[str, Any]]:
-    """What decides on the length of a run: a configuration, its undisturbed run of 12 steps, and further options of training."""
+    """A configuration of 12 steps, as steps, epochs or the replay of a run; its undisturbed run; and further options of training."""
     if request.param == "epochs":
-        epochs = {"steps": None, "epochs": 12 * config.batch_size / Run(run).about().data.training}
+        epochs = {"steps": None, "epochs": 12 * config.batch_size / Run(run).about().facts.training}
         return config.model_copy(update=epochs), train(**epochs), {}
     return config, run, {"replay": run} if request.param == "replay" else {}
 
 
 def test_a_run_stopped_at_every_step_goes_on_to_the_same_end(
-    length: tuple[Config, Path, dict[str, Any]], tmp_path: Path
+    undisturbed: tuple[Config, Path, dict[str, Any]], tmp_path: Path
 ) -> None:
-    config, whole, options = length
+    config, whole, options = undisturbed
     path = tmp_path / "run"
     for at in range(1, 12):
         stop(config, path, at, **options)
+        assert not Run(path).finished()
     finish(config, path, **options)
     assert [event["step"] for event in Run(path).events("session")] == list(range(12))
     assert_same_run(whole, path)
@@ -305,9 +296,9 @@ def test_a_run_stopped_at_every_step_goes_on_to_the_same_end(
 @pytest.mark.slow
 @pytest.mark.parametrize("at", range(1, 12))
 def test_a_run_stopped_once_at_any_step_goes_on_to_the_same_end(
-    at: int, length: tuple[Config, Path, dict[str, Any]], tmp_path: Path
+    at: int, undisturbed: tuple[Config, Path, dict[str, Any]], tmp_path: Path
 ) -> None:
-    config, whole, options = length
+    config, whole, options = undisturbed
     stop(config, tmp_path / "run", at, **options)
     finish(config, tmp_path / "run", **options)
     assert_same_run(whole, tmp_path / "run")
@@ -322,6 +313,22 @@ def test_every_optimizers_state_is_kept(
         stop(other, tmp_path / "run", at)
     finish(other, tmp_path / "run")
     assert_same_run(train(optimizer=optimizer), tmp_path / "run")
+
+
+def test_a_run_says_where_its_bits_will_not_be_the_same(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, config: Config
+) -> None:
+    def notes() -> list[str]:
+        began = next(iter(train_session(config, tmp_path / "run")))
+        assert isinstance(began, Began)
+        return began.notes
+
+    stop(config, tmp_path / "run", at=3)
+    assert notes() == []
+    facts = machine.facts()
+    monkeypatch.setattr(machine, "facts", lambda: {**facts, "threads": 64, "torch": "3.0"})
+    (note,) = notes()
+    assert "(torch, threads): the result will not be the same to the bit" in note
 
 
 def test_a_run_stopped_before_its_first_step_begins_again(run: Path, tmp_path: Path, config: Config) -> None:
@@ -443,7 +450,7 @@ from undiffuse.session import Stopped
 from undiffuse.training import Stepped
 torch.set_num_threads(2)
 path, stops = Path(sys.argv[1]), [int(step) for step in sys.argv[2].split(",") if step]
-config = make_config(conditional=True, steps=150, compile="on", subset=3000, score_share=0.0, snapshots=2)
+config = make_config(conditional=True, steps=150, compile="on", precision="bf16", subset=3000, score_share=0.0, snapshots=2)
 def watch(event):
     if isinstance(event, Stepped) and event.step in stops:
         signal.raise_signal(signal.SIGTERM)

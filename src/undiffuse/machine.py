@@ -51,12 +51,18 @@ def has_compiler() -> bool:
 
 def prepare_compiler(folder: Path) -> None:
     """Have torch.compile keep its cache in this folder, which only this user may write to, unless $TORCHINDUCTOR_CACHE_DIR says
-    otherwise; and have it take this machine's own instructions without compiling a test of each, which takes 8 seconds of a first run
-    (where the compiler does not know them, what it makes of the network fails, and training goes on without).
+    otherwise. The cache holds pickles and libraries, which are code, and torch's own places for it are guessable names in a folder that all
+    users share.
 
-    The cache holds pickles and libraries, which are code, and torch's own places for it are guessable names in a folder that all users share."""
+    And spare a first run the compilation of a test for each set of vector instructions, 8 seconds, since the processor says which it has: a
+    compiler too old for them fails on the network itself, and `fit` says so."""
+    from torch._inductor import codecache, config
+    from torch._inductor.runtime.cache_dir_utils import default_cache_dir
+
     variable = "TORCHINDUCTOR_CACHE_DIR"
-    if variable not in os.environ:
+    if (
+        os.environ.get(variable, default_cache_dir()) == default_cache_dir()
+    ):  # torch itself sets it to that, as soon as it looks
         try:
             folder.mkdir(parents=True, exist_ok=True)
             folder.chmod(0o700)
@@ -64,15 +70,12 @@ def prepare_compiler(folder: Path) -> None:
             folder = Path(tempfile.mkdtemp(prefix="undiffuse-"))
             atexit.register(shutil.rmtree, folder, ignore_errors=True)
         os.environ[variable] = str(folder)
-
-    from torch._inductor import codecache, config  # not before: they read the variable as they are imported
-
+    # torch 2.13 has the headers elsewhere, whatever the variable says, and needs openssl to name them.
+    headers = Path(os.environ[variable], "precompiled_headers")
+    codecache._HEADER_DIR, codecache._HEADER_LOCK_DIR = str(headers), str(headers / "locks")
+    config.cpp_cache_precompile_headers = config.cpp_cache_precompile_headers and shutil.which("openssl") is not None
     if config.cpp.vec_isa_ok is None:
         config.cpp.vec_isa_ok = True
-    headers = Path(
-        os.environ[variable], "precompiled_headers"
-    )  # torch 2.13 has them elsewhere, whatever the variable says
-    codecache._HEADER_DIR, codecache._HEADER_LOCK_DIR = str(headers), str(headers / "locks")
 
 
 WORTH_COMPILING = 50_000
