@@ -80,7 +80,7 @@ def sample_undiffuse() -> dict[str, float]:
     config = make_config("fast", conditional=True)
     _, _, facts = prepare(config)
     denoiser = make_denoiser(build_network(config, facts).eval(), config, facts)
-    options = config.drawing(3000)
+    options = config.drawing(3000, denoiser.labels)
     label = torch.arange(256) % len(facts.classes)
     rates = {}
     for calls in (5, 10, 25):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import re
+import shlex
 import shutil
 import struct
 import subprocess
@@ -24,8 +25,9 @@ from rich.console import Console
 
 from conftest import as_flags, write_idx
 from undiffuse import __version__, api, cli, machine
-from undiffuse.config import Config
+from undiffuse.config import Config, as_command, make_config
 from undiffuse.console import Watcher
+from undiffuse.errors import UserError
 from undiffuse.run import Run
 from undiffuse.schedule import SCHEDULES
 from undiffuse.session import Began
@@ -179,7 +181,7 @@ def test_the_help_of_a_preset_shows_its_values(command: Command) -> None:
         ("report nowhere", ["nowhere is no run folder"]),
         ("study samplers nowhere", ["nowhere is no run folder"]),
         ("study nonsense nowhere", ["nonsense", "samplers"]),
-        ("study samplers nowhere --minutes 0", ["--minutes must be above 0"]),
+        ("study samplers nowhere --minutes 0", ["--minutes must be a number above 0"]),
     ],
 )
 def test_a_mistake_is_one_sentence(command: Command, line: str, parts: list[str]) -> None:
@@ -300,6 +302,49 @@ def test_train_then_again_then_otherwise(command: Command, run: Path, tiny: dict
     assert f"{out}: was already finished, 12 steps" in again.words
     assert_refused(command(*line, "--lr", "0.5"), "lr: 0.004 there, 0.5 asked", "--out")
     assert (out / "log.jsonl").stat().st_mtime_ns == changed
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"preset": "handout"},
+        {"preset": "likelihood", "steps": 7},
+        {"conditional": True, "minutes": 2.5, "lr": 1e-05, "schedule": "cosine:s=0.02"},
+        {
+            "channels": (8, 16, 32),
+            "blocks": (1, 1, 2),
+            "attention": (False, True, True),
+            "stratified": False,
+            "epochs": 0.3,
+        },
+        {"data": "here/my data", "subset": 300, "guidance": 1.5},
+    ],
+)
+def test_the_command_of_a_configuration_makes_it(
+    monkeypatch: pytest.MonkeyPatch, command: Command, fields: dict[str, Any]
+) -> None:
+    made = []
+
+    def train_config(config: Config, path: Path, **_: Any) -> None:
+        made.append((config, path))
+        raise UserError("enough")
+
+    monkeypatch.setattr(api, "train_config", train_config)
+    config = make_config(**fields)
+    words = shlex.split(as_command(config, "runs/a b"))
+    assert words[:2] == ["undiffuse", "train"]
+    answer = command(*words[1:])
+    assert (answer.code, answer.err) == (2, "undiffuse: enough\n")
+    assert made == [(config, Path("runs/a b"))]
+    assert len(as_command(make_config(), "runs/x").split()) == 4
+
+
+def test_the_command_that_a_run_names_goes_on_with_it(command: Command, run: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(run, tmp_path / "copy"))
+    assert "was already finished" in command(*shlex.split(Run(copy).command())[1:]).words
+    assert command("train", "--replay", copy, "--out", tmp_path / "again").code == 0
+    assert "was already finished" in command(*shlex.split(Run(tmp_path / "again").command())[1:]).words
 
 
 def test_replay_repeats_a_run(command: Command, run: Path) -> None:

@@ -144,9 +144,14 @@ def test_the_usual_guidance_falls_as_the_run_goes_on() -> None:
     """Twice as near to 1 after four times as many images."""
     for fields, towards in (({"conditional": True}, TOWARDS_CLASS), ({}, TOWARDS_GROUP)):
         config = make_config(batch_size=60, **fields)
-        found = [config.drawing(step)["guidance"] for step in (0, 1, 1000, 4000, 10**9)]
+        found = [config.drawing(step, 10)["guidance"] for step in (0, 1, 1000, 4000, 10**9)]
         assert found == pytest.approx([2, 2, 1 + towards, 1 + towards / 2, 1])
-    assert make_config(guidance=1.5).drawing(7) == {"sampler": "dpmpp-2m-sde", "grid": "uniform", "guidance": 1.5}
+    assert make_config(guidance=1.5).drawing(7, 10) == {"sampler": "dpmpp-2m-sde", "grid": "uniform", "guidance": 1.5}
+
+
+def test_without_labels_there_is_nothing_to_guide_by() -> None:
+    for fields in ({}, {"guidance": 1.5}):
+        assert make_config(**fields).drawing(7, 0)["guidance"] == 1
 
 
 def test_differences_name_each_field_with_both_values() -> None:

@@ -25,6 +25,7 @@ from test_session import stop
 from undiffuse import cli, files
 from undiffuse.report import Report
 from undiffuse.run import Run
+from undiffuse.study import FORMAT
 
 resource = pytest.importorskip("resource")
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="needs fork and limits of memory")
@@ -324,6 +325,8 @@ def test_a_log_without_end_is_not_kept_in_memory(place: Path) -> None:
         b"[" * 100_000,
         b'{"format": 1, "quality": {"frechet": "close"}}',
         b'{"format": 1, "rows": [1]}',
+        b'{"format": 2}',
+        b'{"format": 2, "step": 1, "rows": [1]}',
     ],
 )
 @pytest.mark.parametrize("name", ["metrics.json", "study/samplers.json", "study/schedules.json"])
@@ -336,5 +339,5 @@ def test_hostile_results_are_refused(place: Path, name: str, content: bytes) -> 
 @pytest.mark.parametrize("picture", ["/etc/hostname", "../config.json", "missing.png", ""])
 def test_a_study_shows_no_file_from_elsewhere(place: Path, picture: str) -> None:
     (place / "study").mkdir()
-    (place / "study" / "samplers.json").write_text(json.dumps({"format": 1, "rows": [{"picture": picture}]}))
+    (place / "study" / "samplers.json").write_text(json.dumps({"format": FORMAT, "rows": [{"picture": picture}]}))
     check(place.parent, "study", "report", str(place))

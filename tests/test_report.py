@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -18,11 +19,13 @@ import pytest
 
 import undiffuse
 from conftest import write_idx
+from undiffuse import cli
 from undiffuse.config import Config
 from undiffuse.errors import UserError
 from undiffuse.report import Report, write_report
-from undiffuse.report.blocks import Code, Equation, Figure, Heading, Missing, Table, coded, latex, markdown, plain
+from undiffuse.report.blocks import Code, Equation, Figure, Heading, Missing, Table, Text, coded, latex, markdown, plain
 from undiffuse.run import Run
+from undiffuse.schedule import SCHEDULES
 
 SECTIONS = (
     "What a diffusion model is",
@@ -51,6 +54,7 @@ SECTIONS = (
         ('EE_(t tilde.op "Uniform"{2..T})', r"\mathbb{E} _{t \sim  \text{Uniform}\{2..T\}}"),
         ("i slash T", "i /  T"),
         ("cal(N)(0, bold(I))", r"\mathcal{N}(0, \mathbf{I})"),
+        ('c_"skip" x', r"c_{\text{skip}} x"),
     ],
 )
 def test_mathematics_as_latex(typst: str, expected: str) -> None:
@@ -126,16 +130,33 @@ def test_every_figure_is_there_and_not_empty(reported: Path) -> None:
     assert len(re.findall(r"<img[^>]* alt=\"[^\"]+\"", page)) == len(names)
 
 
-def test_the_caption_says_where_a_class_lies(labelled_run: Path, tmp_path: Path) -> None:
-    """In snapshots in a column, in `undiffuse sample`'s grid in a row."""
-    run = Path(shutil.copytree(labelled_run, tmp_path / "run"))
+def test_the_caption_says_where_a_class_lies(
+    monkeypatch: pytest.MonkeyPatch, train: Callable[..., Path], labelled_run: Path, tmp_path: Path
+) -> None:
+    """In snapshots in a column, in `undiffuse sample`'s grid in a row; and a picture that was drawn in another way is not the run's."""
+    run = Path(shutil.copytree(train(conditional=True, snapshot_images=20), tmp_path / "run"))
 
     def caption() -> str:
         return next(b.caption for b in Report(run).blocks if isinstance(b, Figure) and b.name == "samples")
 
+    def sample(*flags: str) -> None:
+        monkeypatch.setattr(sys, "argv", ["undiffuse", "sample", str(run), "--n", "40", *flags])
+        cli.main()
+
+    few = Report(labelled_run).blocks  # four snapshot images of ten classes
+    assert not any("is a class" in b.caption for b in few if isinstance(b, Figure) and b.name == "samples")
     assert "A column is a class" in caption()
-    shutil.copy(run / "data.png", run / "samples.png")
+    sample()
     assert "A row is a class" in caption()
+    assert Report(run).pictures["samples.png"] == (run / "samples.png").read_bytes()
+    for flags in (["--label", "7"], ["--sampler", "mean"], ["--guidance", "3"], ["--steps", "1"], ["--no-clip"]):
+        sample(*flags)
+        assert "A column is a class" in caption()
+    shutil.copy(run / "data.png", run / "samples.png")
+    assert "A column is a class" in caption()
+    shutil.rmtree(run / "samples")
+    assert any(b.what == "There are no images of this run yet." for b in Report(run).blocks if isinstance(b, Missing))
+    write_report(run)
 
 
 def test_code_is_the_source_that_runs(reported: Path) -> None:
@@ -245,13 +266,14 @@ def test_what_is_not_there_is_named_with_its_command(reported: Path) -> None:
 
 METRICS: dict[str, Any] = {
     "format": 1,
+    "of": {"step": 12},
     "reference": {"control": "test set"},
     "sampling": {"n": 4321, "sampler": "ddim:eta=0.5", "steps": 17, "network_calls": 34},
     "frechet": {"value": 0.1234, "low": 0.1111, "high": 0.1357, "floor": 0.0456, "ratio": 2.706},
     "precision": {"value": 0.8765, "low": 0.8701, "high": 0.8802, "control": 0.8999},
     "missing": {"label_agreement": "the images were drawn without labels"},
     "bits_per_dim": {
-        "test": 1.2345, "low": 1.2, "high": 1.27, "chain": 1000, "training": {"value": 1.2222}, "gap": {"value": 0.0123},
+        "test": 1.2345, "low": 1.2, "high": 1.27, "chain": 1000, "training": {"value": 1.2222}, "gap": {"value": 0.0123, "low": 0.0100, "high": 0.0146}, "assumes": "a chain",
     },
     "novelty": {"alarm": True, "n": 4321, "share": 0.0234, "threshold": 0.567, "expected": 0.001, "p_value": 1e-9},
 }  # fmt: skip
@@ -272,7 +294,8 @@ def test_numbers_are_those_of_metrics_json(reported: Path, tmp_path: Path) -> No
         "4,321 images",
         "1.234",
         "1.222",
-        "+0.012",
+        "1.200 to 1.270",
+        "+0.012 (+0.010 to +0.015): the overfitting",
     ):
         assert words in document, words
     for words in (
@@ -286,6 +309,61 @@ def test_numbers_are_those_of_metrics_json(reported: Path, tmp_path: Path) -> No
         assert words in document, words
     commands = [b.command for b in Report(run).blocks if isinstance(b, Missing)]
     assert commands == [f"undiffuse study samplers {run}", f"undiffuse study schedules {run}"]
+
+
+def test_figures_of_earlier_weights_are_not_the_runs(reported: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(reported, tmp_path / "run"))
+    (run / "metrics.json").write_text(json.dumps({**METRICS, "of": {"step": 7}}))
+    blocks = Report(run).blocks
+    assert any("evaluated after step 7" in b.what for b in blocks if isinstance(b, Missing))
+    assert not any("2.71 times" in b.words for b in blocks if isinstance(b, Text))
+
+
+def test_a_gap_that_may_be_none_is_not_called_overfitting(reported: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(reported, tmp_path / "run"))
+    bits = {**METRICS["bits_per_dim"], "gap": {"value": -0.004, "low": -0.02, "high": 0.012}}
+    (run / "metrics.json").write_text(json.dumps({**METRICS, "bits_per_dim": bits}))
+    words = " ".join(b.words for b in Report(run).blocks if isinstance(b, Text))
+    assert "-0.004 (-0.020 to +0.012): no overfitting that these images could show" in words
+
+
+def test_a_run_that_went_wrong_says_so(reported: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(reported, tmp_path / "run"))
+    lines = (run / "log.jsonl").read_text().splitlines()
+    cut = {"event": "clock", "step": 5, "time": 1.0, "cut": {"step": 5}, "of": 9, "reason": "its loss was not finite"}
+    uncompiled = {"event": "uncompiled", "step": 0, "time": 0.5, "reason": "no_such_op"}
+    (run / "log.jsonl").write_text(
+        "".join(f"{line}\n" for line in [lines[0], json.dumps(uncompiled), json.dumps(cut), *lines[1:]])
+    )
+    blocks = Report(run).blocks
+    words = " ".join(b.words for b in blocks if isinstance(b, Text))
+    assert "At step 9 training went wrong, as its loss was not finite; it was set back to step 5" in words
+    assert r"the network was not compiled: no\_such\_op" in words
+    rows = [row for b in blocks if isinstance(b, Table) for row in b.rows]
+    assert ("compiled", "False") in rows
+
+
+def test_a_schedule_that_does_not_keep_the_variance_says_how_the_equations_hold(
+    reported: Path, train: Callable[..., Path]
+) -> None:
+    note = "so (1) to (8) hold for"
+    assert not any(note in b.words for b in Report(reported).blocks if isinstance(b, Text))
+    flow = Report(train(schedule="flow", steps=2, snapshots=2))
+    assert any(note in b.words for b in flow.blocks if isinstance(b, Text))
+
+
+def test_a_schedule_more_needs_no_edit_here(monkeypatch: pytest.MonkeyPatch, reported: Path) -> None:
+    """As README has it added."""
+    for k in range(5):
+        monkeypatch.setitem(SCHEDULES._functions, f"another-{k}", SCHEDULES["linear"])
+    assert Report(reported).pictures["schedules.svg"]
+
+
+def test_a_damaged_picture_is_a_sentence(reported: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(reported, tmp_path / "run"))
+    (run / "loss.png").write_bytes(b"no picture")
+    with pytest.raises(UserError, match="damaged"):
+        write_report(run)
 
 
 @pytest.mark.parametrize("content", ["", "[]", '{"format": 7}', "{half"])
@@ -321,7 +399,9 @@ def test_an_unfinished_run_says_so(run: Path, tmp_path: Path) -> None:
     write_report(copy)
     document = pdf_text(copy / "report.pdf")
     assert "The run was interrupted" in document
-    assert f"undiffuse train --out {copy}" in document
+    assert Run(copy).command() in [b.command for b in Report(copy).blocks if isinstance(b, Missing)]
+    assert "undiffuse train --steps" in document
+    assert "--replay" not in " ".join(b.words for b in Report(copy).blocks if isinstance(b, Text))
     assert "7 steps" in document
 
 

@@ -318,6 +318,7 @@ def test_a_saved_grid_has_a_row_a_class(tmp_path: Path) -> None:
     with Image.open(to.path) as sheet:
         found = [int(np.asarray(tile).flat[0]) for tile in images.tiles(sheet, 4, 4)]
     assert found == [1, 4, 7, 2, 5, 0, 3, 6, 0]
-    export.save_images(to, numbered, torch.zeros(7, dtype=torch.long), ("a", "b", "c"))  # one class: about a square
-    with Image.open(to.path) as sheet:
-        assert [int(np.asarray(tile).flat[0]) for tile in images.tiles(sheet, 4, 4)] == [*range(1, 8), 0, 0]
+    for labels in ([0] * 7, [0, 0, 1, 0, 1, 0, 1]):  # one class, and classes that do not take turns: about a square
+        export.save_images(to, numbered, torch.tensor(labels), ("a", "b", "c"))
+        with Image.open(to.path) as sheet:
+            assert [int(np.asarray(tile).flat[0]) for tile in images.tiles(sheet, 4, 4)] == [*range(1, 8), 0, 0]

@@ -16,7 +16,7 @@ from PIL import Image
 from undiffuse import images
 from undiffuse.errors import UserError
 from undiffuse.report import Report
-from undiffuse.report.blocks import Table, Text
+from undiffuse.report.blocks import Missing, Table, Text
 from undiffuse.report.content import verdicts
 from undiffuse.study import samplers
 from undiffuse.study.samplers import CALLS, SAMPLERS, cases, sampler_study, spread
@@ -92,6 +92,33 @@ def test_the_report_takes_it_in(studied: Path) -> None:
     assert "(7)" in words
 
 
+def test_an_interrupted_study_is_reported_as_far_as_it_went(labelled_run: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(labelled_run, tmp_path / "run"))
+    for _ in zip(range(2), sampler_study(run, minutes=1e-6).rows(), strict=False):
+        pass
+    blocks = Report(run).blocks
+    assert any(b.what == "2 of 21 cases have been drawn." for b in blocks if isinstance(b, Missing))
+    assert any(len(b.rows) == 2 for b in blocks if isinstance(b, Table) and b.header[0] == "sampler")
+
+
+def test_a_study_of_earlier_weights_begins_anew_and_is_not_reported(studied: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(studied, tmp_path / "run"))
+    path = run / "study" / "samplers.json"
+    path.write_text(path.read_text().replace('"step": 12', '"step": 11'))
+    blocks = Report(run).blocks
+    assert any("compared after step 11" in b.what for b in blocks if isinstance(b, Missing))
+    assert not any(b.header[0] == "sampler" for b in blocks if isinstance(b, Table))
+    assert sampler_study(run, minutes=1e-6).sheet.rows == []
+
+
+def test_other_images_are_refused(labelled_run: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(labelled_run, tmp_path / "run"))
+    path = run / "config.json"
+    path.write_text(path.read_text().replace('"sha256": "', '"sha256": "0', 1))
+    with pytest.raises(UserError, match="was trained on other images"):
+        sampler_study(run)
+
+
 def rows(**spreads: float) -> list[dict[str, object]]:
     return [
         {"sampler": name, "calls": calls, "steps": calls, "spread": spreads.get(name.replace("-", "_"), 80.0)}
@@ -115,6 +142,18 @@ Verdict = Callable[[list[dict[str, object]]], str]
 @pytest.fixture
 def verdict() -> Verdict:
     return lambda found: " ".join(verdicts({"rows": found, "real_spread": 81.0}, "frechet" in found[0]))
+
+
+def test_the_answer_goes_as_far_as_the_figures(verdict: Verdict) -> None:
+    """Of an interrupted study; (8) is compared with DDIM at the same number of calls."""
+    found = scored({"ddpm": (3.0, 1.0), "ddim": (2.0, 1.5)})
+    assert "spread" not in verdict(found[:2])
+    assert "collapses" not in verdict(found[:4])
+    assert "collapses" in verdict(found[:5])
+    assert (
+        "DDIM"
+        not in verdict([row for row in found if (row["sampler"], row["calls"]) != ("ddim", 50)]).split("DDIM, Heun")[0]
+    )
 
 
 def test_the_text_follows_the_figures(verdict: Verdict) -> None:

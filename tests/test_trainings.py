@@ -22,7 +22,7 @@ from undiffuse.report.blocks import Figure, Missing, Table, Text
 from undiffuse.report.content import best_of
 from undiffuse.run import Run
 from undiffuse.schedule import SCHEDULES
-from undiffuse.study import trainings
+from undiffuse.study import FORMAT, trainings
 from undiffuse.study.trainings import LEVELS, QUESTIONS, errors, training_study
 
 
@@ -92,7 +92,8 @@ def test_a_study_goes_on_where_it_was_interrupted(run: Path, tmp_path: Path) -> 
     rows = training_study(base, "schedules", minutes=0.1).rows()
     list(islice(rows, 3))  # in the midst of the first training
     rows.close()
-    assert not (base / "study" / "schedules.json").exists()
+    assert json.loads((base / "study" / "schedules.json").read_text())["rows"] == []
+    assert any("has only begun" in b.what for b in Report(base).blocks if isinstance(b, Missing))
     began = (base / "study" / "schedules" / "cosine-seed0" / "config.json").stat().st_mtime_ns
     again = training_study(base, "schedules", minutes=0.1)
     assert [row["value"] for *_, row in again.rows() if row] == ["cosine", "flow"]
@@ -100,13 +101,21 @@ def test_a_study_goes_on_where_it_was_interrupted(run: Path, tmp_path: Path) -> 
     more = training_study(base, "schedules", minutes=50)  # the minutes of before are kept
     assert more.minutes == again.minutes
     assert "0 of 2 trainings" in more.plan()
+    assert "so it was begun; for 25.0 minutes each, remove" in more.plan()
+    assert [row["value"] for *_, row in training_study(base, "schedules", 0.1, seed=1).rows() if row] == [
+        "cosine",
+        "flow",
+    ]
+    kept = json.loads((base / "study" / "schedules.json").read_text())["rows"]
+    assert [row["seed"] for row in kept] == [0, 0, 1, 1]
 
 
 @pytest.mark.parametrize(
     ("what", "options", "message"),
     [
         ("schedules", {"minutes": 1.0}, "5 trainings, and measuring each, take at least 5 minutes"),
-        ("predictions", {"minutes": float("nan")}, "too few"),
+        ("predictions", {"minutes": float("nan")}, "must be a number above 0, not nan"),
+        ("predictions", {"minutes": float("inf")}, "must be a number above 0, not inf"),
         ("subset", {"seeds": 0}, "at least one seed"),
     ],
 )
@@ -114,6 +123,33 @@ def test_impossible_studies_are_refused(run: Path, what: str, options: dict[str,
     with pytest.raises(UserError, match=message):
         training_study(run, what, **options)
     assert not (run / "study").exists()
+
+
+@pytest.mark.usefixtures("short")
+def test_what_cannot_be_trained_is_left_out_before_anything_is_trained(
+    monkeypatch: pytest.MonkeyPatch, train: Callable[..., Path]
+) -> None:
+    monkeypatch.setitem(QUESTIONS, "schedules", trainings.Question("schedule", ("linear", "cosine", "log-linear")))
+    run = train(predict="eps", schedule="linear", steps=2, snapshots=2)
+    study = training_study(run, "schedules", minutes=1)
+    assert study.trainings == [("linear", 0), ("log-linear", 0)]
+    assert "without schedule cosine, which can't be trained here" in study.plan()
+    monkeypatch.setitem(QUESTIONS, "schedules", trainings.Question("schedule", ("cosine", "flow")))
+    with pytest.raises(UserError, match="nothing can be compared: without schedule cosine"):
+        training_study(run, "schedules", minutes=1)
+
+
+def test_a_study_of_too_few_images_is_refused(train: Callable[..., Path]) -> None:
+    with pytest.raises(UserError, match="too few images to hold some out"):
+        training_study(train(subset=19, steps=2, snapshots=2), "schedules")
+
+
+def test_a_run_on_all_of_its_data_as_a_subset_can_be_studied(
+    monkeypatch: pytest.MonkeyPatch, train: Callable[..., Path]
+) -> None:
+    monkeypatch.setattr(trainings, "DRAWN", 30)
+    found, _ = trainings.measured(Run(train(subset=64, steps=2, snapshots=2)))
+    assert all(error > 0 for error in found["unseen"])
 
 
 def test_predictions_are_compared_where_all_are_possible() -> None:
@@ -160,7 +196,7 @@ def test_the_best_value_is_that_of_the_smallest_mean(row: Row) -> None:
 def test_the_report_takes_studies_in(run: Path, tmp_path: Path, row: Row) -> None:
     base = copy(run, tmp_path)
     assert any(isinstance(b, Missing) and "study schedules" in b.command for b in Report(base).blocks)
-    facts = {"format": 1, "seed": 0, "minutes_each": 3.0, "field": "subset", "also": {"schedule": "linear"}}
+    facts = {"format": FORMAT, "seed": 0, "minutes_each": 3.0, "field": "subset", "also": {"schedule": "linear"}}
     (base / "study").mkdir()
     (base / "study" / "a.png").write_bytes((base / "loss.png").read_bytes())
     path = base / "study" / "subset.json"
@@ -170,7 +206,7 @@ def test_the_report_takes_studies_in(run: Path, tmp_path: Path, row: Row) -> Non
     table = next(b for b in found.blocks if isinstance(b, Table) and b.header[0] == "subset")
     assert [cells[0] for cells in table.rows] == ['#raw("30")', "all"]
     assert table.header[3:] == ("error at -4", "error at 0", "error at 4", "Fréchet distance", "95% interval", "near")
-    assert table.rows[0][2:] == ("1,234", "0.4000", "0.2000", "0.0500", "4", "3.6 to 4.4", "25.0% (copies)")
+    assert table.rows[0][2:] == ("1,234", "0.4000", "0.2000", "0.0500", "4", "3.6 to 4.4", "25.0% (1.0%), copies")
     assert {"subset-compared.svg", "study-a.png"} <= found.pictures.keys()
     assert any(isinstance(b, Text) and "all of the data" in b.words for b in found.blocks)
     assert any(isinstance(b, Figure) and b.name == "subset-compared" for b in found.blocks)
@@ -180,7 +216,7 @@ def test_the_report_takes_studies_in(run: Path, tmp_path: Path, row: Row) -> Non
 @pytest.mark.parametrize("name", ["../loss.png", "/etc/hostname", "missing.png"])
 def test_a_picture_outside_of_the_study_is_refused(run: Path, tmp_path: Path, row: Row, name: str) -> None:
     base = copy(run, tmp_path)
-    facts = {"format": 1, "seed": 0, "minutes_each": 3.0, "field": "subset", "also": {}}
+    facts = {"format": FORMAT, "seed": 0, "minutes_each": 3.0, "field": "subset", "also": {}}
     (base / "study").mkdir()
     path = base / "study" / "subset.json"
     path.write_text(json.dumps({**facts, "rows": [{**row(30, 4.0), "picture": name}]}))

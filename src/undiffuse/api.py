@@ -84,13 +84,20 @@ class Request:
 class Drawing:
     """A request made ready: the denoiser, the class of each image (n,) or None, and `trajectory`'s options.
 
-    calls: network calls for each image, known after the first batch."""
+    step: of the weights. calls: network calls for each image, known after the first batch."""
 
     denoiser: Denoiser
+    step: int
     request: Request
     label: Tensor | None
     options: dict[str, Any]
     calls: int = 0
+
+    @property
+    def note(self) -> dict[str, Any]:
+        """What a picture of these images is. usual: drawn as the run does it by itself."""
+        asked = replace(self.request, n=64, seed=0, batch_size=256, precision="fp32")
+        return {"step": self.step, "usual": asked == Request(), **self.options}
 
     def frames(self, first: int, count: int) -> Iterator[Frame]:
         """The steps of the images with numbers first..first + count - 1, as one batch."""
@@ -120,7 +127,7 @@ def prepare(run: Where, request: Request) -> Drawing:
     classes = len(denoiser.classes)
     if request.n < 1 or request.batch_size < 1:
         raise UserError(f"--n and --batch-size must be at least 1, not {min(request.n, request.batch_size)}")
-    guidance = request.guidance if request.guidance is not None else config.drawing(step)["guidance"]
+    guidance = request.guidance if request.guidance is not None else config.drawing(step, denoiser.labels)["guidance"]
     if not 0 <= guidance < math.inf:
         raise UserError(f"guidance must be a finite number of at least 0, not {guidance}")
     if request.precision not in ("fp32", "bf16"):
@@ -153,7 +160,7 @@ def prepare(run: Where, request: Request) -> Drawing:
     if classes:
         label = torch.tensor(cycle)[torch.arange(request.n) % len(cycle)]
     quick = replace(denoiser, network=in_precision(denoiser.network, request.precision))
-    return Drawing(quick, request, label, {**options, "steps": steps})
+    return Drawing(quick, step, request, label, {**options, "steps": steps})
 
 
 def class_number(run: Where, label: int | str, denoiser: Denoiser) -> int:

@@ -13,7 +13,7 @@ import tyro
 from tyro.conf import OmitArgPrefixes, Positional
 
 from undiffuse import __version__, machine
-from undiffuse.config import Config, make_config, validated
+from undiffuse.config import Config, among, make_config, validated
 from undiffuse.errors import UserError
 
 if TYPE_CHECKING:
@@ -90,9 +90,9 @@ def train_verb(preset: Any) -> Callable[..., None]:
 def sample(
     run: Positional[Path],
     n: int = 64,
-    sampler: str | None = None,
+    sampler: Annotated[str | None, tyro.conf.arg(help=among("sampler", "(default: the run's): "))] = None,
     steps: int | None = None,
-    grid: str | None = None,
+    grid: Annotated[str | None, tyro.conf.arg(help=among("grid", "the times visited (default: the run's): "))] = None,
     label: tuple[str, ...] | None = None,
     guidance: float | None = None,
     clip: bool = True,
@@ -107,9 +107,7 @@ def sample(
     Args:
         run: the run folder
         n: how many images
-        sampler: mean (7) | ddpm (8) | ddpm-printed | ddim:eta=0 | euler | heun | dpmpp-2m | dpmpp-2m-sde (default: the run's)
         steps: sampling steps, any number; each is one network call (heun: two, the last one) (default: as many as the run's sample_calls allow)
-        grid: the times visited: uniform | log-snr | karras (default: the run's)
         label: only this class, or these, by name or number, in a conditional run (default: all in turn)
         guidance: classifier-free guidance, 1 is none; two network calls a step (default: the run's)
         clip: clip the guessed image to the range of images
@@ -137,7 +135,7 @@ def sample(
             images.append(batch)
             status.update(f"drawn {sum(map(len, images)):,} of {n:,}")
     seconds = time.monotonic() - begin
-    export.save_images(to, torch.cat(images), ready.label, ready.denoiser.classes)
+    export.save_images(to, torch.cat(images), ready.label, ready.denoiser.classes, ready.note)
     console.print(
         f"{to}: {n:,} images by {ready.options['sampler']}, {ready.options['steps']} steps, {ready.calls} network calls each, "
         f"in {seconds:.1f} s",

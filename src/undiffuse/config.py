@@ -7,6 +7,7 @@ and reason. The names that a field accepts are read from the tables, so a new sc
 from __future__ import annotations
 
 import math
+import shlex
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
@@ -43,8 +44,8 @@ def among(field: str, what: str = "") -> str:
 
 
 TOWARDS_CLASS, TOWARDS_GROUP = 0.3, 1.0
-"""How far beyond 1 the usual guidance is after 60,000 images seen. It falls with the root of their number: the less a network was trained, the
-vaguer are its guesses. One group of two hundred says less of an image than its class does, and bears more."""
+"""How far beyond 1 the usual guidance is after 60,000 images seen, and 1 at most. It falls with the root of their number: the less a network was
+trained, the vaguer are its guesses. One group of two hundred says less of an image than its class does, and bears more."""
 
 
 class Config(BaseModel):
@@ -74,7 +75,7 @@ class Config(BaseModel):
         le=1000,
     )
     label_dropout: float = hyper(
-        0.1, "share of labels hidden in training", "guidance needs both guesses; Ho & Salimans 2022", ge=0, le=1
+        0.1, "share of labels hidden in training", "guidance needs both guesses; Ho & Salimans 2022", gt=0, le=1
     )
 
     # The network.
@@ -182,21 +183,23 @@ class Config(BaseModel):
     grid: str = hyper("uniform", among("grid", "times that sampling visits: "), "equal steps of time")
     guidance: float | None = hyper(
         None,
-        f"classifier-free guidance of samples, by default 1 + {TOWARDS_CLASS} sqrt(60,000 / images seen) towards a class, {TOWARDS_GROUP} for "
-        f"{TOWARDS_CLASS} towards a group",
+        f"classifier-free guidance of samples, by default 1 + {TOWARDS_CLASS} sqrt(60,000 / images seen) towards a class, {TOWARDS_GROUP:g} for "
+        f"{TOWARDS_CLASS} towards a group, 2 at most",
         "a little mends malformed digits; more of it narrows the variety; 1 is none, and takes half the calls",
         ge=0,
     )
 
-    def drawing(self, step: int) -> dict[str, Any]:
-        """How samples are drawn after `step` steps of training where nothing else is asked for: options of `sampling.trajectory`."""
+    def drawing(self, step: int, labels: int) -> dict[str, Any]:
+        """How samples are drawn after `step` steps of training where nothing else is asked for: options of `sampling.trajectory`.
+
+        labels: how many classes or groups the network knows; without any there is nothing to guide by."""
         towards = TOWARDS_CLASS if self.conditional else TOWARDS_GROUP
         seen = max(1, step * self.batch_size)
         usual = round(1 + min(1, towards * math.sqrt(60_000 / seen)), 2)
         return {
             "sampler": self.sampler,
             "grid": self.grid,
-            "guidance": usual if self.guidance is None else self.guidance,
+            "guidance": 1.0 if not labels else usual if self.guidance is None else self.guidance,
         }
 
     @field_validator(*TABLES)
@@ -282,6 +285,22 @@ def make_config(preset: str = "fast", **chosen: Any) -> Config:
     if any(chosen.get(budget) is not None for budget in ("minutes", "epochs", "steps")):
         values.pop("minutes")
     return validated({"preset": preset, **values, **chosen})
+
+
+def as_command(config: Config, out: object) -> str:
+    """The command that begins, or goes on with, a run of this configuration in the folder `out`."""
+    usual = make_config(config.preset)
+    words = ["undiffuse", "train", *([] if config.preset == make_config().preset else ["--preset", config.preset])]
+    for name in Config.model_fields:
+        value, flag = getattr(config, name), name.replace("_", "-")
+        # Without minutes there are epochs or steps, which take their place.
+        if name == "preset" or value == getattr(usual, name) or (name == "minutes" and value is None):
+            continue
+        if isinstance(value, bool):
+            words.append(f"--{'' if value else 'no-'}{flag}")
+        else:
+            words += [f"--{flag}", *map(str, value if isinstance(value, tuple) else (value,))]
+    return shlex.join([*words, "--out", str(out)])
 
 
 def validated(values: dict[str, Any]) -> Config:

@@ -264,7 +264,7 @@ def describe(run: Run) -> Group:
     for key, value in lines.items():
         summary.add_row(key, value)
     table = Table("hyperparameter", "value", "why", box=box.SIMPLE_HEAD)
-    drawing = config.drawing(steps[-1]["step"] if steps else 0)
+    drawing = config.drawing(steps[-1]["step"] if steps else 0, about.labels)
     for name, why in about.reasons.items():
         value = drawing.get(name, getattr(config, name))
         table.add_row(name.replace("_", "-"), "-" if value is None else str(value), why)

@@ -133,6 +133,15 @@ def subset(dataset: Dataset, n: int, seed: int) -> Dataset:
     return dataset.take(torch.from_numpy(chosen).sort().values)
 
 
+def random_part(dataset: Dataset, n: int, seed: int) -> Dataset:
+    """n images chosen at random, or all where there are no more, in their old order."""
+    import torch
+
+    if n >= len(dataset):
+        return dataset
+    return dataset.take(torch.from_numpy(stream(seed, "part").permutation(len(dataset))[:n]).sort().values)
+
+
 def left_out(dataset: Dataset, n: int, seed: int, count: int) -> Dataset:
     """At most `count` images that are not in `subset(dataset, n, seed)`, chosen at random."""
     import torch
@@ -143,12 +152,13 @@ def left_out(dataset: Dataset, n: int, seed: int, count: int) -> Dataset:
 def split(dataset: Dataset, seed: int) -> tuple[Dataset, Dataset]:
     """(training set, validation set): one image in twenty, at most 1,000, is held out at random for validation.
 
-    Both keep the old order. Of fewer than 20 images none is held out."""
+    The training set keeps the old order; the other has a random one, so that its first images are of all classes. Of fewer than 20 images
+    none is held out."""
     import torch
 
     held_out = min(1000, len(dataset) // 20)
     order = torch.from_numpy(stream(seed, "validation").permutation(len(dataset)))
-    return dataset.take(order[held_out:].sort().values), dataset.take(order[:held_out].sort().values)
+    return dataset.take(order[held_out:].sort().values), dataset.take(order[:held_out])
 
 
 def random_labels(dataset: Dataset, n: int, seed: int, purpose: str) -> Tensor:

@@ -46,6 +46,7 @@ if TYPE_CHECKING:
 
     from undiffuse.denoiser import Denoiser
 
+FORMAT = 1
 FEWEST = 100
 """Fewer images than this give no statistic worth the name."""
 
@@ -136,13 +137,6 @@ def real_test_set(spec: str, size: int | None) -> Dataset | None:
         return data.load(spec, size, split="test")
     except data.NoTestSet:
         return None
-
-
-def random_part(dataset: Dataset, n: int, seed: int) -> Dataset:
-    """n images chosen at random, or all where there are no more."""
-    if n >= len(dataset):
-        return dataset
-    return dataset.take(torch.from_numpy(rng.stream(seed, "part").permutation(len(dataset))[:n]).sort().values)
 
 
 def plain(figure: Interval) -> dict[str, float]:
@@ -269,7 +263,7 @@ def train_on_synthetic(generated: Tensor, label: Tensor, real: Reference, *, see
     The interval is that of the finite test set only."""
     scores = []
     as_data = Dataset("generated", generated, label, real.training.classes)
-    for part, dataset in enumerate((as_data, random_part(real.training, len(generated), seed))):
+    for part, dataset in enumerate((as_data, data.random_part(real.training, len(generated), seed))):
         network = features.train_classifier(
             dataset,
             seed=seed,
@@ -393,9 +387,9 @@ def bits_per_dim(
 ) -> dict[str, Any]:
     """The variational bounds on the whole test set (or n images of it) and on training images, and the exact likelihood of
     the ODE on some of them; given their labels where the denoiser has classes, without any where it has groups."""
-    test = random_part(real.unseen, n or len(real.unseen), seed)
-    training = random_part(real.seen, min(SOME_BITS, len(test)), seed)
-    some = random_part(test, min(SOME_BITS, len(test)), seed)
+    test = data.random_part(real.unseen, n or len(real.unseen), seed)
+    training = data.random_part(real.seen, min(SOME_BITS, len(test)), seed)
+    some = data.random_part(test, min(SOME_BITS, len(test)), seed)
 
     def bound_of(part: Dataset, stage: str, continuous: bool = False) -> likelihood.Bound:
         label = known_labels(denoiser, part)
@@ -443,7 +437,7 @@ def bits_per_dim(
         "levels": likelihood.loss_by_level(bound),
     }
     if ode_images:
-        part = random_part(test, ode_images, seed)
+        part = data.random_part(test, ode_images, seed)
         label = known_labels(denoiser, part)
         level = likelihood.ODE_LEVEL
         if chain is not None:  # step 2 has the least noise that it was trained at
@@ -631,7 +625,7 @@ def assembled(
             found["novelty"], pairs = novelty_figures(generated, real, network, watch=watch)
             pictures["novelty.png"] = images.png_bytes(images.grid(pairs, columns=10))
     head = {
-        "format": 1,
+        "format": FORMAT,
         "undiffuse": __version__,
         "of": of,
         "seed": seed,

@@ -49,13 +49,24 @@ def destination(text: str, flag: str = "--out") -> Destination:
     return Destination(path, kind)
 
 
-def save_images(to: Destination, images: Tensor, labels: Tensor | None, classes: tuple[str, ...]) -> None:
-    """Write images uint8 (N, C, H, W), and their class numbers (N,) with the classes' names where there are some."""
+def classes_in_turn(labels: Tensor | None) -> int:
+    """How many classes take turns in labels (N,), so that a grid can have a row for each; 0 where they do not, or are more than 20."""
+    import torch
+
+    asked = 0 if labels is None else len(set(labels.tolist()))
+    if labels is None or not 1 < asked <= 20:
+        return 0
+    return asked if torch.equal(labels, labels[torch.arange(len(labels)) % asked]) else 0
+
+
+def save_images(
+    to: Destination, images: Tensor, labels: Tensor | None, classes: tuple[str, ...], note: dict[str, Any] | None = None
+) -> None:
+    """Write images uint8 (N, C, H, W), and their class numbers (N,) with the classes' names where there are some. note: on a grid, what it is."""
     if to.kind == "png":
-        asked = 0 if labels is None else len(set(labels.tolist()))
-        by_class = 1 < asked <= min(len(images), 20)
-        sheet = pictures.grid(images, asked if by_class else pictures.columns_for(len(images)), down=by_class)
-        write_atomic(to.path, pictures.png_bytes(sheet))
+        rows = classes_in_turn(labels)
+        sheet = pictures.grid(images, rows or pictures.columns_for(len(images)), down=rows > 0)
+        write_atomic(to.path, pictures.png_bytes(sheet, {**note, "rows": rows} if note else None))
     elif to.kind == "npz":
         import numpy as np
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import numpy as np
@@ -74,9 +75,31 @@ def animation_bytes(frames: Sequence[Image.Image], milliseconds: int = 80) -> by
     return out.getvalue()
 
 
-def png_bytes(image: Image.Image) -> bytes:
+def png_bytes(image: Image.Image, note: dict[str, Any] | None = None) -> bytes:
+    """note: what the picture is, kept in it for `note_of`."""
     import io
 
-    out = io.BytesIO()
-    image.save(out, format="PNG", optimize=True)
+    from PIL.PngImagePlugin import PngInfo
+
+    out, info = io.BytesIO(), PngInfo()
+    if note is not None:
+        info.add_text(NOTE, json.dumps(note))
+    image.save(out, format="PNG", optimize=True, pnginfo=info)
     return out.getvalue()
+
+
+NOTE = "undiffuse"
+
+
+def note_of(png: bytes) -> dict[str, Any]:
+    """What `png_bytes` was told of a picture; {} where it has no note, or is no picture."""
+    import io
+
+    from PIL import Image
+
+    try:
+        with Image.open(io.BytesIO(png), formats=["PNG"]) as picture:
+            found = json.loads(picture.info[NOTE])
+    except (KeyError, TypeError, ValueError, OSError, SyntaxError, RecursionError, Image.DecompressionBombError):
+        return {}
+    return found if isinstance(found, dict) else {}

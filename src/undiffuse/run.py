@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,7 +27,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 from pydantic import Field, NonNegativeInt, TypeAdapter, ValidationError
 
 from undiffuse import __version__, files, nets
-from undiffuse.config import Config, reasons, validated
+from undiffuse.config import Config, as_command, reasons, validated
 from undiffuse.denoiser import Denoiser
 from undiffuse.errors import UserError
 from undiffuse.files import cannot_write, write_atomic
@@ -71,6 +72,11 @@ class About:
     reasons: dict[str, str]
     version: str
     replay_of: str | None
+
+    @property
+    def labels(self) -> int:
+        """How many classes or groups the network knows."""
+        return len(self.facts.classes if self.config.conditional else self.facts.groups)
 
 
 @dataclass(frozen=True)
@@ -132,6 +138,13 @@ class Run:
             "reasons": reasons(config),
         }
         write_atomic(self.path / "config.json", json.dumps(content, indent=2).encode())
+
+    def command(self) -> str:
+        """The command that goes on with the run."""
+        about = self.about()
+        if about.replay_of:
+            return shlex.join(["undiffuse", "train", "--replay", about.replay_of, "--out", str(self.path)])
+        return as_command(about.config, self.path)
 
     def about(self) -> About:
         """What config.json says. Raises UserError, which names the file, where there is none or it cannot be so."""
@@ -225,8 +238,7 @@ class Run:
         elif self.checkpoint_path.is_file():
             path, prefix = self.checkpoint_path, "ema/"
         else:
-            self.about()
-            raise UserError(f"{self.path} has no weights yet; train it on with: undiffuse train --out {self.path}")
+            raise UserError(f"{self.path} has no weights yet; train it on with: {self.command()}")
         about = self.about()
         weights, step = self.load_tensors(path, prefix)
         # Compared before there is memory for them: config.json may say anything.

@@ -469,7 +469,7 @@ def validate(
 
 def snapshot(denoiser: Denoiser, config: Config, step: int) -> Tensor:
     """Samples by the run's own sampler, uint8 (N, C, H, W); classes, where there are some, cycle."""
-    count, drawing = config.snapshot_images, config.drawing(step)
+    count, drawing = config.snapshot_images, config.drawing(step, denoiser.labels)
     label = cycle_labels(count, len(denoiser.classes)) if denoiser.classes else None
     steps = steps_within(config.sample_calls, denoiser, **drawing)
     return data.to_uint8(draw(denoiser, range(count), label=label, steps=steps, seed=config.seed, **drawing))
@@ -493,7 +493,7 @@ def score_plan(steps: int, snapshots: Sequence[int], config: Config, counts: Seq
 
 def quick_samples(denoiser: Denoiser, config: Config, training: Dataset, n: int, step: int) -> Tensor:
     """n images for a score by the run's own sampler, uint8 (n, C, H, W); labels, where there are some, at random from the training set's."""
-    drawing = config.drawing(step)
+    drawing = config.drawing(step, denoiser.labels)
     steps = steps_within(config.sample_calls, denoiser, **drawing)
     label = data.random_labels(training, n, config.seed, "score labels") if denoiser.labels else None
     images = draw_many(denoiser, n, label=label, steps=steps, seed=config.seed, **drawing)

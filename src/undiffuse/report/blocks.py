@@ -153,7 +153,9 @@ def _sequence(text: str, at: int, closing: str) -> tuple[str, int]:
             inner_match = TOKEN.match(text, at)
             assert inner_match is not None
             name = inner_match["name"]
-            inner, at = _name(text, name, inner_match.end()) if name else (inner_match[0], inner_match.end())
+            words = inner_match["words"]
+            other = inner_match[0] if words is None else rf"\text{{{words}}}"
+            inner, at = _name(text, name, inner_match.end()) if name else (other, inner_match.end())
             out += f"{match['script']}{{{inner.strip()}}}"
         else:
             depth += {"(": 1, ")": -1}.get(match[0], 0)

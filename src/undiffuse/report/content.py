@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -13,15 +13,19 @@ from typing import Any
 import undiffuse
 from undiffuse.config import PRESETS, Config
 from undiffuse.errors import UserError
+from undiffuse.evaluation import FORMAT as METRICS_FORMAT
+from undiffuse.images import columns_for, note_of
 from undiffuse.report.blocks import Block, Code, Equation, Figure, Heading, Missing, Table, Text, coded, plain
 from undiffuse.run import About, Run, build_network
+from undiffuse.study import FORMAT as STUDY_FORMAT
 
 LARGEST_RESULTS = 2**24  # bytes
 
 
 @dataclass(frozen=True)
 class Source:
-    """What a report reads of a run folder. trainings: the studies of trainings, by name. pictures: by file name, the ones that there are."""
+    """What a report reads of a run folder. trainings: the studies of trainings, by name. pictures: by file name, the ones that there are.
+    class_lies_in: "row" or "column" of samples.png, None where neither is of one class."""
 
     run: Run
     about: About
@@ -30,6 +34,7 @@ class Source:
     samplers: dict[str, Any] | None
     trainings: dict[str, dict[str, Any]] = field(default_factory=dict)
     pictures: dict[str, bytes] = field(default_factory=dict)
+    class_lies_in: str | None = None
 
     def of(self, kind: str) -> list[dict[str, Any]]:
         return [event for event in self.events if event["event"] == kind]
@@ -46,27 +51,25 @@ class Source:
     def minutes(self) -> float:
         return max((event["time"] for event in self.events), default=0.0) / 60
 
-    @property
-    def class_lies_in(self) -> str:
-        """Of samples.png as `undiffuse sample` saves it, or of the last snapshot in its place."""
-        return "row" if (self.run.path / "samples.png").is_file() else "column"
-
-    @property
+    @cached_property
     def finished(self) -> bool:
         return bool(self.of("finished"))
+
+    def is_of_now(self, step: int) -> bool:
+        """Whether results of the weights of this step are the run's: of a finished run, those of its end."""
+        return not self.finished or step == self.steps
 
 
 def read(run: Run) -> Source:
     """Raises UserError where there is no run, or where its metrics cannot be read."""
     about = run.about()
-    metrics = content_of(run.path / "metrics.json", f"undiffuse evaluate {run.path}")
+    metrics = content_of(run.path / "metrics.json", METRICS_FORMAT, f"undiffuse evaluate {run.path}")
     studies = {}
     for name in ("samplers", *STUDIES):
-        studies[name] = content_of(run.path / "study" / f"{name}.json", f"undiffuse study {name} {run.path}")
+        studies[name] = content_of(
+            run.path / "study" / f"{name}.json", STUDY_FORMAT, f"undiffuse study {name} {run.path}"
+        )
     pictures = {name: (run.path / name).read_bytes() for name in PICTURES if (run.path / name).is_file()}
-    snapshots = [event["file"] for event in run.events("snapshot") if (run.path / event["file"]).is_file()]
-    if "samples.png" not in pictures and snapshots:
-        pictures["samples.png"] = (run.path / snapshots[-1]).read_bytes()
     for study in studies.values():
         for picture in [row["picture"] for row in study["rows"]] if study else []:
             pictures[f"study-{picture}"] = picture_of(run.path / "study", picture)
@@ -75,7 +78,25 @@ def read(run: Run) -> Source:
         for name in ("denoising.png", "guesses.png"):
             pictures[name] = picture_of(run.path / "study", name)
     trainings = {name: study for name, study in studies.items() if study}
-    return Source(run, about, list(run.log()), metrics, samplers, trainings, pictures)
+    source = Source(run, about, list(run.log()), metrics, samplers, trainings, pictures)
+    return with_samples(source)
+
+
+def with_samples(source: Source) -> Source:
+    """The source with images that the run drew by itself for samples.png: its own, unless that was drawn in another way or by earlier weights,
+    else the last snapshot."""
+    classes = len(source.about.facts.classes) if source.config.conditional else 0
+    pictures = dict(source.pictures)
+    note = note_of(pictures.pop("samples.png", b""))
+    if note.get("usual") is True and source.is_of_now(note.get("step", -1)):
+        pictures["samples.png"] = source.pictures["samples.png"]
+        return replace(source, pictures=pictures, class_lies_in="row" if note.get("rows") == classes > 1 else None)
+    snapshots = [source.run.path / event["file"] for event in source.of("snapshot")]
+    there = [path for path in snapshots if path.is_file()]
+    if there:
+        pictures["samples.png"] = there[-1].read_bytes()
+    in_columns = columns_for(source.config.snapshot_images, classes) == classes > 1
+    return replace(source, pictures=pictures, class_lies_in="column" if in_columns else None)
 
 
 def picture_of(folder: Path, name: object) -> bytes:
@@ -86,7 +107,7 @@ def picture_of(folder: Path, name: object) -> bytes:
     return path.read_bytes()
 
 
-def content_of(path: Path, command: str) -> dict[str, Any] | None:
+def content_of(path: Path, version: int, command: str) -> dict[str, Any] | None:
     """What a JSON file of ours holds, None where there is none. Raises UserError, which names the command that makes it anew."""
     if not path.is_file():
         return None
@@ -94,7 +115,7 @@ def content_of(path: Path, command: str) -> dict[str, Any] | None:
         if path.stat().st_size > LARGEST_RESULTS:
             raise ValueError(f"it is larger than {LARGEST_RESULTS:,} bytes")
         content: dict[str, Any] = json.loads(path.read_bytes())
-        if content["format"] != 1:
+        if content["format"] != version:
             raise ValueError(f"format {content['format']}")
     except (ValueError, KeyError, TypeError, OSError, RecursionError) as error:
         raise UserError(f"{path} can't be read ({error}); remove it, and make it anew with: {command}") from error
@@ -163,7 +184,7 @@ def distance(row: dict[str, Any]) -> tuple[str, str]:
 
 
 def summary(source: Source) -> Iterator[Block]:
-    facts, config = source.about.facts, source.config
+    facts = source.about.facts
     channels, height, width = facts.shape
     kind = f"{height} x {width} pixels, {'grey' if channels == 1 else f'{channels} colours'}"
     state = "" if source.finished else " The run was interrupted, so all of this is of an unfinished model."
@@ -172,19 +193,22 @@ def summary(source: Source) -> Iterator[Block]:
         f"in {source.minutes:.1f} minutes on a CPU.{state} This report says what it is, how it was made, and how good it is; "
         "every number in it is the run's own, and every line of code the one that ran."
     )
-    if source.metrics and "frechet" in source.metrics:
+    if source.metrics and "frechet" in source.metrics and source.is_of_now(source.metrics["of"]["step"]):
         found = source.metrics["frechet"]
         yield Text(
             f"Its images are {number(found['ratio'])} times as far from the training images, by the Fréchet distance, as real ones that "
             "it was not trained on are."
         )
-    yield Figure(
-        "samples",
-        "New images, drawn by this model; none was picked out."
-        + (f" A {source.class_lies_in} is a class." if config.conditional else ""),
-        f"A grid of images drawn by the model, in the manner of {facts.name}.",
-        0.8,
-    )
+    if "samples.png" in source.pictures:
+        yield Figure(
+            "samples",
+            "New images, drawn by this model; none was picked out."
+            + (f" A {source.class_lies_in} is a class." if source.class_lies_in else ""),
+            f"A grid of images drawn by the model, in the manner of {facts.name}.",
+            0.8,
+        )
+    else:
+        yield Missing("There are no images of this run yet.", f"undiffuse sample {source.run.path}")
 
 
 def ideas(source: Source) -> Iterator[Block]:
@@ -260,6 +284,12 @@ def process(source: Source) -> Iterator[Block]:
         "(noise): $alpha(t)$, what is left of the image, and $sigma(t)$, how much noise there is. A chain of $T$ steps reads them at $t_i = i "
         "slash T$, and then $alpha(t_i) = sqrt(macron(alpha)_i)$. What a network sees of it is their ratio, the signal-to-noise ratio SNR "
         "$= alpha^2 slash sigma^2$."
+        + (
+            ""
+            if keeps_variance(config.schedule)
+            else " This schedule's $alpha(t)^2 + sigma(t)^2$ is not 1, so (1) to (8) hold for $x_t slash sqrt(alpha(t)^2 + sigma(t)^2)$, with "
+            "$macron(alpha) = alpha^2 slash (alpha^2 + sigma^2)$; the code takes $alpha$ and $sigma$ as they are."
+        )
     )
     yield Figure(
         "schedules",
@@ -268,6 +298,16 @@ def process(source: Source) -> Iterator[Block]:
         "Two charts of falling curves, one for each noise schedule.",
     )
     yield from code(SCHEDULES[config.schedule.partition(":")[0]], chain)
+
+
+def keeps_variance(schedule: str) -> bool:
+    """Whether alpha^2 + sigma^2 = 1 at all times."""
+    import torch
+
+    from undiffuse.schedule import SCHEDULES, noise_level
+
+    level = noise_level(SCHEDULES[schedule], torch.linspace(0, 1, 11, dtype=torch.float64))
+    return bool(((level.alpha**2 + level.sigma**2 - 1).abs() < 1e-9).all())
 
 
 def model(source: Source) -> Iterator[Block]:
@@ -335,7 +375,7 @@ def model(source: Source) -> Iterator[Block]:
     if "guesses.png" in source.pictures:
         yield Figure(
             "guesses",
-            "What the network sees at each noise level: images that were held out, with more noise from left to right (t = 0, 0.1, ..., 1). Upper rows: $x_t$. Lower rows: "
+            f"What the network sees at each noise level: images that were {'held out' if source.about.facts.validation else 'trained on'}, with more noise from left to right (t = 0, 0.1, ..., 1). Upper rows: $x_t$. Lower rows: "
             "the guess $hat(x)_theta (x_t, t)$. Where little of the image is left, the best guess is a mean of many.",
             "Pairs of rows: an image that becomes noise, and below it guesses that go from clear to a blurred mean.",
         )
@@ -357,6 +397,7 @@ def model(source: Source) -> Iterator[Block]:
 def samplers(source: Source) -> Iterator[Block]:
     from undiffuse import sampling
 
+    config = source.config
     yield Heading(1, "Drawing new images")
     yield Text(
         "One starts from pure noise, $x_T tilde.op cal(N)(0, bold(I))$, and goes back step by step. The handout has two ways:"
@@ -387,11 +428,27 @@ def samplers(source: Source) -> Iterator[Block]:
         )
     yield Text(
         "In the code a `Step` holds $x_t$, the two times, and the guess; a sampler is the line of mathematics that leads to the next image. "
-        "Other samplers, such as Heun's and DPM-Solver++, solve the same equation as DDIM to second order, and need fewer steps."
+        "Heun's method and DPM-Solver++ 2M solve the same equation as DDIM to second order, and need fewer steps; the stochastic DPM-Solver++ 2M is (8) "
+        f"with their better guess. This run's own is {coded(config.sampler)}."
     )
-    yield from code(
-        sampling.mean, sampling.ddpm, sampling.ddpm_printed, sampling.ddim, sampling.dpmpp_2m, sampling.trajectory
-    )
+    own = sampling.SAMPLERS[config.sampler.partition(":")[0]]
+    shown = [
+        sampling.mean,
+        sampling.ddpm,
+        sampling.ddpm_printed,
+        sampling.ddim,
+        sampling.dpmpp_2m,
+        sampling.second_order,
+    ]
+    yield from code(*shown, *([] if own in shown else [own]), sampling.trajectory)
+    if source.about.labels:
+        guidance = config.drawing(source.steps, source.about.labels)["guidance"]
+        yield Text(
+            f"The network was also trained without being told {'the class' if config.conditional else 'the group'}, for {config.label_dropout:.0%} of its images. "
+            "_Guidance_ (Ho & Salimans 2022) leads from its guess without it through the one with it, and beyond by the factor "
+            f"{number(guidance)} here: clearer images, of less variety."
+        )
+        yield from code(sampling.Guide.x_0)
 
 
 def evaluation(source: Source) -> Iterator[Block]:
@@ -420,7 +477,7 @@ def hyperparameters(source: Source) -> Iterator[Block]:
         value = getattr(config, name)
         default = preset[name][0] if name in preset else Config.model_fields[name].default
         mark = "" if value == default or name == "preset" else " \\*"
-        value = config.drawing(source.steps).get(name, value)
+        value = config.drawing(source.steps, source.about.labels).get(name, value)
         shown = "none" if value is None else " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
         rows.append((f"`{name.replace('_', '-')}`{mark}", plain(shown), plain(why)))
     yield Table(
@@ -430,6 +487,8 @@ def hyperparameters(source: Source) -> Iterator[Block]:
     )
     sessions = source.of("session")
     machine = sessions[-1]["machine"] if sessions else {}
+    if source.of("uncompiled"):  # found out after the session was logged
+        machine = {**machine, "compiled": False}
     seen = source.steps * config.batch_size
     what = [
         ("images seen", f"{seen:,}, or {seen / max(1, source.about.facts.training):.2f} times the training set"),
@@ -467,14 +526,13 @@ def flops_an_image(source: Source) -> int:
 def training(source: Source) -> Iterator[Block]:
     from undiffuse.training import fit
 
-    run = source.run.path
     yield Heading(1, "Training")
     validations, scores = source.of("validation"), source.of("score")
     if validations:
         first, last = validations[0], validations[-1]
         yield Text(
-            f"On images that were held out, the loss fell from {number(first['loss'])} of the untrained network to {number(last['loss'])} at step "
-            f"{last['step']:,}."
+            f"On images that were held out, the loss was {number(first['loss'])} of the untrained network"
+            + (f", and {number(last['loss'])} at step {last['step']:,}." if last is not first else ".")
             + (
                 f" Quick samples came from a Fréchet distance of {number(scores[0]['frechet'])} at step {scores[0]['step']:,} to "
                 f"{number(scores[-1]['frechet'])} at step {scores[-1]['step']:,}; as many real images have {number(scores[-1]['floor'])}."
@@ -497,10 +555,16 @@ def training(source: Source) -> Iterator[Block]:
             "Rows of images, from noise at the top to clear images at the bottom.",
             0.75,
         )
+    for event in source.of("uncompiled"):
+        yield Text(f"From step {event['step']:,} on the network was not compiled: {plain(event['reason'])}.")
+    for event in source.of("clock"):
+        if event.get("cut"):
+            yield Text(
+                f"At step {event['of']:,} training went wrong, as {plain(event['reason'])}; it was set back to step {event['step']:,}, and went on with half of the "
+                "learning rate."
+            )
     if not source.finished:
-        yield Missing(
-            "This run is unfinished; figures of the whole of it are drawn at its end.", f"undiffuse train --out {run}"
-        )
+        yield Missing("This run is unfinished; figures of the whole of it are drawn at its end.", source.run.command())
     yield Text("The whole of training is one loop, which reports what happens as events:")
     yield from code(fit)
 
@@ -526,6 +590,14 @@ def results(source: Source) -> Iterator[Block]:
     if found is None:
         yield Missing("This run has not been evaluated.", f"undiffuse evaluate {run}")
         return
+    if not source.is_of_now(found["of"]["step"]):
+        yield Missing(
+            f"This run was evaluated after step {found['of']['step']:,}, and has been trained on since.",
+            f"undiffuse evaluate {run}",
+        )
+        return
+    if found["of"]["step"] != source.steps:
+        yield Text(f"All of this is of the weights after step {found['of']['step']:,}.")
     rows = [
         (
             name,
@@ -558,8 +630,10 @@ def results(source: Source) -> Iterator[Block]:
     if bits:
         yield Heading(2, "Likelihood")
         yield Text(
-            f"The bound of the chain of {bits['chain']:,} steps is {bits['test']:.3f} bits per dimension on test images ({interval(bits)}), and "
-            f"{bits['training']['value']:.3f} on training images. The gap of {bits['gap']['value']:+.3f} is the overfitting."
+            f"The bound of the chain of {bits['chain']:,} steps is {bits['test']:.3f} bits per dimension on the {plain(found['reference']['control'])} "
+            f"({bits['low']:.3f} to {bits['high']:.3f}), and {bits['training']['value']:.3f} on training images: that of {plain(bits['assumes'])}. The gap is "
+            f"{bits['gap']['value']:+.3f} ({bits['gap']['low']:+.3f} to {bits['gap']['high']:+.3f}): "
+            + ("the overfitting." if bits["gap"]["low"] > 0 else "no overfitting that these images could show.")
             + (
                 f" The probability-flow ODE, another model of the data, has {bits['ode']['test']:.3f}."
                 if "ode" in bits
@@ -613,6 +687,16 @@ def compared(source: Source) -> Iterator[Block]:
     if study is None:
         yield Missing("The samplers have not been compared on this run.", f"undiffuse study samplers {run}")
         return
+    again = f"undiffuse study samplers {run}"
+    if not source.is_of_now(study["step"]):
+        yield Missing(f"They were compared after step {study['step']:,}, and the run has been trained on since.", again)
+        return
+    rows = study["rows"]
+    if not rows:
+        yield Missing("Their comparison has only begun.", again)
+        return
+    if len(rows) < study["cases"]:
+        yield Missing(f"{len(rows)} of {study['cases']} cases have been drawn.", again)
     rows = study["rows"]
     scored = all("frechet" in row for row in rows)
     yield Text(
@@ -661,46 +745,52 @@ def compared(source: Source) -> Iterator[Block]:
 
 
 def verdicts(study: dict[str, Any], scored: bool) -> Iterator[str]:
-    """The answer to the handout's question, as far as the figures bear it out."""
-    by_name: dict[str, list[dict[str, Any]]] = {}
+    """The answer to the handout's question, as far as the figures are there and bear it out."""
+    by_name: dict[str, dict[int, dict[str, Any]]] = {}
     for row in study["rows"]:
-        by_name.setdefault(row["sampler"], []).append(row)
-    last = {name: max(rows, key=lambda row: int(row["calls"])) for name, rows in by_name.items()}
-    first = {name: min(rows, key=lambda row: int(row["calls"])) for name, rows in by_name.items()}
-    real = study["real_spread"]
-    collapsed = last["mean"]["spread"] < 0.8 * last["ddpm"]["spread"]
-    if collapsed:
-        yield (
-            f"(7) collapses: its images have a spread of {last['mean']['spread']:.1f}, those of (8) of {last['ddpm']['spread']:.1f}, real ones of {real:.1f}. "
-            "It needs no noise on the way, and that is its only advantage."
-        )
-    else:
-        yield (
-            f"On this run (7) has not collapsed (a spread of {last['mean']['spread']:.1f} against {last['ddpm']['spread']:.1f} of (8)), though in theory its noise "
-            "shrinks too fast."
-        )
-    if last["ddpm-printed"]["spread"] < 0.97 * last["ddpm"]["spread"]:
-        yield f"(8) as printed adds too little noise, and its images are less varied than they should be ({last['ddpm-printed']['spread']:.1f})."
-    else:
-        yield f"(8) as printed is about as varied as (8) here ({last['ddpm-printed']['spread']:.1f})."
+        by_name.setdefault(row["sampler"], {})[int(row["calls"])] = row
+
+    def both(one: str, other: str) -> list[tuple[int, dict[str, Any], dict[str, Any]]]:
+        """The rows of two samplers with the same number of calls, the fewest first."""
+        a, b = by_name.get(one, {}), by_name.get(other, {})
+        return [(calls, a[calls], b[calls]) for calls in sorted(a.keys() & b.keys())]
+
+    for _, mean, ddpm in both("mean", "ddpm")[-1:]:
+        if mean["spread"] < 0.8 * ddpm["spread"]:
+            yield (
+                f"(7) collapses: its images have a spread of {mean['spread']:.1f}, those of (8) of {ddpm['spread']:.1f}, real ones of "
+                f"{study['real_spread']:.1f}. It needs no noise on the way, and that is its only advantage."
+            )
+        else:
+            yield (
+                f"On this run (7) has not collapsed (a spread of {mean['spread']:.1f} against {ddpm['spread']:.1f} of (8)), though in theory its noise "
+                "shrinks too fast."
+            )
+    for _, printed, ddpm in both("ddpm-printed", "ddpm")[-1:]:
+        if printed["spread"] < 0.97 * ddpm["spread"]:
+            yield f"(8) as printed adds too little noise, and its images are less varied than they should be ({printed['spread']:.1f})."
+        else:
+            yield f"(8) as printed is about as varied as (8) here ({printed['spread']:.1f})."
     if not scored:
         return
     best = min(study["rows"], key=lambda row: float(row["frechet"]))
     yield f"The smallest Fréchet distance, {number(best['frechet'])}, is that of {WAYS[best['sampler']]} with {best['calls']} calls."
 
-    def apart(a: dict[str, Any], b: dict[str, Any]) -> bool:
-        return bool(a["frechet_high"] < b["frechet_low"] or b["frechet_high"] < a["frechet_low"])
-
-    for calls, rows in (("many", last), ("few", first)):
-        ddpm, ddim = rows["ddpm"], rows["ddim"]
-        how = f"With {calls} calls ({ddpm['calls']}), (8) has {number(ddpm['frechet'])} and DDIM {number(ddim['frechet'])}"
-        if not apart(ddpm, ddim):
+    pairs = both("ddpm", "ddim")
+    for words, (calls, ddpm, ddim) in zip(
+        ("many", "few"), [pairs[-1], pairs[0]] if len(pairs) > 1 else [], strict=False
+    ):
+        how = f"With {words} calls ({calls}), (8) has {number(ddpm['frechet'])} and DDIM {number(ddim['frechet'])}"
+        if ddpm["frechet_low"] <= ddim["frechet_high"] and ddim["frechet_low"] <= ddpm["frechet_high"]:
             yield f"{how}: no difference that these many images could show."
         elif ddpm["frechet"] < ddim["frechet"]:
             yield f"{how}: the fresh noise of (8) corrects errors that the network made on the way, which DDIM carries to the end."
         else:
             yield f"{how}: DDIM makes the most of its steps, as it takes away as much noise as there is to lose, and adds none."
-    yield "DDIM and the methods of second order give the same image for the same noise each time, so two noises can be mixed, and an image found again; (8) does not."
+    yield (
+        "DDIM, Heun's method and DPM-Solver++ 2M give the same image for the same noise each time, so two noises can be mixed, and an image found "
+        "again; (8) and the stochastic DPM-Solver++ add fresh noise, and do not."
+    )
 
 
 STUDIES = {
@@ -718,19 +808,22 @@ def trained(source: Source) -> Iterator[Block]:
             "No other schedules, predictions or amounts of data have been tried.", f"undiffuse study schedules {run}"
         )
     for name, study in source.trainings.items():
-        yield from comparison(name, study)
+        yield from comparison(name, study, run)
 
 
-def comparison(name: str, study: dict[str, Any]) -> Iterator[Block]:
+def comparison(name: str, study: dict[str, Any], run: Path) -> Iterator[Block]:
     """One study of trainings."""
     rows = study["rows"]
+    if not rows:
+        yield Missing(f"The comparison of {STUDIES[name]} has only begun.", f"undiffuse study {name} {run}")
+        return
     scored, audited = all("frechet" in row for row in rows), all("near" in row for row in rows)
     also = "".join(f", with {coded(field)} {coded(value)}" for field, value in study["also"].items())
     yield Heading(2, f"Comparing {STUDIES[name]}")
     yield Text(
         f"Each was trained for {study['minutes_each']:.1f} minutes, with this run's other hyperparameters{also}. Losses of different schedules and predictions "
-        'are not the same thing, so what is compared is the mean squared error of the guess $hat(x)_0$ at given noise levels ("log" SNR), of images that were '
-        "not trained on and are the same in all rows' noise"
+        "are not the same thing, so what is compared is the mean squared error of the guess $hat(x)_0$ at given noise levels (log SNR), of images that were "
+        "not trained on, with the same noise in all rows"
         + (
             ", and the Fréchet distance of 1,000 drawn images"
             + (f" (as many real ones have {number(rows[0]['floor'])})" if rows[0].get("floor") else "")
@@ -739,8 +832,7 @@ def comparison(name: str, study: dict[str, Any]) -> Iterator[Block]:
         )
         + "."
         + (
-            " _Near_ is the share of drawn images that are suspiciously near to one training image, and not to others; of real ones it is "
-            f"{rows[0]['near_expected']:.1%}."
+            " _Near_ is the share of drawn images that are suspiciously near to one training image, and not to others, and in brackets that of real ones."
             if name == "subset" and audited
             else ""
         )
@@ -757,7 +849,7 @@ def comparison(name: str, study: dict[str, Any]) -> Iterator[Block]:
         if scored:
             yield from distance(row)
         if audited:
-            yield f"{row['near']:.1%}{' (copies)' if row['copies'] else ''}"
+            yield f"{row['near']:.1%} ({row['near_expected']:.1%}){', copies' if row['copies'] else ''}"
 
     header = (
         study["field"],
@@ -789,7 +881,7 @@ def comparison(name: str, study: dict[str, Any]) -> Iterator[Block]:
             f"Twenty images of the training with {study['field']} {value}.",
             0.6,
         )
-    if scored:
+    if scored and len(first) > 1:
         yield Text(best_of(study))
 
 
@@ -818,11 +910,12 @@ def limits(source: Source) -> Iterator[Block]:
         "other draws of images would give, not what another training would. The bound and the ODE's likelihood are of different models, and no order "
         "holds between them."
     )
-    yield Text(
-        "This run is repeated to the same weights, on the same machine and versions, by "
-        + coded(f"undiffuse train --replay {source.run.path} --out NEW")
-        + "."
-    )
+    if source.finished:
+        yield Text(
+            "This run is repeated to the same weights, on the same machine and versions, by "
+            + coded(f"undiffuse train --replay {source.run.path} --out NEW")
+            + "."
+        )
 
 
 REFERENCES = (

@@ -61,7 +61,10 @@ def compile_document(title: str, blocks: Iterable[Block], pictures: Mapping[str,
             world = compiler.Compiler(
                 place / "main.typ", root=place, ignore_system_fonts=True, sys_inputs={"form": form}
             )
-            found = world.compile(format=form)
+            try:
+                found = world.compile(format=form)
+            except compiler.TypstError as error:
+                raise UserError(f"the report can't be set ({error}); is a picture of the run damaged?") from error
             assert isinstance(found, bytes)
             return found
 

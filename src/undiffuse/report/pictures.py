@@ -35,7 +35,7 @@ def svg(figure: Figure) -> bytes:
 
 
 def examples(source: Source, count: int) -> Tensor:
-    """The first training images of data.png, float (count, C, H, W)."""
+    """The first training images of data.png, float (count, C, H, W), or fewer where it has fewer."""
     import numpy as np
     import torch
     from PIL import Image
@@ -44,7 +44,7 @@ def examples(source: Source, count: int) -> Tensor:
     with Image.open(io.BytesIO(source.pictures["data.png"])) as sheet:
         tiles = images.tiles(sheet, height, width)[:count]
     arrays = [np.asarray(tile.resize((width, height), Image.Resampling.NEAREST)) for tile in tiles]
-    pixels = torch.from_numpy(np.stack(arrays)).reshape(count, height, width, channels)
+    pixels = torch.from_numpy(np.stack(arrays)).reshape(len(tiles), height, width, channels)
     return data.to_float(pixels.movedim(-1, 1))
 
 
@@ -65,7 +65,7 @@ def show(axis: Axes, x: Tensor) -> None:
 def noising(source: Source) -> Figure:
     times, x_0 = [0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1], examples(source, 3)
     figure = figures.new_figure(9, 2.9)
-    axes = figure.subplots(len(x_0), len(times))
+    axes = figure.subplots(len(x_0), len(times), squeeze=False)
     for column, t in enumerate(times):
         x_t = noised(source, x_0, t)
         for row, axis in enumerate(axes[:, column]):
@@ -163,7 +163,8 @@ def schedules(source: Source) -> Figure:
     left, right = figure.subplots(1, 2)
     styles = ["-", "--", ":", "-.", (0, (5, 1, 1, 1, 1, 1))]
     names = [name for name in SCHEDULES if name != own.partition(":")[0]] + [own]
-    for name, style in zip(names, [*styles[1:], "-"], strict=True):
+    for number, name in enumerate(names):
+        style = "-" if name == own else styles[1 + number % (len(styles) - 1)]
         level = noise_level(SCHEDULES[name], t)
         look = {"color": "#c8501e", "linewidth": 2.4} if name == own else {"color": "#555555", "linewidth": 1.1}
         left.plot(t, level.alpha**2 / (level.alpha**2 + level.sigma**2), linestyle=style, label=name, **look)

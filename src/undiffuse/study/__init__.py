@@ -10,22 +10,25 @@ interrupted; the report takes in what is there.
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from undiffuse import machine, metrics
+from undiffuse import data, machine, metrics
 from undiffuse.errors import UserError
 from undiffuse.files import write_atomic
+from undiffuse.session import prepare
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from torch import Tensor
 
+    from undiffuse.data import Dataset
     from undiffuse.features import Scorer
     from undiffuse.run import Run
 
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass
@@ -47,26 +50,47 @@ class Sheet:
 
     def add(self, row: dict[str, Any]) -> None:
         self.rows.append(row)
+        self.save()
+
+    def save(self) -> None:
         content = {"format": FORMAT, **self.facts, "machine": machine.facts(), "rows": self.rows}
         self.write(self.path.name, json.dumps(content, indent=2).encode())
 
     def write(self, name: str, content: bytes) -> None:
-        self.path.parent.mkdir(exist_ok=True)
         write_atomic(self.path.parent / name, content)
 
 
-def sheet(run: Run, name: str, **facts: Any) -> Sheet:
-    """A study's sheet, with what was written down before, if that is of the same study: the same seed. Raises UserError for a damaged one."""
+def sheet(run: Run, name: str, same: tuple[str, ...] = (), **facts: Any) -> Sheet:
+    """A study's sheet, with what was written down before, and its facts, if those of the names `same` are as they were; else it begins anew.
+    Raises UserError for a damaged one."""
     found = Sheet(run, name, facts)
     if found.path.is_file():
         try:
             old = json.loads(found.path.read_bytes())
-            if (old.pop("format"), old["seed"]) == (FORMAT, facts["seed"]):
+            if old.pop("format") == FORMAT and all(old[name] == facts[name] for name in same):
                 found.rows = [dict(row) for row in old.pop("rows")]
                 found.facts = {name: old[name] for name in facts}
         except (ValueError, KeyError, TypeError, AttributeError, OSError, RecursionError) as error:
             raise UserError(f"{found.path} can't be read ({error}); remove it to begin anew") from error
     return found
+
+
+def check_minutes(minutes: float) -> None:
+    """UserError unless a study can take that long."""
+    if not 0 < minutes < math.inf:
+        raise UserError(f"a study takes some time: --minutes must be a number above 0, not {minutes:g}")
+
+
+def data_of(run: Run) -> Dataset:
+    """The whole data set that a run was trained on. Raises UserError where its place holds other images now."""
+    about = run.about()
+    whole = data.load(about.config.data, about.config.size)
+    _, _, facts = prepare(about.config, whole)
+    if not about.facts.same_images(facts):
+        raise UserError(
+            f"{run.path} was trained on other images than '{about.config.data}' holds now; bring those back to study it"
+        )
+    return whole
 
 
 def distance_of(x: Tensor, scorer: Scorer, seed: int) -> dict[str, float]:

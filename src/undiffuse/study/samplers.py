@@ -10,11 +10,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from undiffuse import data, features, images, machine, process, rng
-from undiffuse.errors import UserError
 from undiffuse.run import Run
 from undiffuse.sampling import draw_many, trajectory
 from undiffuse.session import prepare
-from undiffuse.study import Sheet, distance_of, sheet
+from undiffuse.study import Sheet, check_minutes, data_of, distance_of, sheet
 from undiffuse.training import in_precision
 
 if TYPE_CHECKING:
@@ -131,7 +130,7 @@ class SamplerStudy:
     def guesses(self, count: int = 3, columns: int = 11) -> Image.Image:
         """What the network sees at each noise level: for some images, held-out ones if there are any, a row of x_t, and below it one of the guess x_0_hat, told no label."""
         training, held_out, _ = prepare(self.sheet.run.about().config, self.whole)
-        x_0 = data.to_float((held_out if len(held_out) else training).images[:count])
+        x_0 = data.to_float((held_out if len(held_out) else data.random_part(training, count, 0)).images[:count])
         noise = rng.normal(x_0.shape, self.sheet.facts["seed"], "study noise")
         label = self.denoiser.no_label(len(x_0))
         both = []
@@ -154,12 +153,10 @@ def spread(drawn: Tensor, label: Tensor | None = None) -> float:
 
 def sampler_study(path: Path, minutes: float = 2.0, seed: int = 0) -> SamplerStudy:
     """Read the run, and find by a timed batch how many images the minutes allow. Raises UserError where it cannot be."""
-    if not minutes > 0:
-        raise UserError(f"a study takes some time: --minutes must be above 0, not {minutes:g}")
+    check_minutes(minutes)
     run = Run(path)
-    denoiser, _ = run.denoiser()
-    config = run.about().config
-    whole = data.load(config.data, config.size)
+    denoiser, step = run.denoiser()
+    whole = data_of(run)
     precision = "bf16" if machine.has_bf16() else "fp32"
     quick = replace(denoiser, network=in_precision(denoiser.network, precision))
     label = torch.zeros(BATCH, dtype=torch.long) if denoiser.classes else None
@@ -173,7 +170,10 @@ def sampler_study(path: Path, minutes: float = 2.0, seed: int = 0) -> SamplerStu
     per_call = timed(4) / 4 / BATCH
     calls = sum(case.calls for case in cases())
     n = max(FEWEST, min(MOST, int(60 * minutes / (calls * per_call)), len(whole)))
-    of_real = whole.labels[:n] if denoiser.classes and whole.labels is not None else None
-    kept = sheet(run, "samplers", seed=seed, n=n, guidance=1.0, real_spread=spread(whole.images[:n], of_real))
+    real = data.random_part(whole, n, seed)
+    kept = sheet(
+        run, "samplers", same=("seed", "step"), seed=seed, step=step, n=n, guidance=1.0, cases=len(list(cases())),
+        real_spread=spread(real.images, real.labels if denoiser.classes else None),
+    )  # fmt: skip
     left = calls - sum(row["calls"] for row in kept.rows)
     return SamplerStudy(kept, quick, whole, kept.facts["n"] * left * per_call)

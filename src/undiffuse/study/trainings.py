@@ -18,12 +18,12 @@ from undiffuse import data, features, images, machine, novelty, process, rng
 from undiffuse.config import Config, validated
 from undiffuse.denoiser import PREDICTIONS, Denoiser
 from undiffuse.errors import UserError
-from undiffuse.run import Run
+from undiffuse.run import Run, build_network
 from undiffuse.sampling import draw_many, steps_within
 from undiffuse.schedule import SCHEDULES, time_of
 from undiffuse.session import Began, prepare, train_session
-from undiffuse.study import Sheet, distance_of, sheet
-from undiffuse.training import Stepped, in_precision
+from undiffuse.study import Sheet, check_minutes, data_of, distance_of, sheet
+from undiffuse.training import Stepped, in_precision, rehearse
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -59,12 +59,14 @@ QUESTIONS = {
 
 @dataclass
 class TrainingStudy:
-    """A comparison of trainings, made ready. trainings: (value, seed) of each. minutes: of each training."""
+    """A comparison of trainings, made ready. trainings: (value, seed) of each. minutes: of each training. notes: what differs from what was
+    asked, and why."""
 
     sheet: Sheet
     question: Question
     base: Config
     trainings: list[tuple[Any, int]]
+    notes: list[str]
 
     @property
     def minutes(self) -> float:
@@ -75,14 +77,8 @@ class TrainingStudy:
         left = sum(self.sheet.find(value=value, seed=seed) is None for value, seed in self.trainings)
         return (
             f"{self.sheet.name}: {left} of {len(self.trainings)} trainings to do, of {self.minutes:.1f} minutes each; about "
-            f"{left * (self.minutes + MEASURING / 60):.0f} minutes in all"
+            f"{left * (self.minutes + MEASURING / 60):.0f} minutes in all" + "".join(f"; {note}" for note in self.notes)
         )
-
-    def config(self, value: Any, seed: int) -> Config:
-        """The configuration of one training."""
-        own = {self.question.field: value, "seed": seed, "minutes": self.minutes, "epochs": None, "steps": None}
-        quiet = {"score_share": 0.0, "snapshots": 2}
-        return validated({**self.base.model_dump(), **self.question.also, **quiet, **own})
 
     def rows(self) -> Iterator[tuple[str, float, dict[str, Any]]]:
         """(what is being done, the share of all that is done, its row or {}); each row is written down first."""
@@ -90,9 +86,9 @@ class TrainingStudy:
             what = f"{self.question.field.replace('_', '-')} {'all' if value is None else value}, seed {seed}"
             row = self.sheet.find(value=value, seed=seed)
             if row is None:
-                config = self.config(value, seed)
+                config = varied(self.base, self.question, value, seed, self.minutes)
                 folder = self.sheet.path.parent / self.sheet.name / f"{value}-seed{seed}".replace(":", "-")
-                folder.parent.mkdir(parents=True, exist_ok=True)
+                self.sheet.save()  # so that what goes on is the same study
                 seconds = 0.0
                 for event in train_session(config, folder):
                     if isinstance(event, Began):
@@ -118,9 +114,10 @@ def measured(run: Run) -> tuple[dict[str, Any], Any]:
     quick = replace(denoiser, network=in_precision(denoiser.network, "bf16" if machine.has_bf16() else "fp32"))
     whole = data.load(config.data, config.size)
     training, held_out, _ = prepare(config, whole)
-    unseen = held_out if config.subset is None else data.left_out(whole, config.subset, config.seed, COMPARED)
+    left_out = data.left_out(whole, config.subset or len(whole), config.seed, COMPARED)
+    unseen, seen = (left_out if len(left_out) else held_out), data.random_part(training, COMPARED, 0)
 
-    drawing = config.drawing(end["step"])
+    drawing = config.drawing(end["step"], denoiser.labels)
     steps = steps_within(config.sample_calls, denoiser, **drawing)
     label = data.random_labels(training, DRAWN, config.seed, "study labels") if denoiser.classes else None
     drawn = data.to_uint8(draw_many(quick, DRAWN, label=label, steps=steps, seed=config.seed, **drawing))
@@ -130,7 +127,7 @@ def measured(run: Run) -> tuple[dict[str, Any], Any]:
         "images": len(training),
         "levels": LEVELS,
         "unseen": errors(denoiser, unseen.images[:COMPARED]),
-        "seen": errors(denoiser, training.images[:COMPARED]),
+        "seen": errors(denoiser, seen.images),
     }
     if len(training) >= 2 and len(unseen) >= 100:
         own, real = (novelty.nearest_images(part[:COMPARED], training.images).ratio for part in (drawn, unseen.images))
@@ -166,10 +163,27 @@ def training_study(path: Path, what: str, minutes: float = 30.0, seeds: int = 1,
     """Make a study of QUESTIONS ready for a run. Raises UserError where the minutes are too few, or a training impossible."""
     run, question = Run(path), QUESTIONS[what]
     about = run.about()
+    check_minutes(minutes)
     if seeds < 1:
         raise UserError(f"a study takes at least one seed, not {seeds}")
+    if not about.facts.validation:
+        raise UserError(
+            f"{path} has too few images to hold some out, by which trainings could be compared: 20 are needed"
+        )
+    data_of(run)
     there = about.facts.training + about.facts.validation
     values = [v for v in question.values if question.field != "subset" or v is None or v < there]
+    notes = []
+    for value in list(values):
+        try:
+            config = varied(about.config, question, value, seed, minutes=1.0)
+            rehearse(config)
+            build_network(config, about.facts, device="meta")
+        except UserError as error:
+            values.remove(value)
+            notes.append(f"without {question.field} {value}, which can't be trained here ({error})")
+    if len(values) < 2:
+        raise UserError(f"nothing can be compared: {'; '.join(notes) or 'there are too few images'}")
     trainings = [(value, seed + k) for k in range(seeds) for value in values]
     each = 60 * minutes / len(trainings) - MEASURING
     if not each >= SHORTEST:
@@ -177,8 +191,16 @@ def training_study(path: Path, what: str, minutes: float = 30.0, seeds: int = 1,
         raise UserError(
             f"{len(trainings)} trainings, and measuring each, take at least {least:.0f} minutes: --minutes {minutes:g} is too few"
         )
-    kept = sheet(run, what, seed=seed, minutes_each=each / 60, field=question.field, also=question.also)
-    study = TrainingStudy(kept, question, about.config, trainings)
-    for value, own in trainings:
-        study.config(value, own)
-    return study
+    kept = sheet(run, what, minutes_each=each / 60, field=question.field, also=question.also)
+    if abs(kept.facts["minutes_each"] - each / 60) > 0.01:
+        notes.append(
+            f"so it was begun; for {each / 60:.1f} minutes each, remove {kept.path} and {kept.path.with_suffix('')}"
+        )
+    return TrainingStudy(kept, question, about.config, trainings, notes)
+
+
+def varied(base: Config, question: Question, value: Any, seed: int, minutes: float) -> Config:
+    """The configuration of one training. Raises UserError for an impossible one."""
+    own = {question.field: value, "seed": seed, "minutes": minutes, "epochs": None, "steps": None}
+    quiet = {"score_share": 0.0, "snapshots": 2}
+    return validated({**base.model_dump(), **question.also, **quiet, **own})
