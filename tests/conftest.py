@@ -27,7 +27,7 @@ settings.load_profile("new" if "EXAMPLES" in os.environ else "same")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What forks this process comes first: the threads of Typst, which sets reports, do not survive it."""
+    """What forks this process and sets reports comes first: Typst's threads do not survive a fork."""
     items.sort(key=lambda item: item.path.name != "test_hostile.py")
 
 

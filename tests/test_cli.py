@@ -181,7 +181,7 @@ def test_the_help_of_a_preset_shows_its_values(command: Command) -> None:
         ("report nowhere", ["nowhere is no run folder"]),
         ("study samplers nowhere", ["nowhere is no run folder"]),
         ("study nonsense nowhere", ["nonsense", "samplers"]),
-        ("study samplers nowhere --minutes 0", ["--minutes must be a number above 0"]),
+        ("study samplers nowhere --minutes 0", ["--minutes must be a finite number above 0"]),
     ],
 )
 def test_a_mistake_is_one_sentence(command: Command, line: str, parts: list[str]) -> None:

@@ -152,6 +152,7 @@ def test_the_usual_guidance_falls_as_the_run_goes_on() -> None:
 def test_without_labels_there_is_nothing_to_guide_by() -> None:
     for fields in ({}, {"guidance": 1.5}):
         assert make_config(**fields).drawing(7, 0)["guidance"] == 1
+    assert make_config(conditional=True, label_dropout=0.0).drawing(7, 10)["guidance"] == 1
 
 
 def test_differences_name_each_field_with_both_values() -> None:

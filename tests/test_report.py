@@ -315,7 +315,7 @@ def test_figures_of_earlier_weights_are_not_the_runs(reported: Path, tmp_path: P
     run = Path(shutil.copytree(reported, tmp_path / "run"))
     (run / "metrics.json").write_text(json.dumps({**METRICS, "of": {"step": 7}}))
     blocks = Report(run).blocks
-    assert any("evaluated after step 7" in b.what for b in blocks if isinstance(b, Missing))
+    assert any("only one of step 7" in b.what for b in blocks if isinstance(b, Missing))
     assert not any("2.71 times" in b.words for b in blocks if isinstance(b, Text))
 
 
@@ -338,7 +338,7 @@ def test_a_run_that_went_wrong_says_so(reported: Path, tmp_path: Path) -> None:
     blocks = Report(run).blocks
     words = " ".join(b.words for b in blocks if isinstance(b, Text))
     assert "At step 9 training went wrong, as its loss was not finite; it was set back to step 5" in words
-    assert r"the network was not compiled: no\_such\_op" in words
+    assert r"trained without being compiled: no\_such\_op" in words
     rows = [row for b in blocks if isinstance(b, Table) for row in b.rows]
     assert ("compiled", "False") in rows
 
@@ -359,11 +359,27 @@ def test_a_schedule_more_needs_no_edit_here(monkeypatch: pytest.MonkeyPatch, rep
     assert Report(reported).pictures["schedules.svg"]
 
 
-def test_a_damaged_picture_is_a_sentence(reported: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "message"), [("loss.png", "damaged"), ("data.png", "does not fit the rest of the run")]
+)
+@pytest.mark.parametrize("content", [b"no picture", b""])
+def test_a_damaged_picture_is_a_sentence(
+    reported: Path, tmp_path: Path, name: str, message: str, content: bytes
+) -> None:
     run = Path(shutil.copytree(reported, tmp_path / "run"))
-    (run / "loss.png").write_bytes(b"no picture")
-    with pytest.raises(UserError, match="damaged"):
+    (run / name).write_bytes(content)
+    with pytest.raises(UserError, match=message):
         write_report(run)
+
+
+@pytest.mark.parametrize("guidance", [1.0, None])
+def test_guidance_is_told_as_it_is(train: Callable[..., Path], run: Path, guidance: float | None) -> None:
+    def words(of: Path) -> str:
+        return " ".join(b.words for b in Report(of).blocks if isinstance(b, Text))
+
+    said = words(train(conditional=True, steps=2, snapshots=2, guidance=guidance))
+    assert ("This run's are drawn without." if guidance == 1 else "This run's are drawn with 2.") in said
+    assert "_Guidance_" not in words(run)
 
 
 @pytest.mark.parametrize("content", ["", "[]", '{"format": 7}', "{half"])

@@ -337,7 +337,7 @@ def test_labels_are_hidden_from_the_configured_share() -> None:
     assert not torch.equal(hidden, hide_labels(labels, 10, config, step=4) == 10)
 
 
-@pytest.mark.parametrize(("share", "hidden"), [(1e-9, 0), (0.5, 48), (1.0, 96)])
+@pytest.mark.parametrize(("share", "hidden"), [(0.0, 0), (0.5, 48), (1.0, 96)])
 def test_the_network_is_shown_each_images_label_or_none(tiny: dict[str, Any], share: float, hidden: int) -> None:
     trainer, seen = Trainer(**{**tiny, "conditional": True, "label_dropout": share}), []
     trainer.state.network.register_forward_pre_hook(lambda _, arguments: seen.append(arguments[2]))

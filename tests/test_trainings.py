@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from conftest import write_idx
 from undiffuse import cli, data
 from undiffuse.denoiser import Denoiser
 from undiffuse.errors import UserError
@@ -101,7 +102,7 @@ def test_a_study_goes_on_where_it_was_interrupted(run: Path, tmp_path: Path) -> 
     more = training_study(base, "schedules", minutes=50)  # the minutes of before are kept
     assert more.minutes == again.minutes
     assert "0 of 2 trainings" in more.plan()
-    assert "so it was begun; for 25.0 minutes each, remove" in more.plan()
+    assert "begun with: for 25.0 each, remove" in more.plan()
     assert [row["value"] for *_, row in training_study(base, "schedules", 0.1, seed=1).rows() if row] == [
         "cosine",
         "flow",
@@ -114,8 +115,8 @@ def test_a_study_goes_on_where_it_was_interrupted(run: Path, tmp_path: Path) -> 
     ("what", "options", "message"),
     [
         ("schedules", {"minutes": 1.0}, "5 trainings, and measuring each, take at least 5 minutes"),
-        ("predictions", {"minutes": float("nan")}, "must be a number above 0, not nan"),
-        ("predictions", {"minutes": float("inf")}, "must be a number above 0, not inf"),
+        ("predictions", {"minutes": float("nan")}, "must be a finite number above 0, not nan"),
+        ("predictions", {"minutes": float("inf")}, "must be a finite number above 0, not inf"),
         ("subset", {"seeds": 0}, "at least one seed"),
     ],
 )
@@ -133,15 +134,16 @@ def test_what_cannot_be_trained_is_left_out_before_anything_is_trained(
     run = train(predict="eps", schedule="linear", steps=2, snapshots=2)
     study = training_study(run, "schedules", minutes=1)
     assert study.trainings == [("linear", 0), ("log-linear", 0)]
-    assert "without schedule cosine, which can't be trained here" in study.plan()
+    assert "schedule cosine is left out, as it can't be trained here" in study.plan()
     monkeypatch.setitem(QUESTIONS, "schedules", trainings.Question("schedule", ("cosine", "flow")))
-    with pytest.raises(UserError, match="nothing can be compared: without schedule cosine"):
+    with pytest.raises(UserError, match="there is nothing to compare: schedule cosine"):
         training_study(run, "schedules", minutes=1)
 
 
-def test_a_study_of_too_few_images_is_refused(train: Callable[..., Path]) -> None:
+def test_a_study_of_too_few_images_is_refused(train: Callable[..., Path], tmp_path: Path) -> None:
+    few = write_idx(tmp_path / "few", np.zeros((19, 8, 8), np.uint8))
     with pytest.raises(UserError, match="too few images to hold some out"):
-        training_study(train(subset=19, steps=2, snapshots=2), "schedules")
+        training_study(train(data=str(few), steps=2, snapshots=2), "schedules")
 
 
 def test_a_run_on_all_of_its_data_as_a_subset_can_be_studied(
@@ -196,7 +198,7 @@ def test_the_best_value_is_that_of_the_smallest_mean(row: Row) -> None:
 def test_the_report_takes_studies_in(run: Path, tmp_path: Path, row: Row) -> None:
     base = copy(run, tmp_path)
     assert any(isinstance(b, Missing) and "study schedules" in b.command for b in Report(base).blocks)
-    facts = {"format": FORMAT, "seed": 0, "minutes_each": 3.0, "field": "subset", "also": {"schedule": "linear"}}
+    facts = {"format": FORMAT, "minutes_each": 3.0, "field": "subset", "also": {"schedule": "linear"}}
     (base / "study").mkdir()
     (base / "study" / "a.png").write_bytes((base / "loss.png").read_bytes())
     path = base / "study" / "subset.json"
@@ -216,7 +218,7 @@ def test_the_report_takes_studies_in(run: Path, tmp_path: Path, row: Row) -> Non
 @pytest.mark.parametrize("name", ["../loss.png", "/etc/hostname", "missing.png"])
 def test_a_picture_outside_of_the_study_is_refused(run: Path, tmp_path: Path, row: Row, name: str) -> None:
     base = copy(run, tmp_path)
-    facts = {"format": FORMAT, "seed": 0, "minutes_each": 3.0, "field": "subset", "also": {}}
+    facts = {"format": FORMAT, "minutes_each": 3.0, "field": "subset", "also": {}}
     (base / "study").mkdir()
     path = base / "study" / "subset.json"
     path.write_text(json.dumps({**facts, "rows": [{**row(30, 4.0), "picture": name}]}))

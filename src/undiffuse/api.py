@@ -96,8 +96,9 @@ class Drawing:
     @property
     def note(self) -> dict[str, Any]:
         """What a picture of these images is. usual: drawn as the run does it by itself."""
-        asked = replace(self.request, n=64, seed=0, batch_size=256, precision="fp32")
-        return {"step": self.step, "usual": asked == Request(), **self.options}
+        r = self.request
+        usual = Request(n=r.n, seed=r.seed, batch_size=r.batch_size, precision=r.precision)
+        return {"step": self.step, "usual": r == usual, **self.options}
 
     def frames(self, first: int, count: int) -> Iterator[Frame]:
         """The steps of the images with numbers first..first + count - 1, as one batch."""
@@ -136,10 +137,9 @@ def prepare(run: Where, request: Request) -> Drawing:
         raise UserError(
             f"{run} was trained without labels, so it can't be asked for one; train a run with --conditional"
         )
-    if not denoiser.labels and request.guidance not in (None, 1.0):
-        raise UserError(
-            f"{run} was trained without labels, so there is nothing to guide by; train a run with --conditional"
-        )
+    if request.guidance not in (None, 1.0) and not (denoiser.labels and config.label_dropout):
+        how = "with --label-dropout 0, so it has no guess without label" if denoiser.labels else "without labels"
+        raise UserError(f"{run} was trained {how}, so there is nothing to guide by; train a run with --conditional")
     if request.labels is not None and len(request.labels) == 0:
         raise UserError("an empty list of labels leaves nothing to draw; name at least one")
     cycle = (

@@ -90,9 +90,11 @@ def train_verb(preset: Any) -> Callable[..., None]:
 def sample(
     run: Positional[Path],
     n: int = 64,
-    sampler: Annotated[str | None, tyro.conf.arg(help=among("sampler", "(default: the run's): "))] = None,
+    sampler: Annotated[str | None, tyro.conf.arg(help=f"{among('sampler')} (default: the run's)")] = None,
     steps: int | None = None,
-    grid: Annotated[str | None, tyro.conf.arg(help=among("grid", "the times visited (default: the run's): "))] = None,
+    grid: Annotated[
+        str | None, tyro.conf.arg(help=f"{among('grid', 'the times visited: ')} (default: the run's)")
+    ] = None,
     label: tuple[str, ...] | None = None,
     guidance: float | None = None,
     clip: bool = True,

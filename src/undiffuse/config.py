@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import shlex
+from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
@@ -75,7 +76,7 @@ class Config(BaseModel):
         le=1000,
     )
     label_dropout: float = hyper(
-        0.1, "share of labels hidden in training", "guidance needs both guesses; Ho & Salimans 2022", gt=0, le=1
+        0.1, "share of labels hidden in training", "guidance needs both guesses; Ho & Salimans 2022", ge=0, le=1
     )
 
     # The network.
@@ -192,14 +193,18 @@ class Config(BaseModel):
     def drawing(self, step: int, labels: int) -> dict[str, Any]:
         """How samples are drawn after `step` steps of training where nothing else is asked for: options of `sampling.trajectory`.
 
-        labels: how many classes or groups the network knows; without any there is nothing to guide by."""
+        labels: how many classes or groups the network knows. Without any, or where none was hidden, there is nothing to guide by."""
         towards = TOWARDS_CLASS if self.conditional else TOWARDS_GROUP
         seen = max(1, step * self.batch_size)
         usual = round(1 + min(1, towards * math.sqrt(60_000 / seen)), 2)
         return {
             "sampler": self.sampler,
             "grid": self.grid,
-            "guidance": 1.0 if not labels else usual if self.guidance is None else self.guidance,
+            "guidance": 1.0
+            if not (labels and self.label_dropout)
+            else usual
+            if self.guidance is None
+            else self.guidance,
         }
 
     @field_validator(*TABLES)
@@ -287,10 +292,10 @@ def make_config(preset: str = "fast", **chosen: Any) -> Config:
     return validated({"preset": preset, **values, **chosen})
 
 
-def as_command(config: Config, out: object) -> str:
+def as_command(config: Config, out: Path | str) -> str:
     """The command that begins, or goes on with, a run of this configuration in the folder `out`."""
-    usual = make_config(config.preset)
-    words = ["undiffuse", "train", *([] if config.preset == make_config().preset else ["--preset", config.preset])]
+    usual = make_config(config.preset) if config.preset in PRESETS else make_config()
+    words = ["undiffuse", "train", *([] if config.preset == usual.preset == "fast" else ["--preset", config.preset])]
     for name in Config.model_fields:
         value, flag = getattr(config, name), name.replace("_", "-")
         # Without minutes there are epochs or steps, which take their place.

@@ -125,21 +125,20 @@ def mnist(split: str) -> Dataset:
 
 def subset(dataset: Dataset, n: int, seed: int) -> Dataset:
     """`n` images chosen at random, in their old order. Raises UserError unless 1 <= n <= len(dataset)."""
-    import torch
-
     if not 1 <= n <= len(dataset):
         raise UserError(f"a subset of '{dataset.name}' has 1 to {len(dataset)} images, not {n}")
-    chosen = stream(seed, "subset").permutation(len(dataset))[:n]
-    return dataset.take(torch.from_numpy(chosen).sort().values)
+    return chosen(dataset, n, seed, "subset")
 
 
 def random_part(dataset: Dataset, n: int, seed: int) -> Dataset:
-    """n images chosen at random, or all where there are no more, in their old order."""
+    """n images chosen at random, or all where there are no more, in their old order (the first n of a folder may be of one class)."""
+    return dataset if n >= len(dataset) else chosen(dataset, n, seed, "part")
+
+
+def chosen(dataset: Dataset, n: int, seed: int, purpose: str) -> Dataset:
     import torch
 
-    if n >= len(dataset):
-        return dataset
-    return dataset.take(torch.from_numpy(stream(seed, "part").permutation(len(dataset))[:n]).sort().values)
+    return dataset.take(torch.from_numpy(stream(seed, purpose).permutation(len(dataset))[:n]).sort().values)
 
 
 def left_out(dataset: Dataset, n: int, seed: int, count: int) -> Dataset:
@@ -152,13 +151,12 @@ def left_out(dataset: Dataset, n: int, seed: int, count: int) -> Dataset:
 def split(dataset: Dataset, seed: int) -> tuple[Dataset, Dataset]:
     """(training set, validation set): one image in twenty, at most 1,000, is held out at random for validation.
 
-    The training set keeps the old order; the other has a random one, so that its first images are of all classes. Of fewer than 20 images
-    none is held out."""
+    Both keep the old order. Of fewer than 20 images none is held out."""
     import torch
 
     held_out = min(1000, len(dataset) // 20)
     order = torch.from_numpy(stream(seed, "validation").permutation(len(dataset)))
-    return dataset.take(order[held_out:].sort().values), dataset.take(order[:held_out])
+    return dataset.take(order[held_out:].sort().values), dataset.take(order[:held_out].sort().values)
 
 
 def random_labels(dataset: Dataset, n: int, seed: int, purpose: str) -> Tensor:

@@ -38,7 +38,7 @@ from undiffuse.errors import UserError
 from undiffuse.features import FeatureNetwork
 from undiffuse.metrics import Interval
 from undiffuse.run import Run
-from undiffuse.session import prepare
+from undiffuse.session import trained_on
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -113,12 +113,7 @@ def reference(spec: str, size: int | None = None, run: Run | None = None) -> Ref
         seen = training
     unseen = test
     if run is not None:
-        about = run.about()
-        seen, held_out, facts = prepare(about.config, whole)
-        if not about.facts.same_images(facts):
-            raise UserError(
-                f"{run.path} was trained on other images than '{spec}' holds now; bring those back to evaluate it"
-            )
+        seen, held_out = trained_on(run, whole)
         unseen = held_out if control == "held-out images" else test
     if test.shape != whole.shape:
         raise UserError(

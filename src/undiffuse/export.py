@@ -53,10 +53,11 @@ def classes_in_turn(labels: Tensor | None) -> int:
     """How many classes take turns in labels (N,), so that a grid can have a row for each; 0 where they do not, or are more than 20."""
     import torch
 
-    asked = 0 if labels is None else len(set(labels.tolist()))
-    if labels is None or not 1 < asked <= 20:
+    if labels is None:
         return 0
-    return asked if torch.equal(labels, labels[torch.arange(len(labels)) % asked]) else 0
+    asked = len(set(labels.tolist()))
+    take_turns = torch.equal(labels, labels[torch.arange(len(labels)) % asked])
+    return asked if take_turns and 1 < asked <= 20 else 0
 
 
 def save_images(

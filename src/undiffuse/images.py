@@ -75,6 +75,9 @@ def animation_bytes(frames: Sequence[Image.Image], milliseconds: int = 80) -> by
     return out.getvalue()
 
 
+NOTE = "undiffuse"  # the key of the text chunk of a PNG that says what the picture is
+
+
 def png_bytes(image: Image.Image, note: dict[str, Any] | None = None) -> bytes:
     """note: what the picture is, kept in it for `note_of`."""
     import io
@@ -86,9 +89,6 @@ def png_bytes(image: Image.Image, note: dict[str, Any] | None = None) -> bytes:
         info.add_text(NOTE, json.dumps(note))
     image.save(out, format="PNG", optimize=True, pnginfo=info)
     return out.getvalue()
-
-
-NOTE = "undiffuse"
 
 
 def note_of(png: bytes) -> dict[str, Any]:

@@ -60,9 +60,8 @@ def prepare_compiler(folder: Path) -> None:
     from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 
     variable = "TORCHINDUCTOR_CACHE_DIR"
-    if (
-        os.environ.get(variable, default_cache_dir()) == default_cache_dir()
-    ):  # torch itself sets it to that, as soon as it looks
+    torchs_own = default_cache_dir()  # to which torch itself sets the variable, as soon as it looks
+    if os.environ.get(variable, torchs_own) == torchs_own:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             folder.chmod(0o700)

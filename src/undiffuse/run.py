@@ -18,7 +18,7 @@ import json
 import os
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -145,6 +145,10 @@ class Run:
         if about.replay_of:
             return shlex.join(["undiffuse", "train", "--replay", about.replay_of, "--out", str(self.path)])
         return as_command(about.config, self.path)
+
+    def command_for(self, *verb: str, after: Sequence[str] = ()) -> str:
+        """Another command on the run, such as `undiffuse study samplers RUN`, with the flags `after`."""
+        return shlex.join(["undiffuse", *verb, str(self.path), *after])
 
     def about(self) -> About:
         """What config.json says. Raises UserError, which names the file, where there is none or it cannot be so."""

@@ -88,6 +88,17 @@ def prepare(config: Config, dataset: Dataset | None = None) -> tuple[Dataset, Da
     )
 
 
+def trained_on(run: Run, whole: Dataset) -> tuple[Dataset, Dataset]:
+    """(training set, held-out set) of a run, from its whole data set. Raises UserError where these are other images than those of its training."""
+    about = run.about()
+    training, held_out, facts = prepare(about.config, whole)
+    if not about.facts.same_images(facts):
+        raise UserError(
+            f"{run.path} was trained on other images than '{about.config.data}' holds now; bring those back"
+        )
+    return training, held_out
+
+
 def grouped(
     config: Config, training: Dataset, held_out: Dataset, facts: DataFacts
 ) -> tuple[Dataset, Dataset, DataFacts]:

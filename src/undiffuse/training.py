@@ -450,15 +450,15 @@ def validate(
     step: int,
 ) -> Validated:
     """The loss (6) on held-out images, at times that cover evenly what training draws from; the same ones at every call."""
-    n = min(len(held_out), VALIDATION_IMAGES)
-    x_0 = data.to_float(held_out.images[:n])
+    part = data.random_part(held_out, VALIDATION_IMAGES, config.seed)
+    x_0, n = data.to_float(part.images), len(part)
     noise = rng.normal(x_0.shape, config.seed, "validation noise")
     t = draw_times(distribution, n, rng.stream(config.seed, "validation times"), stratified=True, steps=config.chain)
     problem = regression(denoiser, weighting, x_0, noise, t)
-    label = held_out.labels[:n] if denoiser.labels and held_out.labels is not None else None
+    label = part.labels if denoiser.labels else None
     losses = torch.cat(
         [
-            loss(denoiser.network, Problem(*(part[rows] for part in problem)), None if label is None else label[rows])
+            loss(denoiser.network, Problem(*(x[rows] for x in problem)), None if label is None else label[rows])
             for rows in torch.split(torch.arange(n), config.batch_size)
         ]
     )

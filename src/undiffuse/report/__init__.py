@@ -47,7 +47,7 @@ class Report:
             yield
         except UserError:
             raise
-        except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError) as error:
+        except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError, OSError) as error:
             results = [*self.run.path.glob("metrics.json"), *sorted(self.run.path.glob("study/*.json"))]
             names = " or ".join(map(str, [self.run.path / "config.json", *results]))
             raise UserError(

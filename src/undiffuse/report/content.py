@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -63,22 +64,20 @@ class Source:
 def read(run: Run) -> Source:
     """Raises UserError where there is no run, or where its metrics cannot be read."""
     about = run.about()
-    metrics = content_of(run.path / "metrics.json", METRICS_FORMAT, f"undiffuse evaluate {run.path}")
+    metrics = content_of(run.path / "metrics.json", METRICS_FORMAT, run.command_for("evaluate"))
     studies = {}
     for name in ("samplers", *STUDIES):
-        studies[name] = content_of(
-            run.path / "study" / f"{name}.json", STUDY_FORMAT, f"undiffuse study {name} {run.path}"
-        )
+        studies[name] = content_of(run.path / "study" / f"{name}.json", STUDY_FORMAT, run.command_for("study", name))
     pictures = {name: (run.path / name).read_bytes() for name in PICTURES if (run.path / name).is_file()}
     for study in studies.values():
         for picture in [row["picture"] for row in study["rows"]] if study else []:
             pictures[f"study-{picture}"] = picture_of(run.path / "study", picture)
     samplers = studies.pop("samplers")
-    if samplers:
-        for name in ("denoising.png", "guesses.png"):
-            pictures[name] = picture_of(run.path / "study", name)
     trainings = {name: study for name, study in studies.items() if study}
     source = Source(run, about, list(run.log()), metrics, samplers, trainings, pictures)
+    if samplers and source.is_of_now(samplers["step"]):
+        for name in ("denoising.png", "guesses.png"):
+            pictures[name] = picture_of(run.path / "study", name)
     return with_samples(source)
 
 
@@ -87,14 +86,15 @@ def with_samples(source: Source) -> Source:
     else the last snapshot."""
     classes = len(source.about.facts.classes) if source.config.conditional else 0
     pictures = dict(source.pictures)
+    snapshots = [(event["step"], source.run.path / event["file"]) for event in source.of("snapshot")]
+    latest = max((snapshot for snapshot in snapshots if snapshot[1].is_file()), default=None)
     note = note_of(pictures.pop("samples.png", b""))
-    if note.get("usual") is True and source.is_of_now(note.get("step", -1)):
+    of = note.get("step")
+    if note.get("usual") is True and isinstance(of, int) and source.is_of_now(of) and of >= (latest or (0,))[0]:
         pictures["samples.png"] = source.pictures["samples.png"]
         return replace(source, pictures=pictures, class_lies_in="row" if note.get("rows") == classes > 1 else None)
-    snapshots = [source.run.path / event["file"] for event in source.of("snapshot")]
-    there = [path for path in snapshots if path.is_file()]
-    if there:
-        pictures["samples.png"] = there[-1].read_bytes()
+    if latest:
+        pictures["samples.png"] = latest[1].read_bytes()
     in_columns = columns_for(source.config.snapshot_images, classes) == classes > 1
     return replace(source, pictures=pictures, class_lies_in="column" if in_columns else None)
 
@@ -118,7 +118,9 @@ def content_of(path: Path, version: int, command: str) -> dict[str, Any] | None:
         if content["format"] != version:
             raise ValueError(f"format {content['format']}")
     except (ValueError, KeyError, TypeError, OSError, RecursionError) as error:
-        raise UserError(f"{path} can't be read ({error}); remove it, and make it anew with: {command}") from error
+        folder = path.with_suffix("")  # of a study's trainings
+        what = f"it and {folder}" if folder.is_dir() else "it"
+        raise UserError(f"{path} can't be read ({error}); remove {what}, and make it anew with: {command}") from error
     return content
 
 
@@ -194,9 +196,9 @@ def summary(source: Source) -> Iterator[Block]:
         "every number in it is the run's own, and every line of code the one that ran."
     )
     if source.metrics and "frechet" in source.metrics and source.is_of_now(source.metrics["of"]["step"]):
-        found = source.metrics["frechet"]
+        found, step = source.metrics["frechet"], source.metrics["of"]["step"]
         yield Text(
-            f"Its images are {number(found['ratio'])} times as far from the training images, by the Fréchet distance, as real ones that "
+            f"{'Its images' if step == source.steps else f'After step {step:,} its images'} are {number(found['ratio'])} times as far from the training images, by the Fréchet distance, as real ones that "
             "it was not trained on are."
         )
     if "samples.png" in source.pictures:
@@ -208,7 +210,12 @@ def summary(source: Source) -> Iterator[Block]:
             0.8,
         )
     else:
-        yield Missing("There are no images of this run yet.", f"undiffuse sample {source.run.path}")
+        yield Missing(
+            "There are no images of this run yet.",
+            source.run.command_for("sample")
+            if source.of("finished") or source.run.checkpoint_path.is_file()
+            else source.run.command(),
+        )
 
 
 def ideas(source: Source) -> Iterator[Block]:
@@ -443,10 +450,11 @@ def samplers(source: Source) -> Iterator[Block]:
     yield from code(*shown, *([] if own in shown else [own]), sampling.trajectory)
     if source.about.labels:
         guidance = config.drawing(source.steps, source.about.labels)["guidance"]
+        what = "class" if config.conditional else "group"
         yield Text(
-            f"The network was also trained without being told {'the class' if config.conditional else 'the group'}, for {config.label_dropout:.0%} of its images. "
-            "_Guidance_ (Ho & Salimans 2022) leads from its guess without it through the one with it, and beyond by the factor "
-            f"{number(guidance)} here: clearer images, of less variety."
+            f"Of {config.label_dropout:.0%} of the images the network was not told the {what}. _Guidance_ (Ho & Salimans 2022) goes from its guess without the {what} "
+            f"through the one with it, by a factor: above 1 the images are clearer, and of less variety. "
+            + ("This run's are drawn without." if guidance == 1 else f"This run's are drawn with {number(guidance)}.")
         )
         yield from code(sampling.Guide.x_0)
 
@@ -487,7 +495,8 @@ def hyperparameters(source: Source) -> Iterator[Block]:
     )
     sessions = source.of("session")
     machine = sessions[-1]["machine"] if sessions else {}
-    if source.of("uncompiled"):  # found out after the session was logged
+    since = source.events[source.events.index(sessions[-1]) :] if sessions else []
+    if any(event["event"] == "uncompiled" for event in since):  # found out after the session was logged
         machine = {**machine, "compiled": False}
     seen = source.steps * config.batch_size
     what = [
@@ -516,9 +525,8 @@ def flops_an_image(source: Source) -> int:
 
     facts = source.about.facts
     network = build_network(source.config, facts, device="meta").eval().to("meta")  # counted without computing it
-    labelled = source.config.conditional or facts.groups
     with FlopCounterMode(display=False) as counter, torch.no_grad(), torch.device("meta"):
-        label = torch.zeros(1, dtype=torch.long) if labelled else None
+        label = torch.zeros(1, dtype=torch.long) if source.about.labels else None
         network(torch.zeros(1, *facts.shape), torch.zeros(1), label)
     return 3 * counter.get_total_flops()
 
@@ -531,8 +539,8 @@ def training(source: Source) -> Iterator[Block]:
     if validations:
         first, last = validations[0], validations[-1]
         yield Text(
-            f"On images that were held out, the loss was {number(first['loss'])} of the untrained network"
-            + (f", and {number(last['loss'])} at step {last['step']:,}." if last is not first else ".")
+            f"On images that were held out, the untrained network's loss was {number(first['loss'])}"
+            + (f"; at step {last['step']:,} it was {number(last['loss'])}." if last is not first else ".")
             + (
                 f" Quick samples came from a Fréchet distance of {number(scores[0]['frechet'])} at step {scores[0]['step']:,} to "
                 f"{number(scores[-1]['frechet'])} at step {scores[-1]['step']:,}; as many real images have {number(scores[-1]['floor'])}."
@@ -555,8 +563,8 @@ def training(source: Source) -> Iterator[Block]:
             "Rows of images, from noise at the top to clear images at the bottom.",
             0.75,
         )
-    for event in source.of("uncompiled"):
-        yield Text(f"From step {event['step']:,} on the network was not compiled: {plain(event['reason'])}.")
+    for step, reason in dict.fromkeys((event["step"], event["reason"]) for event in source.of("uncompiled")):
+        yield Text(f"From step {step:,} the network was trained without being compiled: {plain(reason)}.")
     for event in source.of("clock"):
         if event.get("cut"):
             yield Text(
@@ -585,15 +593,15 @@ FIGURES = {
 
 
 def results(source: Source) -> Iterator[Block]:
-    found, run = source.metrics, source.run.path
+    found = source.metrics
     yield Heading(1, "Results")
     if found is None:
-        yield Missing("This run has not been evaluated.", f"undiffuse evaluate {run}")
+        yield Missing("This run has not been evaluated.", source.run.command_for("evaluate"))
         return
     if not source.is_of_now(found["of"]["step"]):
         yield Missing(
-            f"This run was evaluated after step {found['of']['step']:,}, and has been trained on since.",
-            f"undiffuse evaluate {run}",
+            f"There is no evaluation of the finished run, only one of step {found['of']['step']:,}.",
+            source.run.command_for("evaluate"),
         )
         return
     if found["of"]["step"] != source.steps:
@@ -631,9 +639,10 @@ def results(source: Source) -> Iterator[Block]:
         yield Heading(2, "Likelihood")
         yield Text(
             f"The bound of the chain of {bits['chain']:,} steps is {bits['test']:.3f} bits per dimension on the {plain(found['reference']['control'])} "
-            f"({bits['low']:.3f} to {bits['high']:.3f}), and {bits['training']['value']:.3f} on training images: that of {plain(bits['assumes'])}. The gap is "
+            f"({bits['low']:.3f} to {bits['high']:.3f}), and {bits['training']['value']:.3f} on training images. The gap is "
             f"{bits['gap']['value']:+.3f} ({bits['gap']['low']:+.3f} to {bits['gap']['high']:+.3f}): "
             + ("the overfitting." if bits["gap"]["low"] > 0 else "no overfitting that these images could show.")
+            + f" The bound holds for {plain(bits['assumes']).replace(plain('x_0_hat'), '$hat(x)_0$')}."
             + (
                 f" The probability-flow ODE, another model of the data, has {bits['ode']['test']:.3f}."
                 if "ode" in bits
@@ -648,7 +657,10 @@ def results(source: Source) -> Iterator[Block]:
                 0.7,
             )
     elif found:
-        yield Missing("There are no bits per dimension yet.", f"undiffuse evaluate {run} --no-quality --no-novelty")
+        yield Missing(
+            "There are no bits per dimension yet.",
+            source.run.command_for("evaluate", after=("--no-quality", "--no-novelty")),
+        )
     audit = found.get("novelty")
     if audit:
         yield Heading(2, "Novelty")
@@ -682,25 +694,23 @@ WAYS = {
 
 
 def compared(source: Source) -> Iterator[Block]:
-    study, run = source.samplers, source.run.path
+    study = source.samplers
     yield Heading(1, "Samplers compared")
     if study is None:
-        yield Missing("The samplers have not been compared on this run.", f"undiffuse study samplers {run}")
+        yield Missing("The samplers have not been compared on this run.", source.run.command_for("study", "samplers"))
         return
-    again = f"undiffuse study samplers {run}"
+    again = source.run.command_for("study", "samplers")
     if not source.is_of_now(study["step"]):
-        yield Missing(f"They were compared after step {study['step']:,}, and the run has been trained on since.", again)
+        yield Missing(f"There is no comparison of the finished run, only one of step {study['step']:,}.", again)
         return
     rows = study["rows"]
-    if not rows:
-        yield Missing("Their comparison has only begun.", again)
-        return
     if len(rows) < study["cases"]:
-        yield Missing(f"{len(rows)} of {study['cases']} cases have been drawn.", again)
-    rows = study["rows"]
+        yield Missing(f"The comparison is not whole: {len(rows)} of {study['cases']} cases have been drawn.", again)
     scored = all("frechet" in row for row in rows)
     yield Text(
-        f"Each sampler drew {study['n']:,} images with this run's model, from the same noise"
+        f"Each sampler drew {study['n']:,} images with this run's model"
+        + ("" if study["step"] == source.steps else f" of step {study['step']:,}")
+        + ", from the same noise"
         + (" and the same labels" if source.config.conditional else "")
         + ", without guidance. _Spread_ is how different its images are from one another (the root mean square difference from the mean"
         + (" of their class" if source.config.conditional else "")
@@ -740,8 +750,10 @@ def compared(source: Source) -> Iterator[Block]:
     for row in {row["sampler"]: row for row in sorted(rows, key=lambda row: int(row["calls"]))}.values():
         words = f"{plain(WAYS[row['sampler']])}, {row['steps']} steps: from the same ten noises as the others."
         yield Figure(Path(f"study-{row['picture']}").stem, words, f"Ten images drawn by {row['sampler']}.", 0.9)
-    yield Heading(2, "Which advantages and disadvantages has each?")
-    yield Text(" ".join(verdicts(study, scored)))
+    answer = " ".join(verdicts(study, scored))
+    if answer:
+        yield Heading(2, "Which advantages and disadvantages has each?")
+        yield Text(answer)
 
 
 def verdicts(study: dict[str, Any], scored: bool) -> Iterator[str]:
@@ -755,7 +767,8 @@ def verdicts(study: dict[str, Any], scored: bool) -> Iterator[str]:
         a, b = by_name.get(one, {}), by_name.get(other, {})
         return [(calls, a[calls], b[calls]) for calls in sorted(a.keys() & b.keys())]
 
-    for _, mean, ddpm in both("mean", "ddpm")[-1:]:
+    if pairs := both("mean", "ddpm"):
+        _, mean, ddpm = pairs[-1]
         if mean["spread"] < 0.8 * ddpm["spread"]:
             yield (
                 f"(7) collapses: its images have a spread of {mean['spread']:.1f}, those of (8) of {ddpm['spread']:.1f}, real ones of "
@@ -766,7 +779,8 @@ def verdicts(study: dict[str, Any], scored: bool) -> Iterator[str]:
                 f"On this run (7) has not collapsed (a spread of {mean['spread']:.1f} against {ddpm['spread']:.1f} of (8)), though in theory its noise "
                 "shrinks too fast."
             )
-    for _, printed, ddpm in both("ddpm-printed", "ddpm")[-1:]:
+    if pairs := both("ddpm-printed", "ddpm"):
+        _, printed, ddpm = pairs[-1]
         if printed["spread"] < 0.97 * ddpm["spread"]:
             yield f"(8) as printed adds too little noise, and its images are less varied than they should be ({printed['spread']:.1f})."
         else:
@@ -777,9 +791,8 @@ def verdicts(study: dict[str, Any], scored: bool) -> Iterator[str]:
     yield f"The smallest Fréchet distance, {number(best['frechet'])}, is that of {WAYS[best['sampler']]} with {best['calls']} calls."
 
     pairs = both("ddpm", "ddim")
-    for words, (calls, ddpm, ddim) in zip(
-        ("many", "few"), [pairs[-1], pairs[0]] if len(pairs) > 1 else [], strict=False
-    ):
+    most_and_fewest = [("many", *pairs[-1]), ("few", *pairs[0])] if len(pairs) > 1 else []
+    for words, calls, ddpm, ddim in most_and_fewest:
         how = f"With {words} calls ({calls}), (8) has {number(ddpm['frechet'])} and DDIM {number(ddim['frechet'])}"
         if ddpm["frechet_low"] <= ddim["frechet_high"] and ddim["frechet_low"] <= ddpm["frechet_high"]:
             yield f"{how}: no difference that these many images could show."
@@ -801,21 +814,21 @@ STUDIES = {
 
 
 def trained(source: Source) -> Iterator[Block]:
-    run = source.run.path
     yield Heading(1, "Other choices compared")
     if not source.trainings:
         yield Missing(
-            "No other schedules, predictions or amounts of data have been tried.", f"undiffuse study schedules {run}"
+            "No other schedules, predictions or amounts of data have been tried.",
+            source.run.command_for("study", "schedules"),
         )
     for name, study in source.trainings.items():
-        yield from comparison(name, study, run)
+        yield from comparison(name, study, source.run)
 
 
-def comparison(name: str, study: dict[str, Any], run: Path) -> Iterator[Block]:
+def comparison(name: str, study: dict[str, Any], run: Run) -> Iterator[Block]:
     """One study of trainings."""
     rows = study["rows"]
     if not rows:
-        yield Missing(f"The comparison of {STUDIES[name]} has only begun.", f"undiffuse study {name} {run}")
+        yield Missing(f"The comparison of {STUDIES[name]} has only begun.", run.command_for("study", name))
         return
     scored, audited = all("frechet" in row for row in rows), all("near" in row for row in rows)
     also = "".join(f", with {coded(field)} {coded(value)}" for field, value in study["also"].items())
@@ -913,7 +926,7 @@ def limits(source: Source) -> Iterator[Block]:
     if source.finished:
         yield Text(
             "This run is repeated to the same weights, on the same machine and versions, by "
-            + coded(f"undiffuse train --replay {source.run.path} --out NEW")
+            + coded(shlex.join(["undiffuse", "train", "--replay", str(source.run.path), "--out", "NEW"]))
             + "."
         )
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from undiffuse import data, machine, metrics
 from undiffuse.errors import UserError
 from undiffuse.files import write_atomic
-from undiffuse.session import prepare
+from undiffuse.session import trained_on
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -43,6 +43,11 @@ class Sheet:
     @property
     def path(self) -> Path:
         return self.run.path / "study" / f"{self.name}.json"
+
+    @property
+    def all_of_it(self) -> str:
+        """What there is to remove for the study to begin anew."""
+        return f"{self.path} and {self.path.with_suffix('')}"
 
     def find(self, **values: Any) -> dict[str, Any] | None:
         """The row that has these values, if it is there."""
@@ -71,25 +76,21 @@ def sheet(run: Run, name: str, same: tuple[str, ...] = (), **facts: Any) -> Shee
                 found.rows = [dict(row) for row in old.pop("rows")]
                 found.facts = {name: old[name] for name in facts}
         except (ValueError, KeyError, TypeError, AttributeError, OSError, RecursionError) as error:
-            raise UserError(f"{found.path} can't be read ({error}); remove it to begin anew") from error
+            raise UserError(f"{found.path} can't be read ({error}); remove {found.all_of_it} to begin anew") from error
     return found
 
 
 def check_minutes(minutes: float) -> None:
     """UserError unless a study can take that long."""
     if not 0 < minutes < math.inf:
-        raise UserError(f"a study takes some time: --minutes must be a number above 0, not {minutes:g}")
+        raise UserError(f"a study takes some time: --minutes must be a finite number above 0, not {minutes:g}")
 
 
 def data_of(run: Run) -> Dataset:
     """The whole data set that a run was trained on. Raises UserError where its place holds other images now."""
-    about = run.about()
-    whole = data.load(about.config.data, about.config.size)
-    _, _, facts = prepare(about.config, whole)
-    if not about.facts.same_images(facts):
-        raise UserError(
-            f"{run.path} was trained on other images than '{about.config.data}' holds now; bring those back to study it"
-        )
+    config = run.about().config
+    whole = data.load(config.data, config.size)
+    trained_on(run, whole)
     return whole
 
 

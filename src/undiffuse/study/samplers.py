@@ -130,7 +130,7 @@ class SamplerStudy:
     def guesses(self, count: int = 3, columns: int = 11) -> Image.Image:
         """What the network sees at each noise level: for some images, held-out ones if there are any, a row of x_t, and below it one of the guess x_0_hat, told no label."""
         training, held_out, _ = prepare(self.sheet.run.about().config, self.whole)
-        x_0 = data.to_float((held_out if len(held_out) else data.random_part(training, count, 0)).images[:count])
+        x_0 = data.to_float(data.random_part(held_out if len(held_out) else training, count, 0).images)
         noise = rng.normal(x_0.shape, self.sheet.facts["seed"], "study noise")
         label = self.denoiser.no_label(len(x_0))
         both = []

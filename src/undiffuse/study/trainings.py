@@ -115,7 +115,7 @@ def measured(run: Run) -> tuple[dict[str, Any], Any]:
     whole = data.load(config.data, config.size)
     training, held_out, _ = prepare(config, whole)
     left_out = data.left_out(whole, config.subset or len(whole), config.seed, COMPARED)
-    unseen, seen = (left_out if len(left_out) else held_out), data.random_part(training, COMPARED, 0)
+    unseen, seen = (data.random_part(part, COMPARED, 0) for part in (left_out if len(left_out) else held_out, training))
 
     drawing = config.drawing(end["step"], denoiser.labels)
     steps = steps_within(config.sample_calls, denoiser, **drawing)
@@ -126,7 +126,7 @@ def measured(run: Run) -> tuple[dict[str, Any], Any]:
         "images_seen": end["step"] * config.batch_size,
         "images": len(training),
         "levels": LEVELS,
-        "unseen": errors(denoiser, unseen.images[:COMPARED]),
+        "unseen": errors(denoiser, unseen.images),
         "seen": errors(denoiser, seen.images),
     }
     if len(training) >= 2 and len(unseen) >= 100:
@@ -166,12 +166,11 @@ def training_study(path: Path, what: str, minutes: float = 30.0, seeds: int = 1,
     check_minutes(minutes)
     if seeds < 1:
         raise UserError(f"a study takes at least one seed, not {seeds}")
-    if not about.facts.validation:
+    there = len(data_of(run))
+    if there < 20:
         raise UserError(
-            f"{path} has too few images to hold some out, by which trainings could be compared: 20 are needed"
+            f"'{about.config.data}' has too few images to hold some out, by which trainings could be compared: 20 are needed"
         )
-    data_of(run)
-    there = about.facts.training + about.facts.validation
     values = [v for v in question.values if question.field != "subset" or v is None or v < there]
     notes = []
     for value in list(values):
@@ -181,9 +180,9 @@ def training_study(path: Path, what: str, minutes: float = 30.0, seeds: int = 1,
             build_network(config, about.facts, device="meta")
         except UserError as error:
             values.remove(value)
-            notes.append(f"without {question.field} {value}, which can't be trained here ({error})")
+            notes.append(f"{question.field} {value} is left out, as it can't be trained here ({error})")
     if len(values) < 2:
-        raise UserError(f"nothing can be compared: {'; '.join(notes) or 'there are too few images'}")
+        raise UserError(f"there is nothing to compare: {'; '.join(notes) or 'too few images'}")
     trainings = [(value, seed + k) for k in range(seeds) for value in values]
     each = 60 * minutes / len(trainings) - MEASURING
     if not each >= SHORTEST:
@@ -193,9 +192,7 @@ def training_study(path: Path, what: str, minutes: float = 30.0, seeds: int = 1,
         )
     kept = sheet(run, what, minutes_each=each / 60, field=question.field, also=question.also)
     if abs(kept.facts["minutes_each"] - each / 60) > 0.01:
-        notes.append(
-            f"so it was begun; for {each / 60:.1f} minutes each, remove {kept.path} and {kept.path.with_suffix('')}"
-        )
+        notes.append(f"these are the minutes that it was begun with: for {each / 60:.1f} each, remove {kept.all_of_it}")
     return TrainingStudy(kept, question, about.config, trainings, notes)
 
 
