@@ -27,6 +27,7 @@ from undiffuse.run import build_network, make_denoiser
 from undiffuse.session import prepare, total_steps
 from undiffuse.training import (
     MOST_CUTS,
+    QUICK_CALLS,
     Ended,
     Event,
     SetBack,
@@ -39,6 +40,7 @@ from undiffuse.training import (
     fit,
     hide_labels,
     new_state,
+    quick_samples,
     score_plan,
 )
 
@@ -545,18 +547,30 @@ def test_bf16_trains_as_fp32_does(tiny: dict[str, Any]) -> None:
 @pytest.mark.parametrize("steps", [1, 300, 1500, 4700, 30_000])
 @pytest.mark.parametrize("share", [0.01, 0.05, 0.2])
 def test_scores_take_no_more_than_their_share(steps: int, share: float) -> None:
-    """A training image costs three forward passes, an image of a score `sample_calls`."""
+    """A training image costs three forward passes, an image of a score at most QUICK_CALLS."""
     config = make_config(steps=steps, score_share=share)
     counts, planned = (500, 1000, 2000), snapshot_steps(steps, config.snapshots)
     n, at = score_plan(steps, planned, config, counts)
-    cost = (len(at) + 1) * n * config.sample_calls  # one more, where the run ends at another step than was foreseen
+    cost = (len(at) + 1) * n * QUICK_CALLS  # one more, where the run ends at another step than was foreseen
     assert cost <= share * 3 * steps * config.batch_size
     assert set(at) <= set(planned) - {0}
     if at:
         assert at[-1] == steps
         assert n in counts
     else:
-        assert share * 2 * steps * config.batch_size < 2 * 500 * config.sample_calls
+        assert share * 2 * steps * config.batch_size < 2 * 500 * QUICK_CALLS
+
+
+def test_ten_minutes_are_scored_a_few_times() -> None:
+    n, at = score_plan(3000, snapshot_steps(3000, 12), make_config(), (500, 1000, 2000))
+    assert (n, len(at)) == (500, 3)
+
+
+def test_quick_samples_take_few_calls(tiny: dict[str, Any]) -> None:
+    trainer, called = Trainer(**{**tiny, "conditional": True, "guidance": 2.0, "sample_calls": 24}), []
+    trainer.state.network.register_forward_pre_hook(lambda _, arguments: called.append(len(arguments[0])))
+    assert quick_samples(trainer.denoiser, trainer.config, trainer.training, 5, 3).shape == (5, 1, 8, 8)
+    assert sum(called) == 5 * QUICK_CALLS
 
 
 def test_a_long_run_is_scored_at_every_snapshot() -> None:

@@ -37,6 +37,9 @@ if TYPE_CHECKING:
 
 
 VALIDATION_IMAGES = 512
+QUICK_CALLS = (
+    8  # network calls of a sample for a score, at most: scores are compared with one another, and must not take long
+)
 LEVELS = 8  # of noise, for which the validation loss is given
 KEPT_EVERY = 50  # steps: how far training is set back at most when numbers go wrong
 MOST_CUTS = 5
@@ -480,7 +483,7 @@ def score_plan(steps: int, snapshots: Sequence[int], config: Config, counts: Seq
     arithmetic of a run of `steps` steps: as often as possible, then of as many images as possible, from `counts`.
 
     A forward pass with its backward pass is counted as two: less than it takes, so that the share is not exceeded."""
-    images = config.score_share * 2 * steps * config.batch_size / config.sample_calls
+    images = config.score_share * 2 * steps * config.batch_size / min(config.sample_calls, QUICK_CALLS)
     after = [step for step in snapshots if step > 0]
     if not after or not counts or images < 2 * min(counts):
         return 0, []
@@ -492,9 +495,9 @@ def score_plan(steps: int, snapshots: Sequence[int], config: Config, counts: Seq
 
 
 def quick_samples(denoiser: Denoiser, config: Config, training: Dataset, n: int, step: int) -> Tensor:
-    """n images for a score by the run's own sampler, uint8 (n, C, H, W); labels, where there are some, at random from the training set's."""
+    """n images for a score by the run's own sampler in few steps, uint8 (n, C, H, W); labels, where there are some, at random from the training set's."""
     drawing = config.drawing(step, denoiser.labels)
-    steps = steps_within(config.sample_calls, denoiser, **drawing)
+    steps = steps_within(min(config.sample_calls, QUICK_CALLS), denoiser, **drawing)
     label = data.random_labels(training, n, config.seed, "score labels") if denoiser.labels else None
     images = draw_many(denoiser, n, label=label, steps=steps, seed=config.seed, **drawing)
     return data.to_uint8(images)
