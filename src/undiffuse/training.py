@@ -37,9 +37,7 @@ if TYPE_CHECKING:
 
 
 VALIDATION_IMAGES = 512
-QUICK_CALLS = (
-    8  # network calls of a sample for a score, at most: scores are compared with one another, and must not take long
-)
+QUICK_CALLS = 8  # of the network, at most, for a sample that is scored: scores are compared with one another only
 LEVELS = 8  # of noise, for which the validation loss is given
 KEPT_EVERY = 50  # steps: how far training is set back at most when numbers go wrong
 MOST_CUTS = 5

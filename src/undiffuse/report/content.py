@@ -695,11 +695,11 @@ WAYS = {
 
 def compared(source: Source) -> Iterator[Block]:
     study = source.samplers
+    again = source.run.command_for("study", "samplers")
     yield Heading(1, "Samplers compared")
     if study is None:
-        yield Missing("The samplers have not been compared on this run.", source.run.command_for("study", "samplers"))
+        yield Missing("The samplers have not been compared on this run.", again)
         return
-    again = source.run.command_for("study", "samplers")
     if not source.is_of_now(study["step"]):
         yield Missing(f"There is no comparison of the finished run, only one of step {study['step']:,}.", again)
         return
