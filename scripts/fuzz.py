@@ -3,20 +3,26 @@
     python scripts/fuzz.py idx|config|log|checkpoint|archive --runs 100000
 
 Whatever the bytes, a reader returns or raises UserError; anything else is a finding, and ends the fuzzer with its input. The seeds are files
-that the package itself wrote, so that the fuzzer begins behind the first check. Seals are made to hold, where the rest is to be reached.
+that the package itself wrote, so that the fuzzer begins behind the first check. Seals are made to hold, where the rest is to be reached. Every
+second change is one of a value within the JSON (the lines of a log, the header of a checkpoint), which stays JSON, or one within an array of an
+archive, whose checksums are made to hold; the others are of any bytes.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import io
 import json
+import random
 import struct
 import sys
 import tempfile
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import atheris
 import numpy as np
@@ -63,10 +69,80 @@ def archive(content: bytes) -> None:
     evaluation.read_images(path, DATASET)
 
 
-DATASET = data.Dataset("tiny", torch.zeros(4, 1, 8, 8, dtype=torch.uint8), torch.arange(4) % 2, ("0", "1"))
+DATASET = data.Dataset("tiny", torch.zeros(4, 1, 2, 2, dtype=torch.uint8), torch.arange(4) % 2, ("0", "1"))
 TARGETS: dict[str, Callable[[bytes], None]] = {
     "idx": idx, "config": config, "log": log, "checkpoint": checkpoint, "archive": archive,
 }  # fmt: skip
+
+
+# what a program that expects another value may stumble over
+ODD: list[Any] = [
+    None, True, False, -1, 0, 1, 7, 2**31, -(2**63), 2**64, 10**400, 0.5, -0.0, 1e-320, 1e308, float("inf"), float("nan"), "", "0", "a" * 300, "../x",
+    "/", "\x00", "\ud800", "F32", "I64", [], {}, [0], [[0, 1]], [0, 2**62], {"": 0},
+]  # fmt: skip
+
+
+def changed(value: Any, chance: random.Random) -> Any:
+    """A JSON value with one place of it changed, dropped or doubled."""
+    if isinstance(value, dict | list) and value and chance.random() < 0.9:
+        key = chance.choice(list(value) if isinstance(value, dict) else range(len(value)))
+        deed = chance.random()
+        if deed < 0.1:
+            del value[key]
+        elif deed < 0.2 and isinstance(value, list):
+            value.append(value[key])
+        elif deed < 0.2:
+            value[chance.choice([*value, "", "a" * 300])] = value[key]
+        else:
+            value[key] = changed(value[key], chance)
+        return value
+    if isinstance(value, int | float) and chance.random() < 0.5:
+        return value + chance.choice([-1, 1, 0.5, 1e9])
+    return chance.choice(ODD)
+
+
+def changed_json(content: bytes, chance: random.Random) -> bytes:
+    try:
+        return json.dumps(changed(json.loads(content), chance)).encode()
+    except (ValueError, RecursionError, OverflowError):
+        return content
+
+
+def changed_archive(content: bytes, chance: random.Random) -> bytes:
+    try:
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            members = {name: archive.read(name) for name in archive.namelist()}
+        name = chance.choice(list(members))
+        members[name] = bytes(atheris.Mutate(members[name], 2048))
+        out = io.BytesIO()
+        with zipfile.ZipFile(out, "w") as archive:
+            for name, member in members.items():
+                archive.writestr(name, member)
+        return out.getvalue()
+    except Exception:  # whatever an archive of any bytes has wrong: it is tried as it is
+        return content
+
+
+def mutated(content: bytes, most: int, seed: int, target: str) -> bytes:
+    """What libFuzzer tries next."""
+    chance = random.Random(seed)
+    if target != "idx" and chance.random() < 0.5:
+        if target == "config":
+            content = changed_json(content, chance)
+        elif target == "log":
+            lines = content.splitlines() or [b"{}"]
+            k = chance.randrange(len(lines))
+            lines[k] = changed_json(lines[k], chance)
+            content = b"\n".join(lines) + b"\n"
+        elif target == "archive":
+            content = changed_archive(content, chance)
+        elif len(content) >= 8:
+            length = int.from_bytes(content[:8], "little")
+            header = changed_json(content[8 : 8 + length], chance)
+            content = len(header).to_bytes(8, "little") + header + content[8 + length :]
+        if len(content) <= most:
+            return content
+    return bytes(atheris.Mutate(content[:most], most))
 
 
 def seeds(target: str) -> list[bytes]:
@@ -92,7 +168,7 @@ def seeds(target: str) -> list[bytes]:
         files.save_tensors(path, {"a": torch.ones(2, 3), "b": torch.tensor(1)}, {"step": "3"})
         return [path.read_bytes()]
     out = io.BytesIO()
-    np.savez(out, images=np.zeros((3, 8, 8), np.uint8), labels=np.zeros(3, np.int64))
+    np.savez(out, images=np.zeros((100, 2, 2), np.uint8), labels=np.zeros(100, np.uint8))
     return [out.getvalue()]
 
 
@@ -112,7 +188,8 @@ def main() -> None:
 
     torch.set_num_threads(1)
     options = [f"-runs={chosen.runs}", "-max_len=4096", "-timeout=5", "-rss_limit_mb=2048"]
-    atheris.Setup([sys.argv[0], *options, str(corpus)], once)
+    mutator = functools.partial(mutated, target=chosen.target)
+    atheris.Setup([sys.argv[0], *options, str(corpus)], once, custom_mutator=mutator)
     atheris.Fuzz()
 
 

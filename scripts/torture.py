@@ -107,12 +107,14 @@ def torture(kills: int, seed: int, place: Path) -> tuple[int, int, int]:
                 break
             killed += 1
             writing += bool(unfinished(folder) - before)
+            print(f"\r{killed} of {kills} kills, {runs} whole runs", end="", file=sys.stderr, flush=True)
             aim = chance.choice([None, "checkpoint.safetensors.tmp"])
         runs += 1
         found = remains(folder)
         wrong = [name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name)]
         if wrong:
             sys.exit(f"torture: after {killed} kills a run ended with another {', '.join(sorted(wrong))}")
+    print(file=sys.stderr)
     return killed, writing, runs
 
 

@@ -706,7 +706,7 @@ def read_images(file: Path, training: Dataset) -> tuple[Tensor, Tensor | None]:
     except FileNotFoundError:
         raise UserError(f"{file} does not exist; give an .npz file with an array 'images'") from None
     except Exception as error:  # whatever a broken archive makes the reader trip over
-        raise UserError(f"{file} can't be read as an .npz file ({error})") from error
+        raise UserError(f"{file} can't be read as an .npz file ({error or type(error).__name__})") from error
     pixels, labels = arrays["images"], arrays.get("labels")
     if pixels.dtype.kind == "f" and not np.isfinite(pixels).all():
         raise UserError(f"{file}: images hold NaN or infinity; save them as uint8, 0 to 255")
