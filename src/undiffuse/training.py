@@ -215,6 +215,45 @@ def rehearse(config: Config) -> None:
     draw(denoiser, [0], steps=steps_within(config.sample_calls, denoiser, **sampler), **sampler)
 
 
+# --- A step ---
+
+
+def problem_of(denoiser: Denoiser, config: Config, training: Dataset, step: int) -> tuple[Problem, Tensor | None]:
+    """What step number `step` (from 0) learns from: a batch of images x_0, each noised to a time of its own, and their labels (B,), where
+    the network knows some. A function of (seed, step) alone."""
+    rows = data.batch_indices(len(training.images), config.batch_size, step, config.seed)
+    x_0 = data.to_float(training.images[rows])
+    noise = rng.normal(x_0.shape, config.seed, "noise", step)
+    generator = rng.stream(config.seed, "times", step)
+    t = draw_times(TIMES[config.times], len(rows), generator, stratified=config.stratified, steps=config.chain)
+    label = hide_labels(training.labels[rows], denoiser.labels, config, step) if denoiser.labels else None
+    return regression(denoiser, WEIGHTINGS[config.weighting], x_0, noise, t), label
+
+
+def descend(
+    batch_loss: BatchLoss, state: State, problem: Problem, label: Tensor | None, lr: float, config: Config
+) -> tuple[float, str | None]:
+    """One step down the gradient of (6), by the optimiser, and of the average: (the loss, what of it is not finite, if anything).
+    `state` is spoilt where something is not."""
+    torch.manual_seed(int(rng.stream(config.seed, "dropout", state.step).integers(2**63)))
+    parameters: list[Tensor] = list(state.network.parameters())
+    average: list[Tensor] = list(state.average.parameters())
+    for group in state.optimizer.param_groups:
+        group["lr"] = lr
+    value = batch_loss(problem, label)
+    value.backward()
+    norm = torch.nn.utils.clip_grad_norm_(parameters, config.grad_clip)
+    wrong = next((what for what, x in (("loss", value), ("gradient", norm)) if not x.isfinite()), None)
+    if wrong is None:
+        state.optimizer.step()
+        decay = ema_decay(state.step + 1, ema_exponent(config.ema))
+        torch._foreach_lerp_(average, parameters, 1 - decay)
+        wrong = None if state.is_finite() else "weight or moment"
+    state.optimizer.zero_grad()
+    state.step += 1
+    return value.item(), wrong
+
+
 # --- The loop ---
 
 
@@ -241,11 +280,7 @@ def fit(
     learning rate, MOST_CUTS times; then UserError is raised. (Not further than to where this session began: a run that was also
     resumed in between may be set back to another step than one that was not.) `state` is finite whenever an event is read."""
     weighting, distribution = WEIGHTINGS[config.weighting], TIMES[config.times]
-    images, labels = training.images, training.labels if denoiser.labels else None
     averaged = replace(denoiser, network=in_precision(state.average, precision))
-    parameters: list[Tensor] = list(state.network.parameters())
-    average: list[Tensor] = list(state.average.parameters())
-    exponent = ema_exponent(config.ema)
 
     def batch_loss(problem: Problem, label: Tensor | None) -> Tensor:
         with machine.arithmetic(precision):
@@ -300,18 +335,7 @@ def fit(
             yield Ended(step, finished=False)
             return
 
-        rows = data.batch_indices(len(images), config.batch_size, step, config.seed)
-        x_0 = data.to_float(images[rows])
-        noise = rng.normal(x_0.shape, config.seed, "noise", step)
-        t = draw_times(
-            distribution,
-            len(rows),
-            rng.stream(config.seed, "times", step),
-            stratified=config.stratified,
-            steps=config.chain,
-        )
-        label = None if labels is None else hide_labels(labels[rows], denoiser.labels, config, step)
-        problem = regression(denoiser, weighting, x_0, noise, t)
+        problem, label = problem_of(denoiser, config, training, step)
         if first and compiled:
             quick = torch.compile(batch_loss, dynamic=False)
             fault = fault_of(quick, batch_loss, state.network, problem, label, gradients=config.dropout == 0)
@@ -322,21 +346,8 @@ def fit(
             else:
                 yield Uncompiled(step, fault)
 
-        torch.manual_seed(int(rng.stream(config.seed, "dropout", step).integers(2**63)))
         lr = config.lr * lr_factor(step, config.warmup, clock.decisions, clock.cuts)
-        for group in state.optimizer.param_groups:
-            group["lr"] = lr
-        value = batch_loss(problem, label)
-        value.backward()
-        norm = torch.nn.utils.clip_grad_norm_(parameters, config.grad_clip)
-        wrong = next((what for what, x in (("loss", value), ("gradient", norm)) if not x.isfinite()), None)
-        if wrong is None:
-            state.optimizer.step()
-            torch._foreach_lerp_(average, parameters, 1 - ema_decay(step + 1, exponent))
-            wrong = None if state.is_finite() else "weight or moment"
-        state.optimizer.zero_grad()
-        state.step += 1
-
+        value, wrong = descend(batch_loss, state, problem, label, lr, config)
         now = time.monotonic()
         seconds, last = now - last, now
         if not first:
@@ -345,7 +356,7 @@ def fit(
         if wrong is None:
             if state.step % KEPT_EVERY == 0:
                 good = state.copy()
-            yield Stepped(state.step, value.item(), lr, seconds, clock.end)
+            yield Stepped(state.step, value, lr, seconds, clock.end)
             continue
         if len(clock.cuts) >= MOST_CUTS:
             state.restore(*good)

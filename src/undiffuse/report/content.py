@@ -532,7 +532,7 @@ def flops_an_image(source: Source) -> int:
 
 
 def training(source: Source) -> Iterator[Block]:
-    from undiffuse.training import fit
+    from undiffuse.training import descend, ema_decay, problem_of
 
     yield Heading(1, "Training")
     validations, scores = source.of("validation"), source.of("score")
@@ -573,8 +573,13 @@ def training(source: Source) -> Iterator[Block]:
             )
     if not source.finished:
         yield Missing("This run is unfinished; figures of the whole of it are drawn at its end.", source.run.command())
-    yield Text("The whole of training is one loop, which reports what happens as events:")
-    yield from code(fit)
+    yield Text(
+        "A step of training draws a batch with its noise and times, goes down the gradient of (6), and takes the new weights into their average, which is what draws. "
+        "All of its randomness is a function of the seed and the step, so that a stopped run goes on to the same end. (The loop around it, `fit` in "
+        "the same file, decides when to look at samples, when to save and when to stop.)"
+    )
+    for part in (problem_of, descend, ema_decay):
+        yield from code(part)
 
 
 FIGURES = {
