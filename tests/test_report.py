@@ -269,13 +269,14 @@ METRICS: dict[str, Any] = {
     "of": {"step": 12},
     "reference": {"control": "test set"},
     "sampling": {"n": 4321, "sampler": "ddim:eta=0.5", "steps": 17, "network_calls": 34},
-    "frechet": {"value": 0.1234, "low": 0.1111, "high": 0.1357, "floor": 0.0456, "ratio": 2.706},
+    "frechet": {"value": 0.1234, "low": 0.1111, "high": 0.1357, "floor": 0.0456, "ratio": 2.706, "ratio_low": 1.58, "ratio_high": 3.91},
     "precision": {"value": 0.8765, "low": 0.8701, "high": 0.8802, "control": 0.8999},
     "missing": {"label_agreement": "the images were drawn without labels"},
     "bits_per_dim": {
         "test": 1.2345, "low": 1.2, "high": 1.27, "chain": 1000, "training": {"value": 1.2222}, "gap": {"value": 0.0123, "low": 0.0100, "high": 0.0146}, "assumes": "a chain",
+        "reconstruction": {"value": 0.7}, "ode": {"test": 1.6543, "low": 1.6111, "high": 1.7222, "n": 333},
     },
-    "novelty": {"alarm": True, "n": 4321, "share": 0.0234, "threshold": 0.567, "expected": 0.001, "p_value": 1e-9},
+    "novelty": {"alarm": True, "n": 4321, "share": 0.0234, "threshold": 0.567, "expected": 0.001, "p_value": 1e-9, "detectable": 0.0017},
 }  # fmt: skip
 
 
@@ -288,13 +289,14 @@ def test_numbers_are_those_of_metrics_json(reported: Path, tmp_path: Path) -> No
         "0.123",
         "0.111 to 0.136",
         "0.0456",
-        "2.71 times",
+        "2.7 times (95% interval 1.6 to 3.9)",
         "0.876",
-        "0.9",
+        "0.900",
         "4,321 images",
         "1.234",
         "1.222",
         "1.200 to 1.270",
+        "1.654 (1.611 to 1.722) on 333",
         "+0.012 (+0.010 to +0.015): the overfitting",
     ):
         assert words in document, words
@@ -303,6 +305,7 @@ def test_numbers_are_those_of_metrics_json(reported: Path, tmp_path: Path) -> No
         "17 steps, 34 network calls",
         "found copies",
         "2.34%",
+        "0.17%",
         "0.567",
         "drawn without labels",
     ):
@@ -403,7 +406,7 @@ def test_colour_and_strange_names(train: Callable[..., Path], tmp_path: Path) ->
     run = train(data=str(folder), steps=2, snapshots=2)
     write_report(run)
     assert "_my$ *data* #1 [x]@y" in pdf_text(run / "report.pdf")
-    assert "6 x 9 pixels, 3 colours" in pdf_text(run / "report.pdf")
+    assert "6 \N{MULTIPLICATION SIGN} 9 pixels, 3 colours" in pdf_text(run / "report.pdf")
 
 
 def test_an_unfinished_run_says_so(run: Path, tmp_path: Path) -> None:

@@ -86,8 +86,9 @@ def test_spread_is_the_standard_deviation_over_images() -> None:
 def test_the_report_takes_it_in(studied: Path) -> None:
     found = Report(studied)
     table = next(b for b in found.blocks if isinstance(b, Table) and b.header[0] == "sampler")
-    assert len(table.rows) == len(SAMPLERS) * len(CALLS)
-    assert {"study-mean-25", "study-ddpm-25", "denoising", "guesses"} <= {Path(name).stem for name in found.pictures}
+    assert len(table.rows) == len(SAMPLERS) * len(CALLS) + 1
+    assert table.rows[-1][0] == "real images"
+    assert {"ways", "denoising", "guesses"} <= {Path(name).stem for name in found.pictures}
     words = " ".join(b.words for b in found.blocks if isinstance(b, Text))
     assert "(7)" in words
 
@@ -98,7 +99,7 @@ def test_an_interrupted_study_is_reported_as_far_as_it_went(labelled_run: Path, 
         pass
     blocks = Report(run).blocks
     assert any("2 of 21 cases have been drawn" in b.what for b in blocks if isinstance(b, Missing))
-    assert any(len(b.rows) == 2 for b in blocks if isinstance(b, Table) and b.header[0] == "sampler")
+    assert any(len(b.rows) == 3 for b in blocks if isinstance(b, Table) and b.header[0] == "sampler")
 
 
 def test_a_study_of_earlier_weights_begins_anew_and_is_not_reported(studied: Path, tmp_path: Path) -> None:
@@ -163,7 +164,8 @@ def test_the_text_follows_the_figures(verdict: Verdict) -> None:
     assert "too little noise" in verdict(rows(ddpm_printed=60.0))
     assert "about as varied" in verdict(rows())
     found = verdict(scored({"ddpm": (3.0, 1.0), "ddim": (2.0, 1.5), "heun": (0.5, 0.4)}))
-    assert "0.4, is that of Heun with 50 calls" in found
-    assert "With many calls (50), (8) has 1 and DDIM 1.5: the fresh noise" in found
-    assert "With few calls (10), (8) has 3 and DDIM 2: DDIM makes the most" in found
+    assert "0.400, is that of Heun with 50 calls, clearly" in found
+    assert "With many calls (50), (8) has 1.00 and DDIM 1.50: the fresh noise" in found
+    assert "With few calls (10), (8) has 3.00 and DDIM 2.00: DDIM makes the most" in found
+    assert "cannot tell it from 2 of the 13 other rows" in verdict(scored({"ddpm": (1.0, 1.02), "ddim": (1.05, 9.0)}))
     assert "no difference" in verdict(scored({"ddpm": (2.0, 1.0), "ddim": (2.05, 1.0)}))

@@ -189,7 +189,7 @@ Row = Callable[..., dict[str, Any]]
 def test_the_best_value_is_that_of_the_smallest_mean(row: Row) -> None:
     rows = [row("cosine", 2.0), row("flow", 1.0), row("linear", 1.15), row("cosine", 1.0, 1), row("flow", 1.2, 1)]
     words = best_of({"rows": rows})
-    assert '1.1, is that of #raw("flow")' in words
+    assert '1.10, is that of #raw("flow")' in words
     assert '#raw("linear")' in words
     assert "No other" in best_of({"rows": [row(None, 1.0), row(30, 5.0)]})
     assert "all of the data" in best_of({"rows": [row(None, 1.0), row(30, 5.0)]})
@@ -208,7 +208,7 @@ def test_the_report_takes_studies_in(run: Path, tmp_path: Path, row: Row) -> Non
     table = next(b for b in found.blocks if isinstance(b, Table) and b.header[0] == "subset")
     assert [cells[0] for cells in table.rows] == ['#raw("30")', "all"]
     assert table.header[3:] == ("error at -4", "error at 0", "error at 4", "Fréchet distance", "95% interval", "near")
-    assert table.rows[0][2:] == ("1,234", "0.4000", "0.2000", "0.0500", "4", "3.6 to 4.4", "25.0% (1.0%), copies")
+    assert table.rows[0][2:] == ("1,234", "0.4000", "0.2000", "0.0500", "4.00", "3.60 to 4.40", "25.0% (1.0%), copies")
     assert {"subset-compared.svg", "study-a.png"} <= found.pictures.keys()
     assert any(isinstance(b, Text) and "all of the data" in b.words for b in found.blocks)
     assert any(isinstance(b, Figure) and b.name == "subset-compared" for b in found.blocks)

@@ -37,8 +37,9 @@ def loss_curve(run: Run) -> None:
     steps = run.events("step")
     validations = run.events("validation")
     scores = run.events("score")
-    figure = new_figure(13 if scores else 9, 3.6)
-    left, right, *more = figure.subplots(1, 3 if scores else 2)
+    figure = new_figure(7.2, 5.4 if scores else 2.9)
+    panels = figure.subplot_mosaic("LR;QQ" if scores else "LR")
+    left, right = panels["L"], panels["R"]
     x = np.array([e["step"] for e in steps])
     y = np.array([e["loss"] for e in steps])
     window = max(1, len(y) // 50)
@@ -55,7 +56,7 @@ def loss_curve(run: Run) -> None:
             markersize=3,
             label="held-out images",
         )
-    left.set(xlabel="step", ylabel="loss (6)", yscale="log", title="Loss")
+    left.set(xlabel="step", ylabel="weighted loss", yscale="log", title="Loss")
     left.legend(fontsize=8)
     shown = [e for e in validations if e["step"] > 0] or validations
     for i, event in enumerate(shown):
@@ -76,11 +77,12 @@ def loss_curve(run: Run) -> None:
         right.legend(fontsize=8)
     else:
         right.text(0.5, 0.5, "no held-out images", ha="center", transform=right.transAxes)
-    for axis in more:
+    if scores:
+        axis = panels["Q"]
         axis.plot([e["step"] for e in scores], [e["frechet"] for e in scores], "o-", color=COLOURS[1], label="samples")
         axis.axhline(scores[0]["floor"], color=COLOURS[2], linestyle="--", label="floor: as many real images")
         axis.set(
-            xlabel="step", ylabel="Frechet distance", yscale="log", title=f"Quality of {scores[0]['n']:,} quick samples"
+            xlabel="step", ylabel="Fréchet distance", yscale="log", title=f"Quality of {scores[0]['n']:,} quick samples"
         )
         axis.legend(fontsize=8)
     run.write("loss.png", png(figure))
@@ -112,21 +114,21 @@ def timeline(run: Run, each: int = 10) -> None:
             rows.append((event["step"], images.tiles(sheet, height, width)[:each]))
     if not rows:
         return
-    figure = new_figure(0.62 * each + 1.2, 0.62 * len(rows) + 0.5)
+    figure = new_figure(0.5 * each + 1.2, 0.5 * len(rows) + 0.5)
     axes = figure.subplots(len(rows), each, squeeze=False)
     for row, (step, tiles) in zip(axes, rows, strict=True):
         for axis in row:
             axis.set_axis_off()
         for axis, tile in zip(row, tiles, strict=False):
             axis.imshow(tile, cmap="gray", vmin=0, vmax=255)
-        row[0].text(-0.15, 0.5, f"step {step:,}", ha="right", va="center", fontsize=8, transform=row[0].transAxes)
-    figure.suptitle("The same noise, as training goes on", fontsize=10)
+        row[0].text(-0.15, 0.5, f"step {step:,}", ha="right", va="center", fontsize=10, transform=row[0].transAxes)
+    figure.suptitle("The same noise, as training goes on", fontsize=11)
     run.write("timeline.png", png(figure))
 
 
 def bits_by_level(found: dict[str, Any]) -> bytes:
     """bits.png: where on the log-SNR axis the bits of the bound are spent, from `bits_per_dim` of metrics.json."""
-    figure = new_figure(6.5, 3.4)
+    figure = new_figure(5.2, 3.2)
     axis = figure.subplots()
     levels = [level for level, *_ in found["levels"]]
     bits = [bit for _, bit, _ in found["levels"]]
@@ -136,7 +138,7 @@ def bits_by_level(found: dict[str, Any]) -> bytes:
     axis.set(
         xlabel="log-SNR (left: noise, right: image)",
         ylabel="bits/dim per unit of log-SNR",
-        title=f"{found['test']:.3f} bits/dim on test images: {terms}",
+        title=f"{found['test']:.3f} bits/dim on test images:\n{terms}",
         ylim=(0, None),
     )
     axis.title.set_fontsize(9)

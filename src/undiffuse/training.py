@@ -226,7 +226,8 @@ def problem_of(denoiser: Denoiser, config: Config, training: Dataset, step: int)
     noise = rng.normal(x_0.shape, config.seed, "noise", step)
     generator = rng.stream(config.seed, "times", step)
     t = draw_times(TIMES[config.times], len(rows), generator, stratified=config.stratified, steps=config.chain)
-    label = hide_labels(training.labels[rows], denoiser.labels, config, step) if denoiser.labels else None
+    labels = training.labels if denoiser.labels else None
+    label = None if labels is None else hide_labels(labels[rows], denoiser.labels, config, step)
     return regression(denoiser, WEIGHTINGS[config.weighting], x_0, noise, t), label
 
 

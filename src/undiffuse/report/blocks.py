@@ -73,7 +73,15 @@ class Missing:
     command: str
 
 
-Block = Heading | Text | Equation | Figure | Table | Code | Missing
+@dataclass(frozen=True)
+class Command:
+    """A command to type, after the words that say what it does."""
+
+    words: str
+    command: str
+
+
+Block = Heading | Text | Equation | Figure | Table | Code | Missing | Command
 
 SPECIAL = re.compile(r"([\\#$*_`<>@\[\]=~\"'/-])")
 
@@ -110,6 +118,7 @@ SYMBOLS = {
     "times": r"\times",
     "RR": r"\mathbb{R}",
     "EE": r"\mathbb{E}",
+    "dif": r"\mathrm{d}",
     **{name: f"\\{name}" for name in ("alpha", "beta", "gamma", "sigma", "theta", "lambda", "mu", "eta", "tau", "pi")},
     "epsilon": r"\varepsilon",
 }

@@ -16,7 +16,7 @@ from undiffuse.config import PRESETS, Config
 from undiffuse.errors import UserError
 from undiffuse.evaluation import FORMAT as METRICS_FORMAT
 from undiffuse.images import columns_for, note_of
-from undiffuse.report.blocks import Block, Code, Equation, Figure, Heading, Missing, Table, Text, coded, plain
+from undiffuse.report.blocks import Block, Code, Command, Equation, Figure, Heading, Missing, Table, Text, coded, plain
 from undiffuse.run import About, Run, build_network
 from undiffuse.study import FORMAT as STUDY_FORMAT
 
@@ -170,7 +170,7 @@ def with_examples(source: Source, figure: Figure) -> Iterator[Block]:
 
 
 def number(x: float | None, digits: int = 3) -> str:
-    return "-" if x is None else f"{x:.{digits}g}" if abs(x) < 1000 else f"{x:,.0f}"
+    return "-" if x is None else f"{x:#.{digits}g}".rstrip(".") if abs(x) < 1000 else f"{x:,.0f}"
 
 
 def interval(figure: dict[str, Any]) -> str:
@@ -188,18 +188,18 @@ def distance(row: dict[str, Any]) -> tuple[str, str]:
 def summary(source: Source) -> Iterator[Block]:
     facts = source.about.facts
     channels, height, width = facts.shape
-    kind = f"{height} x {width} pixels, {'grey' if channels == 1 else f'{channels} colours'}"
+    kind = f"${height} times {width}$ pixels, {'grey' if channels == 1 else f'{channels} colours'}"
     state = "" if source.finished else " The run was interrupted, so all of this is of an unfinished model."
     yield Text(
         f"A diffusion model was trained on {facts.training:,} images of _{plain(facts.name)}_ ({kind}) for {source.steps:,} steps, "
         f"in {source.minutes:.1f} minutes on a CPU.{state} This report says what it is, how it was made, and how good it is; "
-        "every number in it is the run's own, and every line of code the one that ran."
+        "its results are the run's own, and its code is the package's, taken from the files that ran."
     )
     if source.metrics and "frechet" in source.metrics and source.is_of_now(source.metrics["of"]["step"]):
         found, step = source.metrics["frechet"], source.metrics["of"]["step"]
         yield Text(
-            f"{'Its images' if step == source.steps else f'After step {step:,} its images'} are {number(found['ratio'])} times as far from the training images, by the Fréchet distance, as real ones that "
-            "it was not trained on are."
+            f"{'The' if step == source.steps else f'After step {step:,} the'} Fréchet distance of its images to the training images is {number(found['ratio'], 2)} times (95% interval "
+            f"{number(found['ratio_low'], 2)} to {number(found['ratio_high'], 2)}) that of real images that it was not trained on."
         )
     if "samples.png" in source.pictures:
         yield Figure(
@@ -263,7 +263,8 @@ def process(source: Source) -> Iterator[Block]:
     yield Equation("x_t = sqrt(alpha_t) x_(t-1) + sqrt(1 - alpha_t) epsilon", "2")
     yield Text(
         "The handout prints $(1 - alpha_t) epsilon$ here, without the root. That would be noise of variance $(1 - alpha_t)^2$, which "
-        "contradicts (1)."
+        "contradicts (1). In the code `alpha_t` and `sigma_t` are what is left of the image at $t$, and how much noise there is: $sqrt(macron(alpha)_t)$ and "
+        "$sqrt(1 - macron(alpha)_t)$, with the $macron(alpha)_t$ of (3)."
     )
     yield from code(forward.step)
     yield Heading(2, "The jump")
@@ -301,7 +302,7 @@ def process(source: Source) -> Iterator[Block]:
     yield Figure(
         "schedules",
         f"The schedules to choose from; {coded(config.schedule)} is this run's. Left: the share of the image's variance that is left. Right: "
-        "the logarithm of the signal-to-noise ratio.",
+        "the logarithm of the signal-to-noise ratio, which the software cuts off at ±15.",
         "Two charts of falling curves, one for each noise schedule.",
     )
     yield from code(SCHEDULES[config.schedule.partition(":")[0]], chain)
@@ -383,7 +384,9 @@ def model(source: Source) -> Iterator[Block]:
         yield Figure(
             "guesses",
             f"What the network sees at each noise level: images that were {'held out' if source.about.facts.validation else 'trained on'}, with more noise from left to right (t = 0, 0.1, ..., 1). Upper rows: $x_t$. Lower rows: "
-            "the guess $hat(x)_theta (x_t, t)$. Where little of the image is left, the best guess is a mean of many.",
+            "the guess $hat(x)_theta (x_t, t)$"
+            + (f", told no {'class' if source.config.conditional else 'group'}" if source.about.labels else "")
+            + "; at $t = 0$ the image itself. Where little of the image is left, the best guess is a mean of many.",
             "Pairs of rows: an image that becomes noise, and below it guesses that go from clear to a blurred mean.",
         )
     yield Heading(2, "The network")
@@ -396,7 +399,7 @@ def model(source: Source) -> Iterator[Block]:
             if source.about.facts.groups
             else ""
         )
-        + "."
+        + f". It has {parameters(source):,} weights."
     )
     yield from code(NETWORKS[config.net])
 
@@ -429,14 +432,18 @@ def samplers(source: Source) -> Iterator[Block]:
     if "denoising.png" in source.pictures:
         yield Figure(
             "denoising",
-            "Three images on their way, by (8), from noise on the left. Upper rows: $x_t$. Lower rows: the network's guess $hat(x)_theta (x_t, t)$, at first a "
-            "mean of all that it might become, at last the image.",
+            "Three images on their way, by (8) in 50 steps without guidance, from noise on the left. Upper rows: $x_t$. Lower rows: the network's guess "
+            "$hat(x)_theta (x_t, t)$, at first blurred, as a mean of what it might become is, at last the image.",
             "Pairs of rows: noise that becomes a clear image, and below it a blurred guess that becomes the same image.",
         )
     yield Text(
         "In the code a `Step` holds $x_t$, the two times, and the guess; a sampler is the line of mathematics that leads to the next image. "
-        "Heun's method and DPM-Solver++ 2M solve the same equation as DDIM to second order, and need fewer steps; the stochastic DPM-Solver++ 2M is (8) "
-        f"with their better guess. This run's own is {coded(config.sampler)}."
+        "In many small steps DDIM follows a differential equation, the probability-flow ODE:"
+    )
+    yield Equation("dif (x_t / alpha(t)) = hat(epsilon) dif (sigma(t) / alpha(t))", "", "ODE")
+    yield Text(
+        "of which a step of DDIM is Euler's. Heun's method and DPM-Solver++ 2M are of second order: they err less where steps are small enough. The "
+        f"stochastic DPM-Solver++ 2M is (8) with such a guess. This run's own is {coded(config.sampler)}."
     )
     own = sampling.SAMPLERS[config.sampler.partition(":")[0]]
     shown = [
@@ -444,6 +451,8 @@ def samplers(source: Source) -> Iterator[Block]:
         sampling.ddpm,
         sampling.ddpm_printed,
         sampling.ddim,
+        sampling.euler,
+        sampling.heun,
         sampling.dpmpp_2m,
         sampling.second_order,
     ]
@@ -465,9 +474,13 @@ def evaluation(source: Source) -> Iterator[Block]:
     yield Heading(1, "How it is measured")
     yield Text(
         "_Quality._ Images are compared by the 64 features of a small classifier. The Fréchet distance compares the means and covariances of the features "
-        "of drawn and of real images; precision is the share of drawn images that lie among real ones, recall the share of real ones that lie among "
-        "drawn ones. None of these has a meaning by itself, so each stands beside the same figure of real images that the model was not trained on, at the "
-        "same number, and beside its 95% interval.\n\n"
+        "of drawn and of real images; the kernel distance compares all of their polynomial moments of third degree, by an estimate without bias, which may "
+        "fall below 0. Precision is the share of drawn images that lie among real ones (no farther from one than its k-th neighbour), recall the share of real ones "
+        "that lie among drawn ones; density counts among how many, coverage is the share of real ones that have a drawn one among their neighbours. Class balance "
+        "is the largest difference in probability, over all sets of classes, between drawn and real images: their total variation. The classifier's "
+        "confidence tells how many images look like nothing; and a second classifier, trained on drawn images only, is tried on real ones. "
+        "None of these has a meaning by itself, so each result stands beside the same measure of real images that the model was not trained on, "
+        "and beside its 95% interval.\n\n"
         "_Likelihood._ Bits per dimension are how many bits a perfect code made from the model needs for a value of a pixel; the variational bound is an upper "
         "limit of that.\n\n"
         "_Novelty._ A drawn image should be like the training images, and not be one of them. For each, its two nearest training images are found; a copy is "
@@ -480,14 +493,31 @@ def hyperparameters(source: Source) -> Iterator[Block]:
     config = source.config
     preset = PRESETS.get(config.preset, {})
     yield Heading(1, "Hyperparameters")
+    unused = {name for name in ("groups",) if not source.about.facts.groups} | (
+        {"label_dropout", "guidance"} if not source.about.labels else set()
+    )
+    if source.finished and not source.of("score"):
+        unused.add("score_share")
     rows = []
     for name, why in source.about.reasons.items():
         value = getattr(config, name)
         default = preset[name][0] if name in preset else Config.model_fields[name].default
         mark = "" if value == default or name == "preset" else " \\*"
         value = config.drawing(source.steps, source.about.labels).get(name, value)
-        shown = "none" if value is None else " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
-        rows.append((f"`{name.replace('_', '-')}`{mark}", plain(shown), plain(why)))
+        shown = (
+            UNSET.get(name, "none")
+            if value is None
+            else " ".join(map(str, value))
+            if isinstance(value, tuple)
+            else str(value)
+        )
+        rows.append(
+            (
+                f"`{name.replace('_', '-')}`{mark}",
+                plain(shown),
+                "not used in this run" if name in unused else plain(why),
+            )
+        )
     yield Table(
         ("name", "value", "why"),
         rows,
@@ -511,11 +541,21 @@ def hyperparameters(source: Source) -> Iterator[Block]:
             f"{source.minutes * machine.get('threads', 1):.0f} CPU-minutes at the most, on {machine.get('threads', 'unknown')} threads",
         ),
         ("seed", str(config.seed)),
-        *((key, str(value)) for key, value in machine.items()),
+        *(("instruction set" if key == "cpu" else key, str(value)) for key, value in machine.items()),
     ]
     yield Table(
-        ("", "this run"), [(plain(key), plain(value)) for key, value in what], "What the run cost, and what it ran on."
+        ("what", "this run"),
+        [(plain(key), plain(value)) for key, value in what],
+        "What the run cost, and what it ran on.",
     )
+
+
+UNSET = {"subset": "all", "size": "the data's", "checkpoint_every": "automatic", "chain": "continuous"}
+"""What no value means, for a hyperparameter of which "none" would mislead."""
+
+
+def parameters(source: Source) -> int:
+    return sum(p.numel() for p in build_network(source.config, source.about.facts, device="meta").parameters())
 
 
 def flops_an_image(source: Source) -> int:
@@ -540,7 +580,11 @@ def training(source: Source) -> Iterator[Block]:
         first, last = validations[0], validations[-1]
         yield Text(
             f"On images that were held out, the untrained network's loss was {number(first['loss'])}"
-            + (f"; at step {last['step']:,} it was {number(last['loss'])}." if last is not first else ".")
+            + (
+                f"; at step {last['step']:,} it was {number(last['loss'])}. It is that of the averaged weights, and so may lie below the loss of the steps."
+                if last is not first
+                else "."
+            )
             + (
                 f" Quick samples came from a Fréchet distance of {number(scores[0]['frechet'])} at step {scores[0]['step']:,} to "
                 f"{number(scores[-1]['frechet'])} at step {scores[-1]['step']:,}; as many real images have {number(scores[-1]['floor'])}."
@@ -561,7 +605,7 @@ def training(source: Source) -> Iterator[Block]:
             "timeline",
             "The same noise, drawn at different steps of training, the untrained network first.",
             "Rows of images, from noise at the top to clear images at the bottom.",
-            0.75,
+            0.7,
         )
     for step, reason in dict.fromkeys((event["step"], event["reason"]) for event in source.of("uncompiled")):
         yield Text(f"From step {step:,} the network was trained without being compiled: {plain(reason)}.")
@@ -591,9 +635,9 @@ FIGURES = {
     "coverage": "coverage, k = 5",
     "class_balance": "class balance: total variation",
     "confidence": "classifier's mean confidence",
-    "unsure": "share it is less than 90% sure of",
-    "label_agreement": "share with the label asked for",
-    "train_on_synthetic": "accuracy of a classifier trained on them",
+    "unsure": "share that the classifier is less than 90% sure of",
+    "label_agreement": "share that it takes for the class asked for",
+    "train_on_synthetic": "accuracy, on real images, of one trained on drawn ones",
 }
 
 
@@ -625,7 +669,7 @@ def results(source: Source) -> Iterator[Block]:
         drawn = found["sampling"]
         yield Heading(2, "Quality")
         yield Table(
-            ("figure", "value", "95% interval", f"real ({plain(found['reference']['control'])})"),
+            ("measure", "value", "95% interval", f"real ({plain(found['reference']['control'])})"),
             rows,
             f"Of {drawn['n']:,} images drawn by {coded(drawn['sampler'])} in {drawn['steps']} steps, {drawn['network_calls']} network calls each.",
             (1, 2, 3),
@@ -649,7 +693,7 @@ def results(source: Source) -> Iterator[Block]:
             + ("the overfitting." if bits["gap"]["low"] > 0 else "no overfitting that these images could show.")
             + f" The bound holds for {plain(bits['assumes']).replace(plain('x_0_hat'), '$hat(x)_0$')}."
             + (
-                f" The probability-flow ODE, another model of the data, has {bits['ode']['test']:.3f}."
+                f" The probability-flow ODE, which is another model of the data, has {bits['ode']['test']:.3f} ({bits['ode']['low']:.3f} to {bits['ode']['high']:.3f}) on {bits['ode']['n']:,} of the images."
                 if "ode" in bits
                 else ""
             )
@@ -657,7 +701,7 @@ def results(source: Source) -> Iterator[Block]:
         if "bits.png" in source.pictures:
             yield Figure(
                 "bits",
-                "Where on the noise axis the bits are spent.",
+                f"Where on the noise axis the bits of the diffusion are spent; the {bits['reconstruction']['value']:.3f} of the last step to grey levels are not in it.",
                 "A chart of bits per dimension against the log-SNR.",
                 0.7,
             )
@@ -676,7 +720,7 @@ def results(source: Source) -> Iterator[Block]:
         )
         yield Text(
             f"{verdict} Of {audit['n']:,} images {audit['share']:.2%} have a ratio of distances below {audit['threshold']:.3f}, where "
-            f"{audit['expected']:.2%} of real ones have (p = {audit['p_value']:.2g})."
+            f"{audit['expected']:.2%} of real ones have (p = {audit['p_value']:.2g}; with these many images the audit sees copies from a share of {audit['detectable']:.2%} on)."
         )
         if "novelty.png" in source.pictures:
             yield Figure(
@@ -741,8 +785,18 @@ def compared(source: Source) -> Iterator[Block]:
                 f"{1000 * row['seconds_per_image']:.1f}",
             )
             for row in rows
+        ]
+        + [
+            (
+                "real images",
+                "-",
+                "-",
+                *((number(study["real_frechet"]), "-") if scored else ()),
+                f"{study['real_spread']:.1f}",
+                "-",
+            )
         ],
-        f"Of {study['n']:,} images each. A small sample's Fréchet distance is biased upwards, alike for all of them: compare the rows, not the figures elsewhere.",
+        f"Of {study['n']:,} images each. A small sample's Fréchet distance is biased upwards, also that of real images: compare the rows with one another.",
         (1, 2, 3, 4, 5, 6) if scored else (1, 2, 3, 4),
     )
     if scored:
@@ -750,15 +804,17 @@ def compared(source: Source) -> Iterator[Block]:
             "samplers",
             "Quality against network calls.",
             "Curves of the Fréchet distance against network calls, one for each sampler.",
-            0.75,
         )
-    for row in {row["sampler"]: row for row in sorted(rows, key=lambda row: int(row["calls"]))}.values():
-        words = f"{plain(WAYS[row['sampler']])}, {row['steps']} steps: from the same ten noises as the others."
-        yield Figure(Path(f"study-{row['picture']}").stem, words, f"Ten images drawn by {row['sampler']}.", 0.9)
-    answer = " ".join(verdicts(study, scored))
+    if rows:
+        yield Figure(
+            "ways",
+            "The same noises, drawn by each sampler with the most calls that were tried.",
+            "Rows of drawn images, a row for each sampler.",
+        )
+    answer = list(verdicts(study, scored))
     if answer:
         yield Heading(2, "Which advantages and disadvantages has each?")
-        yield Text(answer)
+        yield Text("\n".join(f"- {verdict}" for verdict in answer))
 
 
 def verdicts(study: dict[str, Any], scored: bool) -> Iterator[str]:
@@ -793,7 +849,16 @@ def verdicts(study: dict[str, Any], scored: bool) -> Iterator[str]:
     if not scored:
         return
     best = min(study["rows"], key=lambda row: float(row["frechet"]))
-    yield f"The smallest Fréchet distance, {number(best['frechet'])}, is that of {WAYS[best['sampler']]} with {best['calls']} calls."
+    close = [row for row in study["rows"] if row is not best and row["frechet_low"] <= best["frechet_high"]]
+    others = len(study["rows"]) - 1
+    yield (
+        f"The smallest Fréchet distance, {number(best['frechet'])}, is that of {WAYS[best['sampler']]} with {best['calls']} calls"
+        + (
+            f"; these many images cannot tell it from {len(close)} of the {others} other rows."
+            if close
+            else ", clearly."
+        )
+    )
 
     pairs = both("ddpm", "ddim")
     most_and_fewest = [("many", *pairs[-1]), ("few", *pairs[0])] if len(pairs) > 1 else []
@@ -822,7 +887,7 @@ def trained(source: Source) -> Iterator[Block]:
     yield Heading(1, "Other choices compared")
     if not source.trainings:
         yield Missing(
-            "No other schedules, predictions or amounts of data have been tried.",
+            "Other schedules have not been tried, nor other predictions or amounts of data (studies of those are `predictions` and `subset`).",
             source.run.command_for("study", "schedules"),
         )
     for name, study in source.trainings.items():
@@ -929,10 +994,9 @@ def limits(source: Source) -> Iterator[Block]:
         "holds between them."
     )
     if source.finished:
-        yield Text(
-            "This run is repeated to the same weights, on the same machine and versions, by "
-            + coded(shlex.join(["undiffuse", "train", "--replay", str(source.run.path), "--out", "NEW"]))
-            + "."
+        yield Command(
+            "This command repeats the run to the same weights, on the same machine and versions:",
+            shlex.join(["undiffuse", "train", "--replay", str(source.run.path), "--out", "NEW"]),
         )
 
 
@@ -943,12 +1007,30 @@ REFERENCES = (
     ("Kingma, Salimans, Poole & Ho 2021", "Variational Diffusion Models", "2107.00630"),
     ("Salimans & Ho 2022", "Progressive Distillation for Fast Sampling of Diffusion Models", "2202.00512"),
     ("Ho & Salimans 2022", "Classifier-Free Diffusion Guidance", "2207.12598"),
-    ("Lu et al. 2022", "DPM-Solver++", "2211.01095"),
+    ("Lu et al. 2022", "DPM-Solver++: Fast Solver for Guided Sampling of Diffusion Probabilistic Models", "2211.01095"),
     ("Karras et al. 2022", "Elucidating the Design Space of Diffusion-Based Generative Models", "2206.00364"),
     ("Luo 2022", "Understanding Diffusion Models: A Unified Perspective", "2208.11970"),
-    ("Heusel et al. 2017", "GANs Trained by a Two Time-Scale Update Rule", "1706.08500"),
-    ("Kynkäänniemi et al. 2019", "Improved Precision and Recall Metric", "1904.06991"),
-    ("Meehan, Chaudhuri & Dasgupta 2020", "A Non-Parametric Test to Detect Data-Copying", "2004.05675"),
+    (
+        "Heusel et al. 2017",
+        "GANs Trained by a Two Time-Scale Update Rule Converge to a Local Nash Equilibrium",
+        "1706.08500",
+    ),
+    ("Kynkäänniemi et al. 2019", "Improved Precision and Recall Metric for Assessing Generative Models", "1904.06991"),
+    (
+        "Meehan, Chaudhuri & Dasgupta 2020",
+        "A Non-Parametric Test to Detect Data-Copying in Generative Models",
+        "2004.05675",
+    ),
+    ("Bińkowski, Sutherland, Arbel & Gretton 2018", "Demystifying MMD GANs", "1801.01401"),
+    ("Naeem et al. 2020", "Reliable Fidelity and Diversity Metrics for Generative Models", "2002.09797"),
+    (
+        "Song, Sohl-Dickstein et al. 2021",
+        "Score-Based Generative Modeling through Stochastic Differential Equations",
+        "2011.13456",
+    ),
+    ("Esser et al. 2024", "Scaling Rectified Flow Transformers for High-Resolution Image Synthesis", "2403.03206"),
+    ("Karras et al. 2024", "Analyzing and Improving the Training Dynamics of Diffusion Models", "2312.02696"),
+    ("Liu et al. 2025", "Muon is Scalable for LLM Training", "2502.16982"),
 )
 
 

@@ -10,7 +10,10 @@ from pathlib import Path
 from typing import Literal
 
 from undiffuse.errors import UserError
-from undiffuse.report.blocks import Block, Code, Equation, Figure, Heading, Missing, Table, Text, coded, plain
+from undiffuse.report.blocks import Block, Code, Command, Equation, Figure, Heading, Missing, Table, Text, coded, plain
+
+ACCENTS = {"\u0304": "\u00af", "\u0302": "^"}
+"""Combining accents, as the compiler writes them over symbols, and the accents for themselves: browsers set the former beside the symbol."""
 
 
 def typst_source(title: str, blocks: Iterable[Block]) -> str:
@@ -31,7 +34,10 @@ def typst(block: Block) -> str:
         case Figure(name, caption, alt, width):
             return f"#picture({json.dumps(name)}, {json.dumps(alt, ensure_ascii=False)}, {width:.0%}, [{caption}])"
         case Table(header, rows, caption, numeric):
-            cells = "\n".join(", ".join(f"[{cell}]" for cell in row) + "," for row in [header, *rows])
+            shown = [
+                [f"#num[{cell}]" if i in numeric else cell for i, cell in enumerate(row)] for row in [header, *rows]
+            ]
+            cells = "\n".join(", ".join(f"[{cell}]" for cell in row) + "," for row in shown)
             columns = ", ".join("right" if i in numeric else "left" for i in range(len(header)))
             return f"#tabular(({columns},), [{caption}],\n{cells}\n)"
         case Code(source, file, line):
@@ -39,6 +45,8 @@ def typst(block: Block) -> str:
             return f"#where({json.dumps(file)}, {line})\n\n{fence}python\n{source.rstrip()}\n{fence}"
         case Missing(what, command):
             return f"#missing[{what} This command makes it:][{coded(command)}]"
+        case Command(words, command):
+            return f"#told[{words}][{coded(command)}]"
 
 
 def compile_document(title: str, blocks: Iterable[Block], pictures: Mapping[str, bytes]) -> tuple[str, bytes]:
@@ -70,4 +78,6 @@ def compile_document(title: str, blocks: Iterable[Block], pictures: Mapping[str,
 
         page, document = compiled("html").decode(), compiled("pdf")
     css = (files / "style.css").read_text()
+    for combining, spacing in ACCENTS.items():
+        page = page.replace(f"<mo>{combining}</mo>", f"<mo>{spacing}</mo>")
     return page.replace("</head>", f"<style>{css}</style></head>", 1), document

@@ -7,7 +7,19 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from undiffuse.report.blocks import Block, Code, Equation, Figure, Heading, Missing, Table, Text, latex, markdown
+from undiffuse.report.blocks import (
+    Block,
+    Code,
+    Command,
+    Equation,
+    Figure,
+    Heading,
+    Missing,
+    Table,
+    Text,
+    latex,
+    markdown,
+)
 
 SETUP = """\
 from pathlib import Path
@@ -79,6 +91,8 @@ def cells_of(block: Block, pictures: Mapping[str, bytes], by_stem: Mapping[str, 
             return [program(f'report.source("{file}", {line})', listing)]
         case Missing(what, command):
             return [prose(f"> {markdown(what)} This command makes it: `{command}`")]
+        case Command(words, command):
+            return [prose(f"{markdown(words)}\n\n```\n{command}\n```")]
 
 
 def prose(words: str) -> dict[str, Any]:

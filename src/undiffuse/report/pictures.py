@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from undiffuse import data, figures, images, process, rng
 from undiffuse.registry import Table
-from undiffuse.report.content import STUDIES
+from undiffuse.report.content import STUDIES, WAYS
 from undiffuse.schedule import SCHEDULES, noise_level
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ def show(axis: Axes, x: Tensor) -> None:
 @PICTURES.add
 def noising(source: Source) -> Figure:
     times, x_0 = [0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1], examples(source, 3)
-    figure = figures.new_figure(9, 2.9)
+    figure = figures.new_figure(7.2, 2.2)
     axes = figure.subplots(len(x_0), len(times), squeeze=False)
     for column, t in enumerate(times):
         x_t = noised(source, x_0, t)
@@ -78,53 +78,90 @@ def noising(source: Source) -> Figure:
 def chain(source: Source) -> Figure:
     from matplotlib.patches import FancyArrowPatch
 
-    figure = figures.new_figure(9, 2.0)
+    figure = figures.new_figure(8, 2.2)
     figure.set_layout_engine("none")
     x_0 = examples(source, 1)
     places = [
-        (0.02, 0.0, "$x_0$"),
-        (0.22, 0.15, "$x_1$"),
+        (0.01, 0.0, "$x_0$"),
+        (0.19, 0.15, "$x_1$"),
         (0.42, 0.4, "$x_{t-1}$"),
-        (0.62, 0.6, "$x_t$"),
-        (0.86, 1.0, "$x_T$"),
+        (0.64, 0.6, "$x_t$"),
+        (0.87, 1.0, "$x_T$"),
     ]
     for left, t, name in places:
-        axis = figure.add_axes((left, 0.18, 0.12, 0.6))
+        axis = figure.add_axes((left, 0.27, 0.12, 0.55))
         show(axis, noised(source, x_0, t)[0])
-        figure.text(left + 0.06, 0.08, name, ha="center", fontsize=12)
-    for (a, *_), (b, *_) in pairwise(places):
+        figure.text(left + 0.06, 0.16, name, ha="center", fontsize=12)
+    for (a, _, name), (b, *_) in pairwise(places):
         left, right = a + 0.13, b - 0.005
-        for y, start, end in ((0.62, left, right), (0.34, right, left)):
+        if name in ("$x_1$", "$x_t$"):  # many steps lie between these and the next
+            figure.text((left + right) / 2, 0.52, r"$\cdots$", ha="center", fontsize=14)
+        for y, start, end in ((0.68, left, right), (0.41, right, left)):
             arrow = FancyArrowPatch((start, y), (end, y), arrowstyle="-|>", mutation_scale=11, color=figures.COLOURS[1])
             figure.add_artist(arrow)
-    figure.text(0.585, 0.86, "$q(x_t|x_{t-1})$: adds noise", ha="center", fontsize=10)
-    figure.text(0.28, 0.86, "$p_\\theta(x_{t-1}|x_t)$: takes it away", ha="center", fontsize=10)
+    figure.text(0.59, 0.89, "$q(x_t|x_{t-1})$: adds noise", ha="center", fontsize=10)
+    figure.text(0.59, 0.02, "$p_\\theta(x_{t-1}|x_t)$: takes it away", ha="center", fontsize=10)
     return figure
 
 
 @PICTURES.add
 def samplers(source: Source) -> Figure:
     assert source.samplers is not None
-    figure = figures.new_figure(7, 3.6)
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    figure = figures.new_figure(7.2, 3.4)
     axis = figure.subplots()
     styles = {
-        "mean": ":",
-        "ddpm-printed": "--",
-        "ddpm": "-",
-        "ddim": "-.",
-        "heun": (0, (5, 1)),
-        "dpmpp-2m": (0, (3, 1, 1, 1)),
-        "dpmpp-2m-sde": (0, (1, 3)),
+        "mean": ("v", ":"),
+        "ddpm-printed": ("^", "--"),
+        "ddpm": ("o", "-"),
+        "ddim": ("s", "-."),
+        "heun": ("x", (0, (5, 1))),
+        "dpmpp-2m": ("D", (0, (3, 1, 1, 1))),
+        "dpmpp-2m-sde": ("*", (0, (1, 3))),
     }
     shades = {"ddpm": figures.COLOURS[1], "ddim": figures.COLOURS[2]}
-    for name, style in styles.items():
+    for name, (marker, style) in styles.items():
         rows = [row for row in source.samplers["rows"] if row["sampler"] == name]
         calls, distance = [row["calls"] for row in rows], [row["frechet"] for row in rows]
-        axis.plot(
-            calls, distance, linestyle=style, marker="o", markersize=3, color=shades.get(name, "#555555"), label=name
-        )
-    axis.set(xscale="log", yscale="log", xlabel="network calls an image", ylabel="Frechet distance")
-    axis.legend(fontsize=8)
+        colour = shades.get(name, "#555555")
+        axis.plot(calls, distance, linestyle=style, marker=marker, markersize=5, color=colour, label=WAYS[name])
+    if source.samplers["real_frechet"] is not None:
+        axis.axhline(source.samplers["real_frechet"], color="#111111", linewidth=0.8, label="real images")
+    axis.set(xscale="log", yscale="log", xlabel="network calls an image", ylabel="Fréchet distance")
+    axis.set_xticks(sorted({row["calls"] for row in source.samplers["rows"] if row["sampler"] != "heun"}))
+    axis.set_xticks([], minor=True)
+    axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    for each in (axis.xaxis, axis.yaxis):
+        each.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        each.set_minor_formatter(NullFormatter())
+    figure.legend(fontsize=9, loc="outside right upper")
+    return figure
+
+
+@PICTURES.add
+def ways(source: Source) -> Figure:
+    """Of each sampler the images with the most calls that it was tried with: the same noises below one another."""
+    from PIL import Image
+
+    assert source.samplers is not None
+    _, height, width = source.about.facts.shape
+    last = {row["sampler"]: row for row in sorted(source.samplers["rows"], key=lambda row: int(row["calls"]))}
+    rows = [(WAYS[name], last[name]) for name in WAYS if name in last]
+    tiles = []
+    for _, row in rows:
+        with Image.open(io.BytesIO(source.pictures[f"study-{row['picture']}"])) as sheet:
+            tiles.append(images.tiles(sheet, height, width))
+    count = max(map(len, tiles))
+    figure = figures.new_figure(7.2, 0.2 + 0.5 * len(rows))
+    axes = figure.subplots(len(rows), count, squeeze=False)
+    for (name, row), own, line in zip(rows, tiles, axes, strict=True):
+        for axis in line:
+            axis.set_axis_off()
+        for axis, tile in zip(line, own, strict=False):
+            axis.imshow(tile, cmap="gray", vmin=0, vmax=255)
+        words = f"{name.replace(', ', ',' + chr(10))}{chr(10)}{row['steps']} steps"
+        line[0].text(-0.15, 0.5, words, ha="right", va="center", fontsize=8, transform=line[0].transAxes)
     return figure
 
 
@@ -133,7 +170,7 @@ def errors_compared(source: Source, name: str) -> Figure:
     study = source.trainings[name]
     rows = [row for row in study["rows"] if row["seed"] == study["rows"][0]["seed"]]
     smallest = [min(errors) for errors in zip(*(row["unseen"] for row in rows), strict=True)]
-    figure = figures.new_figure(7, 3.4)
+    figure = figures.new_figure(5.4, 3.0)
     axis = figure.subplots()
     styles = ["-", "--", "-.", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1))]
     for number, row in enumerate(rows):
@@ -159,7 +196,7 @@ def schedules(source: Source) -> Figure:
 
     own = source.config.schedule
     t = torch.linspace(0, 1, 400, dtype=torch.float64)[1:]
-    figure = figures.new_figure(9, 3.2)
+    figure = figures.new_figure(7.2, 2.9)
     left, right = figure.subplots(1, 2)
     styles = ["-", "--", ":", "-.", (0, (5, 1, 1, 1, 1, 1))]
     names = [name for name in SCHEDULES if name != own.partition(":")[0]] + [own]

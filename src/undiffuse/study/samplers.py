@@ -171,9 +171,10 @@ def sampler_study(path: Path, minutes: float = 2.0, seed: int = 0) -> SamplerStu
     calls = sum(case.calls for case in cases())
     n = max(FEWEST, min(MOST, int(60 * minutes / (calls * per_call)), len(whole)))
     real = data.random_part(whole, n, seed)
+    scorer = features.scorer(whole)
     kept = sheet(
         run, "samplers", same=("seed", "step"), seed=seed, step=step, n=n, guidance=1.0, cases=len(list(cases())),
-        real_spread=spread(real.images, real.labels if denoiser.classes else None),
+        real_frechet=None if scorer is None else scorer(real.images), real_spread=spread(real.images, real.labels if denoiser.classes else None),
     )  # fmt: skip
     left = calls - sum(row["calls"] for row in kept.rows)
     return SamplerStudy(kept, quick, whole, kept.facts["n"] * left * per_call)
