@@ -398,7 +398,7 @@ def test_handlers_of_signals_are_put_back(tmp_path: Path, config: Config) -> Non
 
 
 SIGNALLED = """
-import os
+import atexit, os
 from undiffuse import cli, console
 
 class Watcher(console.Watcher):
@@ -406,18 +406,30 @@ class Watcher(console.Watcher):
         super().__call__(event)
         if type(event).__name__ == "Stepped" and event.step == 5:
             os.kill(os.getpid(), {number})
+            os.kill(os.getpid(), {number})
 
+if {again}:
+    atexit.register(os.kill, os.getpid(), {number})
 console.Watcher = Watcher
 cli.main()
 """
 
 
+@pytest.mark.parametrize("again", [False, True], ids=["", "and again on the way out"])
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_saves_and_the_same_command_goes_on(
-    run: Path, tmp_path: Path, tiny: dict[str, Any], number: int, code: int
+    run: Path, tmp_path: Path, tiny: dict[str, Any], number: int, code: int, again: bool
 ) -> None:
     path = tmp_path / "run"
-    arguments = [sys.executable, "-c", SIGNALLED.format(number=int(number)), "train", "--out", path, *as_flags(tiny)]
+    arguments = [
+        sys.executable,
+        "-c",
+        SIGNALLED.format(number=int(number), again=again),
+        "train",
+        "--out",
+        path,
+        *as_flags(tiny),
+    ]
     stopped = subprocess.run(arguments, capture_output=True, text=True)
     assert (stopped.returncode, stopped.stderr) == (code, "")
     assert "goes on from here" in stopped.stdout

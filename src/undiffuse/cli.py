@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import signal
 import sys
+import threading
 from collections.abc import Callable
 from dataclasses import asdict, field, make_dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import tyro
 from tyro.conf import OmitArgPrefixes, Positional
@@ -73,8 +75,7 @@ def train_verb(preset: Any) -> Callable[..., None]:
             with Watcher(config, path, console, machine.STARTED) as watcher:
                 api.train_config(config, path, replay=replay, started=machine.STARTED, watch=watcher)
         except Stopped as stopped:
-            console.print(f"{path}: stopped by {stopped} and saved; the same command goes on from here")
-            raise SystemExit(STOPPED + stopped.signal) from None
+            leave(stopped.signal, f"{path}: stopped by {stopped} and saved; the same command goes on from here")
         end = Run(path).finished()
         assert end is not None
         state = "was already finished" if done else "finished"
@@ -258,8 +259,7 @@ def study(
             for doing, done, _ in ready.rows():
                 stages(doing, done)
     except Stopped as stopped:
-        console.print(f"{run}: study stopped by {stopped}; the same command goes on from here")
-        raise SystemExit(STOPPED + stopped.signal) from None
+        leave(stopped.signal, f"{run}: study stopped by {stopped}; the same command goes on from here")
     console.print(f"{ready.sheet.path}: all of it; undiffuse report {run} takes it in", highlight=False, soft_wrap=True)
 
 
@@ -301,6 +301,8 @@ def main() -> None:
         print(f"undiffuse {__version__}")
         return
     machine.keep_freed_memory()
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, lambda number, frame: leave(number))
     try:
         verbs: dict[str, Callable[..., Any]] = {
             "train": train_verb(flags_of(preset_of(arguments))),
@@ -319,9 +321,19 @@ def main() -> None:
     except UserError as error:
         fail(str(error))
     except KeyboardInterrupt:
-        raise SystemExit(STOPPED + 2) from None
+        leave(signal.SIGINT)
     except BrokenPipeError:
         raise SystemExit(STOPPED + 13) from None
+
+
+def leave(number: int, sentence: str = "") -> NoReturn:
+    """End after a signal. More of them change nothing, neither on the way out of Python."""
+    if threading.current_thread() is threading.main_thread():
+        for each in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(each, signal.SIG_IGN)
+    if sentence:
+        stdout().print(sentence)
+    raise SystemExit(STOPPED + number) from None
 
 
 def fail(sentence: str) -> None:

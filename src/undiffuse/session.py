@@ -154,7 +154,8 @@ def decided(records: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 class Signals:
-    """Within: Ctrl-C and SIGTERM raise Stopped while there is nothing to save, and are remembered once there is."""
+    """Within: Ctrl-C and SIGTERM raise Stopped while there is nothing to save, and are remembered once there is. All but the first
+    change nothing."""
 
     def __init__(self) -> None:
         self.something_to_save = False
@@ -171,8 +172,8 @@ class Signals:
             signal.signal(number, handler)
 
     def receive(self, number: int, frame: object) -> None:
-        self.received = self.received or number
-        if not self.something_to_save:
+        first, self.received = not self.received, self.received or number
+        if first and not self.something_to_save:
             raise Stopped(number)
 
 
