@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import threading
@@ -301,6 +302,18 @@ def main() -> None:
         print(f"undiffuse {__version__}")
         return
     machine.keep_freed_memory()
+    try:
+        run_verb(arguments)
+    except SystemExit as end:
+        if end.code in (STOPPED + signal.SIGINT, STOPPED + signal.SIGTERM):
+            sys.stdout.flush()
+            sys.stderr.flush()
+            # All is saved and tidied up. Python's own way out waits for the compilers that other threads have called, ten seconds and more.
+            os._exit(int(end.code))
+        raise
+
+
+def run_verb(arguments: list[str]) -> None:
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, lambda number, frame: leave(number))
     try:
@@ -327,7 +340,7 @@ def main() -> None:
 
 
 def leave(number: int, sentence: str = "") -> NoReturn:
-    """End after a signal. More of them change nothing, neither on the way out of Python."""
+    """End after a signal; more of them change nothing."""
     if threading.current_thread() is threading.main_thread():
         for each in (signal.SIGINT, signal.SIGTERM):
             signal.signal(each, signal.SIG_IGN)
