@@ -19,16 +19,17 @@ from contextlib import closing
 from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
+from torch import Tensor
 
 from conftest import as_flags, write_idx
-from undiffuse import api, data, images, machine, rng, session, training
+from undiffuse import api, data, features, images, machine, rng, session, training
 from undiffuse.clock import FINISH_SECONDS, Decision, lr_factor, snapshot_steps
 from undiffuse.config import Config, make_config, reasons
 from undiffuse.errors import UserError
@@ -36,7 +37,7 @@ from undiffuse.files import save_tensors
 from undiffuse.optimizers import OPTIMIZERS
 from undiffuse.run import Run
 from undiffuse.session import Began, Stopped, train_session
-from undiffuse.training import Ended, SetBack, Snapshot, Stepped, Validated
+from undiffuse.training import Ended, SetBack, Snapshot, Stepped, Validated, quick_samples
 
 Files = dict[str, tuple[bytes, int]]
 
@@ -438,6 +439,40 @@ def test_a_signal_saves_and_the_same_command_goes_on(
     assert again or "goes on from here" in stopped.stdout
     finish(make_config(**tiny), path)
     assert_same_run(run, path)
+
+
+class Eyes:
+    """Scores samples by their mean."""
+
+    floors: ClassVar[dict[int, float]] = {4: 1.0}
+
+    def __call__(self, images: Tensor) -> float:
+        return images.double().mean().item()
+
+
+@pytest.mark.parametrize("at", [6, 12])
+def test_a_signal_while_samples_are_scored_leaves_the_score_to_the_next_session(
+    tmp_path: Path, tiny: dict[str, Any], monkeypatch: pytest.MonkeyPatch, at: int
+) -> None:
+    """At the end of the run, too."""
+    monkeypatch.setattr(features, "scorer", lambda whole: Eyes())
+    config = make_config(**{**tiny, "score_share": 0.5})
+    finish(config, tmp_path / "whole")
+    assert at in [event["step"] for event in Run(tmp_path / "whole").events("score")]
+
+    def interrupted(*arguments: Any) -> Iterator[Tensor]:
+        if arguments[-1] == at:
+            signal.raise_signal(signal.SIGTERM)
+        yield from quick_samples(*arguments)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(training, "quick_samples", interrupted)
+        with pytest.raises(Stopped):
+            finish(config, tmp_path / "run")
+    kinds = {event["event"] for event in Run(tmp_path / "run").log() if event["step"] == at}
+    assert not kinds & {"validation", "score", "snapshot", "finished"}
+    finish(config, tmp_path / "run")
+    assert_same_run(tmp_path / "whole", tmp_path / "run")
 
 
 def test_a_snapshot_that_was_deleted_does_not_keep_a_run_from_its_end(

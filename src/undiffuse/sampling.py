@@ -337,16 +337,21 @@ def steps_within(calls: int, denoiser: Denoiser, **options: Any) -> int:
     return max(1, 1 + (calls - one) // (two - one))
 
 
-def draw_many(
-    denoiser: Denoiser, n: int, *, label: Tensor | None = None, batch_size: int = 250, **options: Any
-) -> Tensor:
-    """The images with indices 0 to n - 1, in batches, float (n, C, H, W) in [-1, 1]; options: `trajectory`'s."""
+def draw_many(denoiser: Denoiser, n: int, **options: Any) -> Tensor:
+    """The images with indices 0 to n - 1, float (n, C, H, W) in [-1, 1]; options: `draw_batches`'."""
     import torch
 
-    parts = torch.arange(n).split(batch_size)
-    return torch.cat(
-        [draw(denoiser, part.tolist(), label=None if label is None else label[part], **options) for part in parts]
-    )
+    return torch.cat(list(draw_batches(denoiser, n, **options)))
+
+
+def draw_batches(
+    denoiser: Denoiser, n: int, *, label: Tensor | None = None, batch_size: int = 250, **options: Any
+) -> Iterator[Tensor]:
+    """The images with indices 0 to n - 1, in batches float (B, C, H, W) in [-1, 1]; options: `trajectory`'s."""
+    import torch
+
+    for part in torch.arange(n).split(batch_size):
+        yield draw(denoiser, part.tolist(), label=None if label is None else label[part], **options)
 
 
 def draw(denoiser: Denoiser, samples: Sequence[int], **options: Any) -> Tensor:

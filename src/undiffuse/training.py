@@ -7,6 +7,7 @@ randomness is a function of (seed, step), so a state at step n is the same which
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 import time
 import warnings
@@ -22,7 +23,7 @@ from undiffuse.denoiser import Denoiser
 from undiffuse.errors import UserError
 from undiffuse.objective import TIMES, WEIGHTINGS, Problem, draw_times, loss, regression
 from undiffuse.optimizers import OPTIMIZERS
-from undiffuse.sampling import draw, draw_many, steps_within
+from undiffuse.sampling import draw, draw_batches, steps_within
 from undiffuse.schedule import SCHEDULES, log_snr
 
 if TYPE_CHECKING:
@@ -300,19 +301,24 @@ def fit(
         return score_plan(clock.outlook.steps, snapshots(), config, tuple(scorer.floors))
 
     def look() -> Iterator[Event]:
-        """Validation loss, samples and score of the averaged weights."""
-        begin = time.monotonic()
+        """Validation loss, samples and score of the averaged weights; nothing, where it was asked to stop meanwhile."""
+        begin, found = time.monotonic(), list[Event]()
         if len(held_out):
-            yield validate(averaged, weighting, distribution, config, held_out, state.step)
+            found.append(validate(averaged, weighting, distribution, config, held_out, state.step))
         images = snapshot(averaged, config, state.step)
         clock.snapshot_seconds = time.monotonic() - begin
         n, steps = scores()
         if scorer is not None and (state.step in steps or (steps and state.step == clock.end)):
             begin = time.monotonic()
-            value = scorer(quick_samples(averaged, config, training, n, state.step))
+            parts = list(
+                itertools.takewhile(lambda _: not stop(), quick_samples(averaged, config, training, n, state.step))
+            )
+            if sum(map(len, parts)) < n:
+                return
+            found.append(Scored(state.step, scorer(torch.cat(parts)), scorer.floors[n], n))
             clock.score_seconds = time.monotonic() - begin
-            yield Scored(state.step, value, scorer.floors[n], n)
         seen.add(state.step)
+        yield from found
         yield Snapshot(state.step, images)  # last: it marks all of this as done
 
     clock.scored = scores()[1]
@@ -324,6 +330,9 @@ def fit(
         step = state.step
         if step in snapshots() and step not in seen and step != clock.end:
             yield from look()
+            if step not in seen:
+                yield Ended(step, finished=False)
+                return
             last = time.monotonic()
         if outlook := clock.look_ahead(step, snapshots()):
             clock.scored = scores()[1]
@@ -371,7 +380,7 @@ def fit(
 
     if state.step not in seen:
         yield from look()
-    yield Ended(state.step, finished=True)
+    yield Ended(state.step, finished=state.step in seen)
 
 
 def fault_of(
@@ -504,13 +513,13 @@ def score_plan(steps: int, snapshots: Sequence[int], config: Config, counts: Seq
     return n, after[len(after) - 1 :: -max(1, math.ceil(len(after) / often))][::-1]
 
 
-def quick_samples(denoiser: Denoiser, config: Config, training: Dataset, n: int, step: int) -> Tensor:
-    """n images for a score by the run's own sampler in few steps, uint8 (n, C, H, W); labels, where there are some, at random from the training set's."""
+def quick_samples(denoiser: Denoiser, config: Config, training: Dataset, n: int, step: int) -> Iterator[Tensor]:
+    """n images for a score by the run's own sampler in few steps, in batches uint8 (B, C, H, W); labels, where there are some, at random from
+    the training set's."""
     drawing = config.drawing(step, denoiser.labels)
     steps = steps_within(min(config.sample_calls, QUICK_CALLS), denoiser, **drawing)
     label = data.random_labels(training, n, config.seed, "score labels") if denoiser.labels else None
-    images = draw_many(denoiser, n, label=label, steps=steps, seed=config.seed, **drawing)
-    return data.to_uint8(images)
+    yield from map(data.to_uint8, draw_batches(denoiser, n, label=label, steps=steps, seed=config.seed, **drawing))
 
 
 def cycle_labels(count: int, classes: int) -> Tensor:
