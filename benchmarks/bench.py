@@ -119,7 +119,7 @@ def train_unet2d(best: bool) -> dict[str, float]:
             return nn.functional.mse_loss(model(x, t).sample.float(), target)
 
     warnings.filterwarnings("ignore", message="Dynamo detected a call to a `functools.lru_cache`")  # in diffusers
-    run = torch.compile(loss) if best and machine.has_compiler() else loss
+    run = torch.compile(loss) if best and machine.compiler() else loss
 
     def step() -> None:
         run(torch.randint(0, 1000, (BATCH,))).backward()

@@ -332,6 +332,28 @@ def test_a_run_says_where_its_bits_will_not_be_the_same(
     assert "(torch, threads): the result will not be the same to the bit" in note
 
 
+def test_a_compiled_run_says_where_the_compiler_is_another(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, config: Config
+) -> None:
+    """An eager one does not. (The compiler is a script here, and nothing is compiled: the session is only begun.)"""
+    script = tmp_path / "c++"
+    monkeypatch.setenv("CXX", str(script))
+
+    def begun(version: str, compiled: bool) -> list[str]:
+        script.write_text(f"#!/bin/sh\necho 'c++ {version}'\necho 'and more'\n")
+        script.chmod(0o755)
+        assert machine.compiler_version() == f"c++ {version}"
+        monkeypatch.setattr(machine, "resolve", lambda *_: ("fp32", compiled, []))
+        with closing(train_session(config, tmp_path / f"run-{compiled}")) as events:
+            began = next(events)
+        assert isinstance(began, Began)
+        return began.notes
+
+    assert [begun("1", False), begun("2", False), begun("1", True)] == [[], [], []]
+    (note,) = begun("2", True)
+    assert "(compiler): the result will not be the same to the bit" in note
+
+
 def test_a_run_stopped_before_its_first_step_begins_again(run: Path, tmp_path: Path, config: Config) -> None:
     path = tmp_path / "run"
     with pytest.raises(Stopped):
@@ -487,7 +509,7 @@ def test_a_snapshot_that_was_deleted_does_not_keep_a_run_from_its_end(
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not machine.has_compiler(), reason="there is no C++ compiler")
+@pytest.mark.skipif(machine.compiler() is None, reason="there is no C++ compiler")
 def test_compiled_conditional_runs_replay_and_resume_to_the_bit(tmp_path: Path) -> None:
     """The default network and arithmetic, on all threads: LOG.md tells of a gradient that was summed in any order."""
     script = """

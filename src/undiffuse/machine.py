@@ -7,6 +7,7 @@ import contextlib
 import os
 import platform
 import shutil
+import subprocess
 import sys
 import tempfile
 import time
@@ -44,9 +45,19 @@ def has_bf16() -> bool:
     return any(probe() for probe in (getattr(torch.cpu, name, None) for name in probes) if probe is not None)
 
 
-def has_compiler() -> bool:
-    """Whether torch.compile finds a C++ compiler: $CXX, g++ or clang++."""
-    return any(shutil.which(name) for name in (os.environ.get("CXX", "g++"), "g++", "clang++"))
+def compiler() -> str | None:
+    """The C++ compiler that torch.compile finds, $CXX, g++ or clang++; None where there is none."""
+    return next(filter(shutil.which, (os.environ.get("CXX", "g++"), "g++", "clang++")), None)
+
+
+def compiler_version() -> str | None:
+    """What the C++ compiler calls itself, in a line; None where there is none, or where it does not say."""
+    name = compiler()
+    try:
+        said = subprocess.run([name, "--version"], capture_output=True, text=True, timeout=20).stdout if name else ""
+    except (OSError, ValueError, subprocess.SubprocessError):
+        return None
+    return next(iter(said.splitlines()), None)
 
 
 def prepare_compiler(folder: Path) -> None:
@@ -93,7 +104,7 @@ def resolve(config: Config, images: int | None, cache: Path) -> tuple[str, bool,
             notes.append("this processor has no bfloat16 arithmetic, so training runs in fp32, more slowly")
     long_enough = config.minutes >= 2 if config.minutes is not None else (images or 0) >= WORTH_COMPILING
     compiled = config.compile == "on" or (config.compile == "auto" and long_enough)
-    if compiled and not has_compiler():
+    if compiled and compiler() is None:
         compiled = False
         notes.append(
             "no C++ compiler was found, so the network is not compiled; training is slower (see README); install g++ for full speed"

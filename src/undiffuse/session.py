@@ -229,6 +229,8 @@ def train_session(
 
         earlier = run.events("session") or (Run(replay).events("session") if replay else [])
         bits = {**machine.facts(), "precision": precision, "compiled": compiled}
+        if compiled:
+            bits["compiler"] = machine.compiler_version()
         changed = [key for key, value in bits.items() if earlier and earlier[-1]["machine"].get(key) != value]
         if changed:
             notes.append(
