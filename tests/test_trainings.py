@@ -209,7 +209,7 @@ def test_the_report_takes_studies_in(run: Path, tmp_path: Path, row: Row) -> Non
     assert [cells[0] for cells in table.rows] == ['#raw("30")', "all"]
     assert table.header[3:] == ("error at -4", "error at 0", "error at 4", "Fréchet distance", "95% interval", "near")
     assert table.rows[0][2:] == ("1,234", "0.4000", "0.2000", "0.0500", "4.00", "3.60 to 4.40", "25.0% (1.0%), copies")
-    assert {"subset-compared.svg", "study-a.png"} <= found.pictures.keys()
+    assert {"subset-compared.svg", "subset-images.svg"} <= found.pictures.keys()
     assert any(isinstance(b, Text) and "all of the data" in b.words for b in found.blocks)
     assert any(isinstance(b, Figure) and b.name == "subset-compared" for b in found.blocks)
     assert len(found.write()) == 3

@@ -956,14 +956,12 @@ def comparison(name: str, study: dict[str, Any], run: Run) -> Iterator[Block]:
         0.75,
     )
     first = [row for row in rows if row["seed"] == rows[0]["seed"]]
-    for row in first:
-        value = "all" if row["value"] is None else row["value"]
-        yield Figure(
-            Path(f"study-{row['picture']}").stem,
-            f"{study['field']} {coded(value)}, seed {row['seed']}: from the same noises as the others.",
-            f"Twenty images of the training with {study['field']} {value}.",
-            0.6,
-        )
+    yield Figure(
+        f"{name}-images",
+        "The same noises, drawn after each training"
+        + (f" with seed {rows[0]['seed']}." if len(first) < len(rows) else "."),
+        f"Rows of drawn images, a row for each of the {STUDIES[name]}.",
+    )
     if scored and len(first) > 1:
         yield Text(best_of(study))
 

@@ -104,11 +104,21 @@ def chain(source: Source) -> Figure:
     return figure
 
 
+def in_decimals(axis: Axes) -> None:
+    """A logarithmic axis of y with numbers as one says them."""
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    low, high = axis.get_ylim()
+    axis.yaxis.set_major_locator(
+        LogLocator(subs=(1, 2, 5) if high > 3 * low else (*range(1, 10), 1.1, 1.2, 1.3, 1.4, 1.5))
+    )
+    axis.yaxis.set_major_formatter("{x:g}")
+    axis.yaxis.set_minor_formatter(NullFormatter())
+
+
 @PICTURES.add
 def samplers(source: Source) -> Figure:
     assert source.samplers is not None
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
-
     figure = figures.new_figure(7.2, 3.4)
     axis = figure.subplots()
     styles = {
@@ -131,10 +141,8 @@ def samplers(source: Source) -> Figure:
     axis.set(xscale="log", yscale="log", xlabel="network calls an image", ylabel="Fréchet distance")
     axis.set_xticks(sorted({row["calls"] for row in source.samplers["rows"] if row["sampler"] != "heun"}))
     axis.set_xticks([], minor=True)
-    axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    for each in (axis.xaxis, axis.yaxis):
-        each.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        each.set_minor_formatter(NullFormatter())
+    axis.xaxis.set_major_formatter("{x:g}")
+    in_decimals(axis)
     figure.legend(fontsize=9, loc="outside right upper")
     return figure
 
@@ -142,25 +150,36 @@ def samplers(source: Source) -> Figure:
 @PICTURES.add
 def ways(source: Source) -> Figure:
     """Of each sampler the images with the most calls that it was tried with: the same noises below one another."""
+    assert source.samplers is not None
+    last = {row["sampler"]: row for row in sorted(source.samplers["rows"], key=lambda row: int(row["calls"]))}
+    names = {name: WAYS[name].replace(", ", ",\n") for name in WAYS if name in last}
+    return below_one_another(
+        source, {f"{words}\n{last[name]['steps']} steps": last[name]["picture"] for name, words in names.items()}
+    )
+
+
+def images_compared(source: Source, name: str) -> Figure:
+    """Images of each training of a study, of its first seed."""
+    rows = source.trainings[name]["rows"]
+    first = [row for row in rows if row["seed"] == rows[0]["seed"]]
+    return below_one_another(
+        source, {"all" if row["value"] is None else str(row["value"]): row["picture"] for row in first}
+    )
+
+
+def below_one_another(source: Source, named: dict[str, str], count: int = 10) -> Figure:
+    """The first images of some pictures in the folder `study`, a row each, with its words before it."""
     from PIL import Image
 
-    assert source.samplers is not None
     _, height, width = source.about.facts.shape
-    last = {row["sampler"]: row for row in sorted(source.samplers["rows"], key=lambda row: int(row["calls"]))}
-    rows = [(WAYS[name], last[name]) for name in WAYS if name in last]
-    tiles = []
-    for _, row in rows:
-        with Image.open(io.BytesIO(source.pictures[f"study-{row['picture']}"])) as sheet:
-            tiles.append(images.tiles(sheet, height, width))
-    count = max(map(len, tiles))
-    figure = figures.new_figure(7.2, 0.2 + 0.5 * len(rows))
-    axes = figure.subplots(len(rows), count, squeeze=False)
-    for (name, row), own, line in zip(rows, tiles, axes, strict=True):
+    figure = figures.new_figure(7.2, 0.2 + 0.5 * len(named))
+    axes = figure.subplots(len(named), count, squeeze=False)
+    for (words, name), line in zip(named.items(), axes, strict=True):
         for axis in line:
             axis.set_axis_off()
-        for axis, tile in zip(line, own, strict=False):
-            axis.imshow(tile, cmap="gray", vmin=0, vmax=255)
-        words = f"{name.replace(', ', ',' + chr(10))}{chr(10)}{row['steps']} steps"
+        with Image.open(io.BytesIO(source.pictures[f"study-{name}"])) as sheet:
+            for axis, tile in zip(line, images.tiles(sheet, height, width), strict=False):
+                axis.imshow(tile, cmap="gray", vmin=0, vmax=255)
         line[0].text(-0.15, 0.5, words, ha="right", va="center", fontsize=8, transform=line[0].transAxes)
     return figure
 
@@ -182,12 +201,14 @@ def errors_compared(source: Source, name: str) -> Figure:
             relative = [error / least for error, least in zip(row["seen"], smallest, strict=True)]
             axis.plot(row["levels"], relative, linestyle=":", **look)
     axis.set(xlabel="log SNR", ylabel="error, relative to the smallest", yscale="log")
+    in_decimals(axis)
     axis.legend(fontsize=8, title=study["field"], title_fontsize=8)
     return figure
 
 
 for study_of_trainings in STUDIES:
     PICTURES.named(f"{study_of_trainings}-compared")(partial(errors_compared, name=study_of_trainings))
+    PICTURES.named(f"{study_of_trainings}-images")(partial(images_compared, name=study_of_trainings))
 
 
 @PICTURES.add
