@@ -308,6 +308,10 @@ def test_a_grid_has_a_column_a_class_and_is_about_square_without() -> None:
     assert images.columns_for(40, classes=0) == 7
     assert images.columns_for(16, classes=1) == 4  # a single label: no column sixteen images long
     assert images.columns_for(5, classes=10) == 3
+    assert images.columns_for(40, classes=2) == 10  # no columns of twenty images
+    assert images.columns_for(40, classes=4) == 8
+    assert images.columns_for(40, classes=15) == 15
+    assert images.columns_for(5, classes=2) == 4
 
 
 def test_a_saved_grid_has_a_row_a_class(tmp_path: Path) -> None:

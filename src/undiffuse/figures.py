@@ -94,8 +94,9 @@ def examples(training: Dataset, classes: tuple[str, ...], count: int = 40) -> by
 
     columns = images.columns_for(count, len(classes))
     chosen = torch.arange(min(count, len(training)))
-    if training.labels is not None and columns == len(classes):
-        of_class = [(training.labels == label).nonzero()[: count // columns, 0] for label in range(columns)]
+    if training.labels is not None and len(classes) > 1 and columns % len(classes) == 0:
+        each = count // len(classes)
+        of_class = [(training.labels == label).nonzero()[:each, 0] for label in range(len(classes))]
         rows = range(min(len(own) for own in of_class))
         chosen = torch.tensor([own[row] for row in rows for own in of_class], dtype=torch.long) if rows else chosen
     return images.png_bytes(images.grid(training.images[chosen], columns))

@@ -29,8 +29,10 @@ def as_array(images: Tensor) -> NDArray[np.uint8]:
 
 
 def columns_for(count: int, classes: int = 0) -> int:
-    """Columns of a grid of `count` images: one a class where labels cycle through the classes, else about a square."""
-    return classes if 1 < classes <= min(count, 20) else math.ceil(math.sqrt(count))
+    """Columns of a grid of `count` images: each of one class where labels cycle through the classes, else about a square."""
+    if 1 < classes <= min(count, 20):
+        return classes * max(1, min(10, count) // classes)
+    return math.ceil(math.sqrt(count))
 
 
 GAP = 2  # pixels between the images of a grid, before enlargement

@@ -95,7 +95,7 @@ def with_samples(source: Source) -> Source:
         return replace(source, pictures=pictures, class_lies_in="row" if note.get("rows") == classes > 1 else None)
     if latest:
         pictures["samples.png"] = latest[1].read_bytes()
-    in_columns = columns_for(source.config.snapshot_images, classes) == classes > 1
+    in_columns = classes > 1 and columns_for(source.config.snapshot_images, classes) % classes == 0
     return replace(source, pictures=pictures, class_lies_in="column" if in_columns else None)
 
 
