@@ -9,6 +9,7 @@ from undiffuse import images
 from undiffuse.run import Run
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
     from undiffuse.data import Dataset
@@ -29,6 +30,18 @@ def png(figure: Figure) -> bytes:
     return out.getvalue()
 
 
+def in_decimals(axis: Axes) -> None:
+    """A logarithmic axis of y with numbers as one says them."""
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    low, high = axis.get_ylim()
+    axis.yaxis.set_major_locator(
+        LogLocator(subs=(1, 2, 5) if high > 3 * low else (*range(1, 10), 1.1, 1.2, 1.3, 1.4, 1.5))
+    )
+    axis.yaxis.set_major_formatter("{x:g}")
+    axis.yaxis.set_minor_formatter(NullFormatter())
+
+
 def loss_curve(run: Run) -> None:
     """loss.png: the training loss of each step and its running mean, the validation loss, and that by noise level; and the
     quality of samples, where it was scored."""
@@ -37,7 +50,7 @@ def loss_curve(run: Run) -> None:
     steps = run.events("step")
     validations = run.events("validation")
     scores = run.events("score")
-    figure = new_figure(7.2, 5.4 if scores else 2.9)
+    figure = new_figure(7.2, 4.7 if scores else 2.9)
     panels = figure.subplot_mosaic("LR;QQ" if scores else "LR")
     left, right = panels["L"], panels["R"]
     x = np.array([e["step"] for e in steps])
@@ -85,6 +98,8 @@ def loss_curve(run: Run) -> None:
             xlabel="step", ylabel="Fréchet distance", yscale="log", title=f"Quality of {scores[0]['n']:,} quick samples"
         )
         axis.legend(fontsize=8)
+    for axis in panels.values():
+        in_decimals(axis)
     run.write("loss.png", png(figure))
 
 

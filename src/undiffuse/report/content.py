@@ -605,7 +605,7 @@ def training(source: Source) -> Iterator[Block]:
             "timeline",
             "The same noise, drawn at different steps of training, the untrained network first.",
             "Rows of images, from noise at the top to clear images at the bottom.",
-            0.7,
+            0.66,
         )
     for step, reason in dict.fromkeys((event["step"], event["reason"]) for event in source.of("uncompiled")):
         yield Text(f"From step {step:,} the network was trained without being compiled: {plain(reason)}.")

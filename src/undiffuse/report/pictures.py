@@ -104,18 +104,6 @@ def chain(source: Source) -> Figure:
     return figure
 
 
-def in_decimals(axis: Axes) -> None:
-    """A logarithmic axis of y with numbers as one says them."""
-    from matplotlib.ticker import LogLocator, NullFormatter
-
-    low, high = axis.get_ylim()
-    axis.yaxis.set_major_locator(
-        LogLocator(subs=(1, 2, 5) if high > 3 * low else (*range(1, 10), 1.1, 1.2, 1.3, 1.4, 1.5))
-    )
-    axis.yaxis.set_major_formatter("{x:g}")
-    axis.yaxis.set_minor_formatter(NullFormatter())
-
-
 @PICTURES.add
 def samplers(source: Source) -> Figure:
     assert source.samplers is not None
@@ -142,7 +130,7 @@ def samplers(source: Source) -> Figure:
     axis.set_xticks(sorted({row["calls"] for row in source.samplers["rows"] if row["sampler"] != "heun"}))
     axis.set_xticks([], minor=True)
     axis.xaxis.set_major_formatter("{x:g}")
-    in_decimals(axis)
+    figures.in_decimals(axis)
     figure.legend(fontsize=9, loc="outside right upper")
     return figure
 
@@ -201,7 +189,7 @@ def errors_compared(source: Source, name: str) -> Figure:
             relative = [error / least for error, least in zip(row["seen"], smallest, strict=True)]
             axis.plot(row["levels"], relative, linestyle=":", **look)
     axis.set(xlabel="log SNR", ylabel="error, relative to the smallest", yscale="log")
-    in_decimals(axis)
+    figures.in_decimals(axis)
     axis.legend(fontsize=8, title=study["field"], title_fontsize=8)
     return figure
 
