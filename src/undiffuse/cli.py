@@ -340,10 +340,9 @@ def run_verb(arguments: list[str]) -> None:
 
 
 def leave(number: int, sentence: str = "") -> NoReturn:
-    """End after a signal; more of them change nothing."""
-    if threading.current_thread() is threading.main_thread():
-        for each in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(each, signal.SIG_IGN)
+    """End after a signal, which only the main thread gets; more of them change nothing."""
+    for each in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(each, signal.SIG_IGN)
     if sentence:
         stdout().print(sentence)
     raise SystemExit(STOPPED + number) from None

@@ -7,6 +7,7 @@ randomness is a function of (seed, step), so a state at step n is the same which
 from __future__ import annotations
 
 import copy
+import functools
 import itertools
 import math
 import time
@@ -445,6 +446,7 @@ def hide_labels(label: Tensor, no_label: int, config: Config, step: int) -> Tens
     return label.masked_fill(torch.from_numpy(hidden), no_label)
 
 
+@functools.cache  # it is asked for at every step
 def ema_exponent(width: float) -> float:
     """gamma of the power-function average whose width is `width` of the run: Karras et al. 2024 (arXiv:2312.02696), (126).
 

@@ -193,7 +193,7 @@ def summary(source: Source) -> Iterator[Block]:
     yield Text(
         f"A diffusion model was trained on {facts.training:,} images of _{plain(facts.name)}_ ({kind}) for {source.steps:,} steps, "
         f"in {source.minutes:.1f} minutes on a CPU.{state} This report says what it is, how it was made, and how good it is; "
-        "its results are the run's own, and its code is the package's, taken from the files that ran."
+        "its results are the run's own, and its code is taken from the package's files."
     )
     if source.metrics and "frechet" in source.metrics and source.is_of_now(source.metrics["of"]["step"]):
         found, step = source.metrics["frechet"], source.metrics["of"]["step"]
@@ -493,9 +493,11 @@ def hyperparameters(source: Source) -> Iterator[Block]:
     config = source.config
     preset = PRESETS.get(config.preset, {})
     yield Heading(1, "Hyperparameters")
-    unused = {name for name in ("groups",) if not source.about.facts.groups} | (
-        {"label_dropout", "guidance"} if not source.about.labels else set()
-    )
+    unused = set()
+    if not source.about.facts.groups:
+        unused.add("groups")
+    if not source.about.labels:
+        unused |= {"label_dropout", "guidance"}
     if source.finished and not source.of("score"):
         unused.add("score_share")
     rows = []
