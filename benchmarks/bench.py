@@ -30,7 +30,7 @@ from undiffuse.config import make_config
 from undiffuse.files import cache_folder
 from undiffuse.run import build_network, make_denoiser
 from undiffuse.sampling import draw, steps_within
-from undiffuse.session import prepare
+from undiffuse.session import grouped, prepare
 
 BATCH = 128
 ROUNDS = 3
@@ -78,9 +78,9 @@ def train_undiffuse(**changes: str) -> dict[str, float]:
 def sample_undiffuse() -> dict[str, float]:
     """Images per second drawn by the preset `fast`, conditional and guided, as `undiffuse sample` does, by network calls an image."""
     config = make_config("fast", conditional=True)
-    _, _, facts = prepare(config)
+    _, _, facts = grouped(config, *prepare(config))
     denoiser = make_denoiser(build_network(config, facts).eval(), config, facts)
-    options = config.drawing(3000, denoiser.labels)
+    options = config.drawing(3000, denoiser.told)
     label = torch.arange(256) % len(facts.classes)
     rates = {}
     for calls in (5, 10, 25):

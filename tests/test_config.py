@@ -9,8 +9,7 @@ import pytest
 
 from undiffuse.config import (
     PRESETS,
-    TOWARDS_CLASS,
-    TOWARDS_GROUP,
+    TOWARDS,
     Config,
     differences,
     make_config,
@@ -141,18 +140,22 @@ def test_a_value_that_differs_from_the_presets_is_the_users_even_where_it_is_the
 
 
 def test_the_usual_guidance_falls_as_the_run_goes_on() -> None:
-    """Twice as near to 1 after four times as many images."""
-    for fields, towards in (({"conditional": True}, TOWARDS_CLASS), ({}, TOWARDS_GROUP)):
-        config = make_config(batch_size=60, **fields)
-        found = [config.drawing(step, 10)["guidance"] for step in (0, 1, 1000, 4000, 10**9)]
-        assert found == pytest.approx([2, 2, 1 + towards, 1 + towards / 2, 1])
-    assert make_config(guidance=1.5).drawing(7, 10) == {"sampler": "dpmpp-2m-sde", "grid": "uniform", "guidance": 1.5}
+    """Eight times as near to 1 after sixteen times as many images."""
+    for told, towards in TOWARDS.items():
+        config = make_config(batch_size=60)
+        found = [config.drawing(step, told)["guidance"] for step in (0, 1, 1000, 16_000, 10**9)]
+        assert found == pytest.approx([2, 2, 1 + min(1, towards), 1 + towards / 8, 1], abs=0.005)
+    assert make_config(guidance=1.5).drawing(7, "class") == {
+        "sampler": "dpmpp-2m-sde",
+        "grid": "uniform",
+        "guidance": 1.5,
+    }
 
 
 def test_without_labels_there_is_nothing_to_guide_by() -> None:
     for fields in ({}, {"guidance": 1.5}):
-        assert make_config(**fields).drawing(7, 0)["guidance"] == 1
-    assert make_config(conditional=True, label_dropout=0.0).drawing(7, 10)["guidance"] == 1
+        assert make_config(**fields).drawing(7, None)["guidance"] == 1
+    assert make_config(label_dropout=0.0).drawing(7, "class")["guidance"] == 1
 
 
 def test_differences_name_each_field_with_both_values() -> None:

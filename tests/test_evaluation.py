@@ -64,6 +64,15 @@ def evaluated(shade_run: Path) -> tuple[Path, dict[str, Any]]:
     return shade_run, undiffuse.evaluate(shade_run, n=200, ode_images=20)
 
 
+def test_without_a_guess_for_all_groups_together_there_is_no_likelihood(
+    train: Callable[..., Path], shades: Path
+) -> None:
+    run = train(data=str(shades), conditional=True, steps=1, label_dropout=0.0)
+    found = undiffuse.evaluate(run, parts=Parts(quality=False, novelty=False))
+    assert "bits_per_dim" not in found
+    assert "--label-dropout 0" in found["missing"]["bits_per_dim"]
+
+
 def numbers(content: Any, path: str = "") -> dict[str, float]:
     if isinstance(content, dict):
         return {k: v for key, value in content.items() for k, v in numbers(value, f"{path}.{key}").items()}
@@ -100,7 +109,8 @@ def test_every_figure_has_its_interval_its_control_and_its_count(evaluated: tupl
     assert bits["ode"]["n"] == 20
     assert isinstance(found["novelty"]["alarm"], bool)
     assert 0 < found["novelty"]["detectable"] <= 1
-    assert all(word in bits["assumes"] for word in ("unguided", "decoder", "label"))
+    assert all(word in bits["assumes"] for word in ("unguided", "decoder", "told no group"))
+    assert bits["given_labels"] is False
     assert "uniform noise" in bits["ode"]["assumes"]
     assert found["sampling"]["n"] == 200
     assert found["sampling"]["network_calls"] == 3

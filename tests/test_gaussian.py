@@ -348,7 +348,7 @@ def test_guidance(guidance: float, calls: int) -> None:
 
 
 def test_labels_where_there_are_classes() -> None:
-    with pytest.raises(ValueError, match="with labels takes some"):
+    with pytest.raises(ValueError, match="with classes takes some"):
         draw(LABELLED, [0])
     with pytest.raises(ValueError, match="takes none"):
         draw(TOY, [0], label=torch.tensor([0]))

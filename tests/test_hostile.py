@@ -150,6 +150,22 @@ CONFIGS: dict[str, Damage] = {
     "a negative count": facts(training=-1),
     "classes that are numbers": facts(classes=[1, 2]),
     "groups that are text": facts(groups=["a"]),
+    "groups of no image": facts(groups=[0, 0]),
+    "groups of more images than there are": facts(groups=[10**9, 10**9]),
+    "groups of no class": edited(
+        lambda c: (c["config"].update(conditional=True), c["data"].update(groups=[c["data"]["training"]]))
+    ),
+    "groups of an unknown class": edited(
+        lambda c: (
+            c["config"].update(conditional=True),
+            c["data"].update(groups=[c["data"]["training"], *[0] * 10], class_of=[*range(11)]),
+        )
+    ),
+    "classes of no group": facts(class_of=[0]),
+    "more groups than were asked for": edited(
+        lambda c: c["data"].update(groups=[c["data"]["training"], *[0] * (c["config"]["groups"] + 1)])
+    ),
+    "no classes to ask for": edited(lambda c: (c["config"].update(conditional=True), c["data"].update(classes=[]))),
     "another image": facts(shape=[3, 8, 8]),
     "an endless budget": fields(steps=None, epochs=1e308),
     "a reason for nothing": edited(lambda c: c["reasons"].update(surprise="!")),

@@ -141,6 +141,7 @@ def test_the_configuration_is_saved_with_its_reasons_and_its_data(run: Path, con
         "validation": len(held_out),
         "sha256": hashlib.sha256(dataset.images.numpy().tobytes() + dataset.labels.numpy().tobytes()).hexdigest(),
         "groups": [],
+        "class_of": [],
     }
     assert Run(run).about().config == config
 

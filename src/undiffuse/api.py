@@ -128,7 +128,7 @@ def prepare(run: Where, request: Request) -> Drawing:
     classes = len(denoiser.classes)
     if request.n < 1 or request.batch_size < 1:
         raise UserError(f"--n and --batch-size must be at least 1, not {min(request.n, request.batch_size)}")
-    guidance = request.guidance if request.guidance is not None else config.drawing(step, denoiser.labels)["guidance"]
+    guidance = request.guidance if request.guidance is not None else config.drawing(step, denoiser.told)["guidance"]
     if not 0 <= guidance < math.inf:
         raise UserError(f"guidance must be a finite number of at least 0, not {guidance}")
     if request.precision not in ("fp32", "bf16"):

@@ -252,6 +252,9 @@ def describe(run: Run) -> Group:
         "state": f"{state}; {len(steps):,} steps in {spent / 60:.1f} minutes",
         "data": f"{facts.name}, {facts.training:,} images of {shape} to train on, {facts.validation:,} held out",
         "classes": ", ".join(facts.classes) or "none",
+        "groups": f"{len(facts.groups)} of similar images" + (", parts of the classes" * bool(facts.class_of))
+        if facts.groups
+        else "none",
         "loss": f"{steps[-1]['loss']:.4f} at the last step" if steps else "none yet",
     }
     for event in run.events("validation")[-1:]:
@@ -264,7 +267,7 @@ def describe(run: Run) -> Group:
     for key, value in lines.items():
         summary.add_row(key, value)
     table = Table("hyperparameter", "value", "why", box=box.SIMPLE_HEAD)
-    drawing = config.drawing(steps[-1]["step"] if steps else 0, about.labels)
+    drawing = config.drawing(steps[-1]["step"] if steps else 0, about.told)
     for name, why in about.reasons.items():
         value = drawing.get(name, getattr(config, name))
         table.add_row(name.replace("_", "-"), "-" if value is None else str(value), why)

@@ -11,7 +11,7 @@ To add a prediction: a function (alpha, sigma) -> (c_skip, c_out, c_in) with `@P
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from undiffuse import process
 from undiffuse.errors import UserError
@@ -19,7 +19,7 @@ from undiffuse.registry import Table
 from undiffuse.schedule import SCHEDULES, NoiseLevel, noise_level
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from torch import Tensor
 
@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     Network: TypeAlias = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 
 PREDICTIONS = Table("prediction")
+
+Told: TypeAlias = Literal["class", "part", "group"]
+"""What a label of a network may be: a class, a group that is part of one, or a group of any images."""
 
 
 @PREDICTIONS.add
@@ -62,15 +65,22 @@ def edm(alpha: Tensor, sigma: Tensor, *, sigma_data: float = 0.5) -> Coefficient
     return alpha * sigma_data**2 / norm**2, sigma * sigma_data / norm, 1 / norm
 
 
+def told(classes: Sequence[str], groups: Sequence[int]) -> Told | None:
+    """What a network is told that is asked for `classes`, and knows `groups`; None for neither."""
+    if groups:
+        return "part" if classes else "group"
+    return "class" if classes else None
+
+
 @dataclass(frozen=True)
 class Denoiser:
     """A network with a schedule and a prediction: (x_t, t) -> x_0_hat.
 
     network: (x (B, C, H, W), log-SNR (B,), label (B,) or None) -> (B, C, H, W).
     schedule, prediction: specs such as "cosine:s=0.01" and "v".
-    shape: (C, H, W) of an image. classes: the names of the labels, empty where there are none to ask for. groups: the sizes of
-    the hidden groups that take the labels' place (groups.py). Label number `labels` is "no label". Raises UserError for a prediction
-    that the schedule makes impossible."""
+    shape: (C, H, W) of an image. classes: their names, empty where there are none to ask for. groups: the sizes of the hidden groups
+    that take the labels' place (groups.py); class_of: the class of each, where there are classes. Label number `labels` is "no label".
+    Raises UserError for a prediction that the schedule makes impossible."""
 
     network: Network
     schedule: str
@@ -78,6 +88,7 @@ class Denoiser:
     shape: tuple[int, int, int]
     classes: tuple[str, ...] = ()
     groups: tuple[int, ...] = ()
+    class_of: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         refuse_zero_snr(self.schedule, self.prediction)
@@ -85,7 +96,12 @@ class Denoiser:
     @property
     def labels(self) -> int:
         """How many labels the network knows, beside "no label"; 0 where it takes none."""
-        return len(self.classes) or len(self.groups)
+        return len(self.groups) or len(self.classes)
+
+    @property
+    def told(self) -> Told | None:
+        """What a label of the network is; None where it takes none."""
+        return told(self.classes, self.groups)
 
     def no_label(self, n: int) -> Tensor | None:
         """ "No label" for n images; None where the network takes no labels at all."""
@@ -103,7 +119,8 @@ class Denoiser:
         return c_skip, c_out, c_in
 
     def __call__(self, x_t: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
-        """x_0_hat for noisy images x_t (B, C, H, W) at times t (B,) in (0, 1]; labels (B,) where it knows some."""
+        """x_0_hat for noisy images x_t (B, C, H, W) at times t (B,) in (0, 1]; labels (B,) where it knows some:
+        numbers of groups, where there are groups, else of classes."""
         level = self.noise_level(t)
         c_skip, c_out, c_in = (process.expand(c, x_t) for c in self.coefficients(level))
         return c_skip * x_t + c_out * self.network(c_in * x_t, level.log_snr.to(x_t.dtype), label)

@@ -381,7 +381,7 @@ def bits_per_dim(
     watch: Watch = unwatched,
 ) -> dict[str, Any]:
     """The variational bounds on the whole test set (or n images of it) and on training images, and the exact likelihood of
-    the ODE on some of them; given their labels where the denoiser has classes, without any where it has groups."""
+    the ODE on some of them; given their labels where the network is told classes, without any where it is told groups."""
     test = data.random_part(real.unseen, n or len(real.unseen), seed)
     training = data.random_part(real.seen, min(SOME_BITS, len(test)), seed)
     some = data.random_part(test, min(SOME_BITS, len(test)), seed)
@@ -402,7 +402,7 @@ def bits_per_dim(
     gap = total.value - train_total.value
     half_width = math.hypot(total.high - total.value, train_total.high - train_total.value)
     continuous = metrics.mean_interval(of_some.total)
-    given = "; given each image's label" if denoiser.classes else ""
+    given = "; given each image's label" if denoiser.told == "class" else "; told no group" if denoiser.groups else ""
     found: dict[str, Any] = {
         "test": total.value,
         "low": total.low,
@@ -416,7 +416,7 @@ def bits_per_dim(
         "diffusion": plain(metrics.mean_interval(bound.diffusion)),
         "reconstruction": plain(metrics.mean_interval(bound.reconstruction)),
         "network_calls": likelihood.LEVELS + 1,
-        "given_labels": bool(denoiser.classes),
+        "given_labels": denoiser.told == "class",
         "assumes": "the chain of unguided posterior steps, x_0_hat clipped, and a normal decoder cut into 256 grey levels"
         + given,
         "interval_of": "the images: other ones of the same kind, the model being what it is",
@@ -464,7 +464,7 @@ def bits_per_dim(
 
 def known_labels(denoiser: Denoiser, dataset: Dataset) -> Tensor | None:
     """What a denoiser may be told of the images whose likelihood it gives: their classes, or "no label", or nothing."""
-    return dataset.labels if denoiser.classes else denoiser.no_label(len(dataset))
+    return dataset.labels if denoiser.told == "class" else denoiser.no_label(len(dataset))
 
 
 # --- Whole evaluations ---
@@ -519,7 +519,9 @@ def evaluate_run(
     request = api.Request(n, sampler, steps, grid, labels, guidance, seed=seed, precision=precision)
     ready = api.prepare(path, request)
     found: dict[str, Any] = {}
-    if parts.likelihood:
+    # With groups the likelihood is that of all of them together: the network is told none.
+    unknown = bool(denoiser.groups) and not about.config.label_dropout
+    if parts.likelihood and not unknown:
         found["bits_per_dim"] = bits_per_dim(
             denoiser, real, chain=about.config.chain, n=bits_images, ode_images=ode_images, seed=seed, watch=watch
         )
@@ -539,6 +541,8 @@ def evaluate_run(
         }
     of = {"run": path.resolve().name, "step": step, "conditional": bool(denoiser.classes)}
     content, pictures = assembled(of, found, generated, ready.label, real, parts, seed, watch)
+    if parts.likelihood and unknown:
+        content["missing"]["bits_per_dim"] = "trained with --label-dropout 0, the network can't guess without a group"
     content["seconds"] = stopwatch.seconds()
     if to is not None and generated is not None:
         export.save_images(to, generated, ready.label, denoiser.classes)

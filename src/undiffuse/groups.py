@@ -1,9 +1,9 @@
-"""Groups of similar images: labels for images that have none, found by k-means.
+"""Groups of similar images: labels for images that have none, and finer ones for those that have some, found by k-means.
 
-A network that knows roughly what it is to draw learns faster, and draws each kind as often as the data have it. For
-images without labels, or with labels that are not to be used, the groups take the labels' place: q(x) = sum over c of q(c) q(x | c),
-with q(c) the share of training images in group c. Groups of features in place of labels: Bao et al. 2022 (arXiv:2212.00362), Hu et al.
-2023 (arXiv:2210.06462); on images as plain as digits the pixels themselves will do.
+A network that knows roughly what it is to draw learns faster, and draws each kind as often as the data have it. The groups take the
+labels' place: q(x) = sum over g of q(g) q(x | g), with q(g) the share of training images in group g. Where the classes are to be asked
+for, the groups are parts of them: q(x | c) = sum over g of q(g | c) q(x | g). Groups of features in place of labels: Bao et al. 2022
+(arXiv:2212.00362), Hu et al. 2023 (arXiv:2210.06462); on images as plain as digits the pixels themselves will do.
 """
 
 from __future__ import annotations
@@ -43,6 +43,22 @@ def k_means(images: Tensor, groups: int, seed: int) -> Tensor:
     return nearest
 
 
+def k_means_within(
+    images: Tensor, label: Tensor, classes: int, groups: int, seed: int
+) -> tuple[Tensor, tuple[int, ...]]:
+    """(the group (N,) of each image uint8 (N, C, H, W), the class of each group): `k_means` in each of the `classes`, that of an image
+    being its label (N,), with an equal part of the `groups` for each, at least one."""
+    import torch
+
+    group, class_of = torch.zeros_like(label), list[int]()
+    for number in range(classes):
+        rows = (label == number).nonzero()[:, 0]
+        own = k_means(images[rows], groups // classes, seed)
+        group[rows] = len(class_of) + own
+        class_of += [number] * (int(own.amax()) + 1 if len(own) else 1)
+    return group, tuple(class_of)
+
+
 def coarse(images: Tensor) -> Tensor:
     """Images uint8 (N, C, H, W) at a resolution of 14 to 27 pixels a side, float32 (N, D)."""
     import torch
@@ -53,10 +69,13 @@ def coarse(images: Tensor) -> Tensor:
     return torch.cat([part.flatten(1) for part in parts])
 
 
-def drawn_groups(sizes: Sequence[int], samples: Sequence[int], seed: int) -> Tensor:
-    """The group (B,) of each sample, each as often as its size says; a function of seed and sample alone."""
+def drawn_groups(sizes: Tensor, samples: Sequence[int], seed: int) -> Tensor:
+    """The group (B,) of each sample, drawn as often as its size says; a function of seed and sample alone.
+
+    sizes: of the groups, (K,), or (B, K) with 0 for those that a sample can't be in."""
     import torch
 
-    share = torch.tensor(sizes, dtype=torch.float64).cumsum(0) / sum(sizes)
-    u = torch.tensor([stream(seed, "group", sample).random() for sample in samples], dtype=torch.float64)
-    return torch.bucketize(u, share, right=True).clamp(max=len(sizes) - 1)
+    share = sizes.double().cumsum(-1)
+    share = (share / share[..., -1:]).expand(len(samples), -1).contiguous()
+    u = torch.tensor([[stream(seed, "group", sample).random()] for sample in samples], dtype=torch.float64)
+    return torch.searchsorted(share, u, right=True)[:, 0]

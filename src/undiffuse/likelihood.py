@@ -91,7 +91,7 @@ def variational_bound(
     batch_size: int = 250,
     watch: Watch = lambda done: None,
 ) -> Bound:
-    """The bound for images uint8 (N, C, H, W), with labels (N,) for a denoiser with classes.
+    """The bound for images uint8 (N, C, H, W), with labels (N,) for a network that is told classes, "no label" for one that is told groups.
 
     steps: T of the chain. continuous: T -> infinity between the ends of that chain. levels: K; each costs a network call an image, and
     the reconstruction one more. clip: x_0_hat to [-1, 1], as in sampling."""

@@ -28,7 +28,7 @@ from pydantic import Field, NonNegativeInt, TypeAdapter, ValidationError
 
 from undiffuse import __version__, files, nets
 from undiffuse.config import Config, as_command, reasons, validated
-from undiffuse.denoiser import Denoiser
+from undiffuse.denoiser import Denoiser, Told, told
 from undiffuse.errors import UserError
 from undiffuse.files import cannot_write, write_atomic
 from undiffuse.log import log_line, read_log
@@ -48,7 +48,7 @@ class DataFacts:
     """What a run must know of its data: its name, an image's shape, the class names, how many images it trains on
     and holds out, and the SHA-256 of them, so that another data set in the same place is noticed.
 
-    groups: how many training images there are in each group, where there are some."""
+    groups: how many training images there are in each group, where there are some; class_of: the class of each, where it is within one."""
 
     name: str
     shape: tuple[Side, Side, Side]
@@ -57,10 +57,11 @@ class DataFacts:
     validation: NonNegativeInt
     sha256: str
     groups: tuple[NonNegativeInt, ...] = ()
+    class_of: tuple[NonNegativeInt, ...] = ()
 
     def same_images(self, other: DataFacts) -> bool:
         """Whether these are facts of the same images. Groups do not count: on another machine rounding may move an image into another."""
-        return replace(self, groups=()) == replace(other, groups=())
+        return replace(self, groups=(), class_of=()) == replace(other, groups=(), class_of=())
 
 
 @dataclass(frozen=True)
@@ -73,10 +74,21 @@ class About:
     version: str
     replay_of: str | None
 
+    def __post_init__(self) -> None:
+        """ValueError where the facts can't be those of the configuration."""
+        facts = self.facts
+        if self.config.conditional and not facts.classes:
+            raise ValueError("a conditional run has classes, and this has none")
+        if len(facts.groups) > self.config.groups or (facts.groups and not 0 < sum(facts.groups) == facts.training):
+            raise ValueError(f"its groups can't be those of {facts.training:,} images")
+        parts = set(range(len(facts.classes))) if facts.groups and self.config.conditional else set[int]()
+        if set(facts.class_of) != parts or (parts and len(facts.class_of) != len(facts.groups)):
+            raise ValueError("its groups are not parts of its classes")
+
     @property
-    def labels(self) -> int:
-        """How many classes or groups the network knows."""
-        return len(self.facts.classes if self.config.conditional else self.facts.groups)
+    def told(self) -> Told | None:
+        """What the network is told of an image."""
+        return told(self.facts.classes if self.config.conditional else (), self.facts.groups)
 
 
 @dataclass(frozen=True)
@@ -279,7 +291,7 @@ def build_network(config: Config, facts: DataFacts, device: str = "cpu") -> nn.M
     with torch.device(device):
         network: nn.Module = nets.NETWORKS[config.net](
             shape=facts.shape,
-            classes=len(facts.classes if config.conditional else facts.groups),
+            classes=len(facts.groups or (facts.classes if config.conditional else ())),
             channels=config.channels,
             blocks=config.blocks,
             attention=config.attention,
@@ -293,5 +305,5 @@ def build_network(config: Config, facts: DataFacts, device: str = "cpu") -> nn.M
 
 
 def make_denoiser(network: nn.Module, config: Config, facts: DataFacts) -> Denoiser:
-    known = {"classes": facts.classes} if config.conditional else {"groups": facts.groups}
-    return Denoiser(network, config.schedule, config.predict, facts.shape, **known)
+    classes = facts.classes if config.conditional else ()
+    return Denoiser(network, config.schedule, config.predict, facts.shape, classes, facts.groups, facts.class_of)

@@ -296,14 +296,17 @@ def trajectory(
 ) -> Iterator[Frame]:
     """Draw the images with indices `samples` in one batch; yields each of the `steps` steps, the last ending in the images.
 
-    label: (B,) numbers, for a denoiser with labels; of one with groups, by default `drawn_groups`. The start is pure noise of the size that x_t has at t = 1.
+    label: (B,) classes, for a denoiser with classes. The groups of one with groups are drawn by their sizes. The start is pure noise of the size that x_t has at t = 1.
     An image depends on seed and index, and not on its batch. Raises UserError for unknown names and impossible values."""
     import torch
 
-    if label is None and denoiser.groups:
-        label = drawn_groups(denoiser.groups, samples, seed)
-    if (label is None) == bool(denoiser.labels):
-        raise ValueError("a denoiser with labels takes some, one without takes none")
+    classes = len(denoiser.classes)
+    if (label is None) == bool(classes):
+        raise ValueError("a denoiser with classes takes some, one without takes none")
+    if label is not None and not 0 <= label.min() <= label.max() < classes:
+        raise ValueError(f"the labels of {classes} classes are 0 to {classes - 1}")
+    if denoiser.groups:
+        label = drawn_groups(shares(denoiser, label), samples, seed)
     step_of = SAMPLERS[sampler]
     times = time_grid(grid, denoiser.schedule, steps)
     guide = Guide(denoiser, samples, seed, label, guidance, clip)
@@ -320,6 +323,15 @@ def trajectory(
         x_t, previous = x_s, (step.x_0, step.at_t)
 
 
+def shares(denoiser: Denoiser, label: Tensor | None) -> Tensor:
+    """How often each group is drawn: (K,), or, for images of classes (B,), (B, K). As often as it is large; where a class has no
+    training images, all of its groups alike."""
+    import torch
+
+    sizes = torch.tensor(denoiser.groups, dtype=torch.float64)
+    return sizes if label is None else (sizes + 1e-6) * (torch.tensor(denoiser.class_of) == label[:, None])
+
+
 def steps_within(calls: int, denoiser: Denoiser, **options: Any) -> int:
     """The most steps, at least 1, that take at most `calls` network calls; options: `trajectory`'s.
 
@@ -332,7 +344,7 @@ def steps_within(calls: int, denoiser: Denoiser, **options: Any) -> int:
     import torch
 
     idle = replace(denoiser, network=lambda x, log_snr, label: torch.zeros_like(x))
-    label = torch.zeros(1, dtype=torch.long) if denoiser.labels else None
+    label = torch.zeros(1, dtype=torch.long) if denoiser.classes else None
     one, two = counted(1), counted(2)
     return max(1, 1 + (calls - one) // (two - one))
 

@@ -22,7 +22,7 @@ from undiffuse.clock import Clock, Cut, Decision, Outlook
 from undiffuse.config import Config, differences
 from undiffuse.errors import UserError
 from undiffuse.files import cache_folder
-from undiffuse.groups import k_means
+from undiffuse.groups import k_means, k_means_within
 from undiffuse.run import DataFacts, Run, build_network, make_denoiser, shapes
 from undiffuse.training import (
     Decided,
@@ -104,14 +104,34 @@ def grouped(
 ) -> tuple[Dataset, Dataset, DataFacts]:
     """(training set, held-out set, their facts): with groups for labels, where the configuration asks for them and there are enough
     images; else as they are."""
-    if config.conditional or not config.groups:
+    if not config.groups:
         return training, held_out, facts
-    group = k_means(torch.cat([training.images, held_out.images]), config.groups, config.seed)
+    everything = torch.cat([training.images, held_out.images])
+    class_of: tuple[int, ...] = ()
+    if config.conditional:
+        assert training.labels is not None
+        assert held_out.labels is not None
+        label = torch.cat([training.labels, held_out.labels])
+        group, class_of = k_means_within(everything, label, len(facts.classes), config.groups, config.seed)
+    else:
+        group = k_means(everything, config.groups, config.seed)
     own, others = group[: len(training)], group[len(training) :]
-    sizes = torch.bincount(own)
-    if len(sizes) < 2:
+    sizes = torch.bincount(own, minlength=len(class_of) or int(group.max()) + 1)
+    if len(sizes) < 2 or len(sizes) == len(set(class_of)):  # they would say nothing, or nothing that the classes do not
         return training, held_out, facts
-    return replace(training, labels=own), replace(held_out, labels=others), replace(facts, groups=tuple(sizes.tolist()))
+    facts = replace(facts, groups=tuple(sizes.tolist()), class_of=class_of)
+    return replace(training, labels=own), replace(held_out, labels=others), facts
+
+
+def refuse_other_groups(run: Run, facts: DataFacts) -> None:
+    """UserError where a run that is to be gone on with, or replayed, was told other groups than those found now."""
+    there = run.about().facts
+    same = (len(there.groups), there.class_of) == (len(facts.groups), facts.class_of)
+    if there.same_images(facts) and not same:
+        raise UserError(
+            f"{run.path} was begun with {len(there.groups)} groups of similar images, and {len(facts.groups)} are found now; begin a new run "
+            f"with another --out{'' if there.groups else ', or with --groups 0'}"
+        )
 
 
 def open_run(path: Path, config: Config, facts: DataFacts, replay_of: Path | None) -> Run:
@@ -189,8 +209,10 @@ def train_session(
     copied = replayed_clock(Run(replay)) if replay else []
     rehearse(config)
     whole = data.load(config.data, config.size)
-    training, held_out, facts = prepare(config, whole)
-    training, held_out, facts = grouped(config, training, held_out, facts)
+    labelled, held_out, facts = prepare(config, whole)
+    training, held_out, facts = grouped(config, labelled, held_out, facts)
+    if replay:
+        refuse_other_groups(Run(replay), facts)
     scorer = features.scorer(whole) if config.score_share > 0 else None
     steps = total_steps(config, len(training))
     precision, compiled, notes = machine.resolve(config, steps and steps * config.batch_size, cache_folder())
@@ -200,8 +222,9 @@ def train_session(
     run = open_run(path, config, facts, replay)
     if run.finished():
         return
+    refuse_other_groups(run, facts)
     if not (run.path / "data.png").is_file():
-        run.write("data.png", figures.examples(training, facts.classes))
+        run.write("data.png", figures.examples(labelled, facts.classes))
 
     with run.locked():
         spent = max((event["time"] for event in run.log()), default=0.0)

@@ -493,7 +493,7 @@ def validate(
 
 def snapshot(denoiser: Denoiser, config: Config, step: int) -> Tensor:
     """Samples by the run's own sampler, uint8 (N, C, H, W); classes, where there are some, cycle."""
-    count, drawing = config.snapshot_images, config.drawing(step, denoiser.labels)
+    count, drawing = config.snapshot_images, config.drawing(step, denoiser.told)
     label = cycle_labels(count, len(denoiser.classes)) if denoiser.classes else None
     steps = steps_within(config.sample_calls, denoiser, **drawing)
     return data.to_uint8(draw(denoiser, range(count), label=label, steps=steps, seed=config.seed, **drawing))
@@ -516,11 +516,13 @@ def score_plan(steps: int, snapshots: Sequence[int], config: Config, counts: Seq
 
 
 def quick_samples(denoiser: Denoiser, config: Config, training: Dataset, n: int, step: int) -> Iterator[Tensor]:
-    """n images for a score by the run's own sampler in few steps, in batches uint8 (B, C, H, W); labels, where there are some, at random from
+    """n images for a score by the run's own sampler in few steps, in batches uint8 (B, C, H, W); classes, where there are some, at random from
     the training set's."""
-    drawing = config.drawing(step, denoiser.labels)
+    drawing = config.drawing(step, denoiser.told)
     steps = steps_within(min(config.sample_calls, QUICK_CALLS), denoiser, **drawing)
-    label = data.random_labels(training, n, config.seed, "score labels") if denoiser.labels else None
+    label = data.random_labels(training, n, config.seed, "score labels") if denoiser.classes else None
+    if label is not None and denoiser.groups:
+        label = torch.tensor(denoiser.class_of)[label]
     yield from map(data.to_uint8, draw_batches(denoiser, n, label=label, steps=steps, seed=config.seed, **drawing))
 
 

@@ -385,7 +385,7 @@ def model(source: Source) -> Iterator[Block]:
             "guesses",
             f"What the network sees at each noise level: images that were {'held out' if source.about.facts.validation else 'trained on'}, with more noise from left to right (t = 0, 0.1, ..., 1). Upper rows: $x_t$. Lower rows: "
             "the guess $hat(x)_theta (x_t, t)$"
-            + (f", told no {'class' if source.config.conditional else 'group'}" if source.about.labels else "")
+            + (f", told no {'class' if source.about.told == 'class' else 'group'}" if source.about.told else "")
             + "; at $t = 0$ the image itself. Where little of the image is left, the best guess is a mean of many.",
             "Pairs of rows: an image that becomes noise, and below it guesses that go from clear to a blurred mean.",
         )
@@ -393,10 +393,15 @@ def model(source: Source) -> Iterator[Block]:
     yield Text(
         f"The network is {coded(config.net)}, with {plain(config.channels)} channels and {plain(config.blocks)} blocks at its levels. It is told the "
         "noise level"
-        + (" and the class" if config.conditional else "")
+        + (" and the class" if source.about.told == "class" else "")
         + (
-            f" and, in place of a class, which of {len(source.about.facts.groups)} groups of similar images, found by k-means, the image is in"
+            f" and which of {len(source.about.facts.groups)} groups of similar images, found by k-means, the image is in"
             if source.about.facts.groups
+            else ""
+        )
+        + (
+            ": each is a part of a class, and for an image of a class one of its groups is drawn, as often as it is large"
+            if source.about.facts.class_of
             else ""
         )
         + f". It has {parameters(source):,} weights."
@@ -457,9 +462,9 @@ def samplers(source: Source) -> Iterator[Block]:
         sampling.second_order,
     ]
     yield from code(*shown, *([] if own in shown else [own]), sampling.trajectory)
-    if source.about.labels:
-        guidance = config.drawing(source.steps, source.about.labels)["guidance"]
-        what = "class" if config.conditional else "group"
+    if source.about.told:
+        guidance = config.drawing(source.steps, source.about.told)["guidance"]
+        what = "class" if source.about.told == "class" else "group"
         yield Text(
             f"Of {config.label_dropout:.0%} of the images the network was not told the {what}. _Guidance_ (Ho & Salimans 2022) goes from its guess without the {what} "
             f"through the one with it, by a factor: above 1 the images are clearer, and of less variety. "
@@ -496,7 +501,7 @@ def hyperparameters(source: Source) -> Iterator[Block]:
     unused = set()
     if not source.about.facts.groups:
         unused.add("groups")
-    if not source.about.labels:
+    if not source.about.told:
         unused |= {"label_dropout", "guidance"}
     if source.finished and not source.of("score"):
         unused.add("score_share")
@@ -505,7 +510,7 @@ def hyperparameters(source: Source) -> Iterator[Block]:
         value = getattr(config, name)
         default = preset[name][0] if name in preset else Config.model_fields[name].default
         mark = "" if value == default or name == "preset" else " \\*"
-        value = config.drawing(source.steps, source.about.labels).get(name, value)
+        value = config.drawing(source.steps, source.about.told).get(name, value)
         shown = (
             UNSET.get(name, "none")
             if value is None
@@ -568,7 +573,7 @@ def flops_an_image(source: Source) -> int:
     facts = source.about.facts
     network = build_network(source.config, facts, device="meta").eval().to("meta")  # counted without computing it
     with FlopCounterMode(display=False) as counter, torch.no_grad(), torch.device("meta"):
-        label = torch.zeros(1, dtype=torch.long) if source.about.labels else None
+        label = torch.zeros(1, dtype=torch.long) if source.about.told else None
         network(torch.zeros(1, *facts.shape), torch.zeros(1), label)
     return 3 * counter.get_total_flops()
 

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from undiffuse.features import Scorer
     from undiffuse.run import Run
 
-FORMAT = 3
+FORMAT = 4
 
 
 @dataclass

@@ -53,7 +53,8 @@ QUESTIONS = {
     "schedules": Question("schedule", tuple(SCHEDULES), {"times": "uniform"}),
     # The other schedules make eps impossible.
     "predictions": Question("predict", tuple(PREDICTIONS), {"schedule": "linear", "times": "uniform"}),
-    "subset": Question("subset", (300, 3000, 30_000, None)),
+    # Without groups, as fewer images have fewer of them.
+    "subset": Question("subset", (300, 3000, 30_000, None), {"groups": 0}),
 }
 
 
@@ -117,7 +118,7 @@ def measured(run: Run) -> tuple[dict[str, Any], Any]:
     left_out = data.left_out(whole, config.subset or len(whole), config.seed, COMPARED)
     unseen, seen = (data.random_part(part, COMPARED, 0) for part in (left_out if len(left_out) else held_out, training))
 
-    drawing = config.drawing(end["step"], denoiser.labels)
+    drawing = config.drawing(end["step"], denoiser.told)
     steps = steps_within(config.sample_calls, denoiser, **drawing)
     label = data.random_labels(training, DRAWN, config.seed, "study labels") if denoiser.classes else None
     drawn = data.to_uint8(draw_many(quick, DRAWN, label=label, steps=steps, seed=config.seed, **drawing))
