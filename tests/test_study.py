@@ -143,7 +143,7 @@ Verdict = Callable[[list[dict[str, object]]], str]
 
 @pytest.fixture
 def verdict() -> Verdict:
-    return lambda found: " ".join(verdicts({"rows": found, "real_spread": 81.0}, "frechet" in found[0]))
+    return lambda found: " ".join(verdicts({"rows": found, "real_spread": 81.0}, "frechet" in found[0], groups=0))
 
 
 def test_the_answer_goes_as_far_as_the_figures(verdict: Verdict) -> None:
@@ -161,6 +161,7 @@ def test_the_answer_goes_as_far_as_the_figures(verdict: Verdict) -> None:
 def test_the_text_follows_the_figures(verdict: Verdict) -> None:
     assert "(7) collapses" in verdict(rows(mean=20.0))
     assert "has not collapsed" in verdict(rows())
+    assert "of 200 groups" in " ".join(verdicts({"rows": rows(), "real_spread": 81.0}, scored=False, groups=200))
     assert "too little noise" in verdict(rows(ddpm_printed=60.0))
     assert "about as varied" in verdict(rows())
     found = verdict(scored({"ddpm": (3.0, 1.0), "ddim": (2.0, 1.5), "heun": (0.5, 0.4)}))

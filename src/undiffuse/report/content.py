@@ -818,14 +818,14 @@ def compared(source: Source) -> Iterator[Block]:
             "The same noises, drawn by each sampler with the most calls that were tried.",
             "Rows of drawn images, a row for each sampler.",
         )
-    answer = list(verdicts(study, scored))
+    answer = list(verdicts(study, scored, len(source.about.facts.groups)))
     if answer:
         yield Heading(2, "Which advantages and disadvantages has each?")
         yield Text("\n".join(f"- {verdict}" for verdict in answer))
 
 
-def verdicts(study: dict[str, Any], scored: bool) -> Iterator[str]:
-    """The answer to the handout's question, as far as the figures are there and bear it out."""
+def verdicts(study: dict[str, Any], scored: bool, groups: int) -> Iterator[str]:
+    """The answer to the handout's question, as far as the figures are there and bear it out; for a network that is told apart so many groups."""
     by_name: dict[str, dict[int, dict[str, Any]]] = {}
     for row in study["rows"]:
         by_name.setdefault(row["sampler"], {})[int(row["calls"])] = row
@@ -845,7 +845,12 @@ def verdicts(study: dict[str, Any], scored: bool) -> Iterator[str]:
         else:
             yield (
                 f"On this run (7) has not collapsed (a spread of {mean['spread']:.1f} against {ddpm['spread']:.1f} of (8)), though in theory its noise "
-                "shrinks too fast."
+                "shrinks too fast"
+                + (
+                    f": it is told for each image which of {groups} groups it is of, and these differ."
+                    if groups
+                    else "."
+                )
             )
     if pairs := both("ddpm-printed", "ddpm"):
         _, printed, ddpm = pairs[-1]
