@@ -385,7 +385,7 @@ def model(source: Source) -> Iterator[Block]:
             "guesses",
             f"What the network sees at each noise level: images that were {'held out' if source.about.facts.validation else 'trained on'}, with more noise from left to right (t = 0, 0.1, ..., 1). Upper rows: $x_t$. Lower rows: "
             "the guess $hat(x)_theta (x_t, t)$"
-            + (f", told no {'class' if source.about.told == 'class' else 'group'}" if source.about.told else "")
+            + (f", told no {what_is_told(source)}" if source.about.told else "")
             + "; at $t = 0$ the image itself. Where little of the image is left, the best guess is a mean of many.",
             "Pairs of rows: an image that becomes noise, and below it guesses that go from clear to a blurred mean.",
         )
@@ -464,7 +464,7 @@ def samplers(source: Source) -> Iterator[Block]:
     yield from code(*shown, *([] if own in shown else [own]), sampling.trajectory)
     if source.about.told:
         guidance = config.drawing(source.steps, source.about.told)["guidance"]
-        what = "class" if source.about.told == "class" else "group"
+        what = what_is_told(source)
         yield Text(
             f"Of {config.label_dropout:.0%} of the images the network was not told the {what}. _Guidance_ (Ho & Salimans 2022) goes from its guess without the {what} "
             f"through the one with it, by a factor: above 1 the images are clearer, and of less variety. "
@@ -559,6 +559,11 @@ def hyperparameters(source: Source) -> Iterator[Block]:
 
 UNSET = {"subset": "all", "size": "the data's", "checkpoint_every": "automatic", "chain": "continuous"}
 """What no value means, for a hyperparameter of which "none" would mislead."""
+
+
+def what_is_told(source: Source) -> str:
+    """What the network is told of an image, in a word; where it is told something."""
+    return "class" if source.about.told == "class" else "group"
 
 
 def parameters(source: Source) -> int:
