@@ -55,6 +55,52 @@ def test_with_little_noise_it_rounds_to_a_grey_level() -> None:
     assert (guess - x_0).abs().max() < 0.02 / 127.5
 
 
+@pytest.mark.parametrize("log_snr", [-12.0, 0.0, 8.0, 14.0])
+def test_it_is_given_what_each_value_says_of_itself(log_snr: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The mean of the levels' embedding under Bayes' rule for a value alone, beside x_t."""
+    net = network((3, 5, 6))
+    log_marginal = torch.randn(256, generator=torch.Generator().manual_seed(1)) / 8
+    with torch.no_grad():
+        net.log_marginal.copy_(log_marginal)
+    x_t = torch.randn(2, 3, 5, 6, generator=torch.Generator().manual_seed(2))
+    seen = []
+    features = net.features
+
+    def watched(patches: torch.Tensor, *others: torch.Tensor) -> torch.Tensor:
+        seen.append(patches)
+        return features(patches, *others)
+
+    monkeypatch.setattr(net, "features", watched)
+    with torch.no_grad():
+        net(x_t, torch.full((2,), log_snr))
+    level = torch.tensor(log_snr, dtype=torch.float64)
+    alpha, sigma = level.sigmoid().sqrt(), (-level).sigmoid().sqrt()
+    p = (16 * log_marginal.double() - (x_t.double()[..., None] - alpha * LEVELS) ** 2 / (2 * sigma**2)).softmax(dim=-1)
+    angle = LEVELS[:, None] * torch.pi / 2 * 2.0 ** torch.arange(8)
+    expected = p @ torch.cat([angle.cos(), angle.sin()], dim=1)  # (B, C, H, W, 16)
+    found = seen[0][:, 12:].unflatten(1, (3, 2, 2, 16))  # the colours, the pixels of a patch, the embedding
+    for row, column in ((0, 0), (0, 5), (3, 2), (4, 1)):
+        in_patch = found[:, :, row % 2, column % 2, :, row // 2, column // 2]
+        assert torch.allclose(in_patch.double(), expected[:, :, row, column], atol=1e-3)
+    assert torch.equal(seen[0][:, :12], net.patches(x_t))
+
+
+def test_its_derivative_goes_through_what_each_value_says_of_itself() -> None:
+    """The likelihood of the probability flow needs all of it: by autograd as by differences."""
+    net = network((1, 8, 8))
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter += 0.1 * torch.randn(parameter.shape, generator=generator)
+    x_t, along = (torch.randn(1, 1, 8, 8, generator=generator) for _ in range(2))
+    level = torch.zeros(1)
+    slope = torch.autograd.functional.jvp(lambda x: net(x, level), x_t, along)[1]
+    step = 5e-3 * along
+    with torch.no_grad():
+        difference = (net(x_t + step, level) - net(x_t - step, level)) / 1e-2
+    assert (slope - difference).norm() < 0.02 * difference.norm()
+
+
 def test_it_goes_with_the_prediction_x0_only() -> None:
     facts = DataFacts("mnist", (1, 28, 28), (), 10, 10, "")
     with pytest.raises(UserError, match="--predict x0 only, not with 'v'"):

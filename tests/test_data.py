@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 
 from undiffuse import data
-from undiffuse.data import Dataset, batch_indices, load, subset, to_float, to_uint8
+from undiffuse.data import Dataset, batch_indices, load, mean_images, subset, to_float, to_uint8
 from undiffuse.errors import UserError
 
 RNG = np.random.default_rng(0)
@@ -536,6 +536,15 @@ def test_split(n: int, held_out: int) -> None:
     assert torch.equal(validation.labels, data.split(dataset, seed=3)[1].labels)
     if held_out > 1:
         assert not torch.equal(validation.labels, data.split(dataset, seed=4)[1].labels)
+
+
+def test_mean_images() -> None:
+    """Of each label, then of all; a label that no image has, has the mean of all."""
+    pixels = np.random.default_rng(0).integers(256, size=(700, 3, 20, 30), dtype=np.uint8)
+    labels = np.arange(700) % 5 // 2 * 2  # 0, 2 and 4 of 0 to 4
+    found = mean_images(Dataset("", torch.from_numpy(pixels), torch.from_numpy(labels), tuple("abcde")), 5)
+    means = [pixels[labels == k].mean(axis=0) if k % 2 == 0 else pixels.mean(axis=0) for k in range(6)]
+    assert found.numpy() == pytest.approx(np.stack([*means[:5], pixels.mean(axis=0)]) / 127.5 - 1, abs=1e-6)
 
 
 @pytest.mark.parametrize(("n", "batch_size"), [(10, 5), (10, 3), (10, 10), (7, 20), (7, 14), (1, 4), (97, 32)])

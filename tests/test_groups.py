@@ -123,9 +123,14 @@ def test_a_finished_run_with_groups_is_known_again(grouped_run: Path) -> None:
 
 @pytest.mark.parametrize("fields", [{"groups": 0}, {"groups": 4, "conditional": True}])
 def test_without_groups_the_labels_are_the_data_sets(fields: dict[str, object], train: Callable[..., Path]) -> None:
-    denoiser = undiffuse.load(train(steps=1, snapshots=2, **fields))
+    run = Run(train(steps=1, snapshots=2, **fields))
+    denoiser, _ = run.denoiser()
     assert denoiser.groups == ()
     assert denoiser.labels == (10 if "conditional" in fields else 0)
+    if denoiser.labels:
+        training, _, _ = prepare(run.about().config)
+        mean = training.images[training.labels == 7].double().mean(dim=0) / 127.5 - 1
+        assert torch.allclose(denoiser.network.pictures[7].double(), mean, atol=1e-6)
 
 
 @pytest.fixture(scope="module")
@@ -169,6 +174,26 @@ def test_the_likelihood_is_that_of_all_groups_together(parts_run: Path) -> None:
     denoiser, whole = undiffuse.load(parts_run), data.load(Run(parts_run).about().config.data)
     assert known_labels(denoiser, whole).tolist() == [denoiser.labels] * 900
     assert known_labels(replace(denoiser, groups=(), class_of=()), whole) is whole.labels
+
+
+@pytest.mark.parametrize("run", ["grouped_run", "parts_run"])
+def test_the_network_sees_the_mean_image_of_each_group(run: str, request: pytest.FixtureRequest) -> None:
+    """And of all images where it is told none. It guesses otherwise where it sees another."""
+    folder = Run(request.getfixturevalue(run))
+    denoiser, _ = folder.denoiser()
+    config = folder.about().config
+    training, _, _ = grouped(config, *prepare(config))
+    pixels, labels = training.images.double() / 127.5 - 1, training.labels
+    expected = [pixels[labels == k].mean(dim=0) for k in range(denoiser.labels)] + [pixels.mean(dim=0)]
+    assert torch.allclose(denoiser.network.pictures.double(), torch.stack(expected), atol=1e-6)
+    x_t, t = torch.randn(2, *denoiser.shape, generator=torch.Generator().manual_seed(0)), torch.full((2,), 0.9)
+    label = torch.tensor([0, 1])
+    with torch.no_grad():
+        before = denoiser(x_t, t, label)
+        denoiser.network.pictures[1] = 1
+        after = denoiser(x_t, t, label)
+    assert torch.equal(before[0], after[0])
+    assert (before[1] - after[1]).abs().max() > 0.01
 
 
 @pytest.mark.parametrize("run", ["grouped_run", "parts_run"])
@@ -233,3 +258,4 @@ def test_the_report_says_what_the_network_is_told(parts_run: Path) -> None:
     page = " ".join(block.words for block in Report(parts_run).blocks if isinstance(block, Text))
     assert "which of 7 groups of similar images" in page
     assert "each is a part of a class" in page
+    assert "it sees the mean image of that group" in page

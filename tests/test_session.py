@@ -160,6 +160,23 @@ def test_the_log_is_lines_of_json(run: Path, config: Config) -> None:
     assert [event["time"] for event in events] == sorted(event["time"] for event in events)
 
 
+def test_a_network_too_large_to_be_read_back_is_refused_first(
+    config: Config, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where its checkpoint may just be as large as it is, it is trained."""
+    whole = sum(value.nbytes for value in load_file(run / "checkpoint.safetensors").values())
+    for most, refused in ((whole, False), (whole - 100, True)):
+        monkeypatch.setattr(session, "LARGEST", most + session.LARGEST_HEADER)
+        folder = tmp_path / f"{refused}"
+        if refused:
+            with pytest.raises(UserError, match=r"checkpoints would take .* take fewer --channels"):
+                next(train_session(config, folder))
+        else:
+            with closing(train_session(config, folder)) as events:
+                next(events)
+        assert folder.exists() != refused
+
+
 def test_there_are_twelve_snapshots_by_default(train: Callable[..., Path]) -> None:
     run = train(steps=66, snapshots=make_config().snapshots)
     names = [path.name for path in sorted((run / "samples").iterdir())]

@@ -168,6 +168,21 @@ def random_labels(dataset: Dataset, n: int, seed: int, purpose: str) -> Tensor:
     return dataset.labels[torch.from_numpy(rows)]
 
 
+def mean_images(dataset: Dataset, labels: int) -> Tensor:
+    """The mean image of each of the `labels` of a labelled data set, and last that of all: float32 (labels + 1, C, H, W) in [-1, 1].
+    It is that of all images, too, for a label that none has."""
+    import torch
+
+    assert dataset.labels is not None
+    sums = torch.zeros(labels, *dataset.shape, dtype=torch.float64)
+    count = images_at_once(dataset.images)
+    for images, label in zip(dataset.images.split(count), dataset.labels.split(count), strict=True):
+        sums.index_add_(0, label, images.double())
+    counts = torch.bincount(dataset.labels, minlength=labels)[:, None, None, None]
+    mean = sums.sum(dim=0, keepdim=True) / counts.sum()
+    return to_float(torch.cat([torch.where(counts > 0, sums / counts.clamp(min=1), mean), mean]))
+
+
 def batch_indices(n: int, batch_size: int, step: int, seed: int) -> Tensor:
     """Which of `n` images batch `step` (from 0) holds: int64 (batch_size,).
 

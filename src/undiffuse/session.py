@@ -21,7 +21,7 @@ from undiffuse import data, features, figures, images, machine
 from undiffuse.clock import Clock, Cut, Decision, Outlook
 from undiffuse.config import Config, differences
 from undiffuse.errors import UserError
-from undiffuse.files import cache_folder
+from undiffuse.files import LARGEST, LARGEST_HEADER, cache_folder
 from undiffuse.groups import k_means, k_means_within
 from undiffuse.run import DataFacts, Run, build_network, make_denoiser, shapes
 from undiffuse.training import (
@@ -41,6 +41,8 @@ from undiffuse.training import (
 )
 
 if TYPE_CHECKING:
+    from torch import Tensor, nn
+
     from undiffuse.data import Dataset
 
 SAVE_SECONDS = 60.0
@@ -121,6 +123,23 @@ def grouped(
         return training, held_out, facts
     facts = replace(facts, groups=tuple(sizes.tolist()), class_of=class_of)
     return replace(training, labels=own), replace(held_out, labels=others), facts
+
+
+def show_pictures(network: nn.Module, training: Dataset) -> None:
+    """Fill the network's `pictures`, where it has some, with the mean images of the labels that it is told."""
+    pictures = dict(network.named_buffers()).get("pictures")
+    if pictures is not None:
+        pictures.copy_(data.mean_images(training, len(pictures) - 1))
+
+
+def refuse_too_large(checkpoint: dict[str, Tensor]) -> None:
+    """UserError for tensors of a checkpoint that would be larger than what is read back."""
+    size = sum(value.nbytes for value in checkpoint.values())
+    if size > LARGEST - LARGEST_HEADER:
+        raise UserError(
+            f"the network's checkpoints would take {size / 2**30:.1f} GiB, and {LARGEST / 2**30:.0f} is the most; take fewer --channels, "
+            "a smaller --size, or fewer classes"
+        )
 
 
 def refuse_other_groups(run: Run, facts: DataFacts) -> None:
@@ -217,8 +236,11 @@ def train_session(
     steps = total_steps(config, len(training))
     precision, compiled, notes = machine.resolve(config, steps and steps * config.batch_size, cache_folder())
     network = build_network(config, facts)
+    show_pictures(network, training)
     denoiser = make_denoiser(network, config, facts)
     state = new_state(config, network)
+    expected = stepped_tensors(config, network)
+    refuse_too_large(expected)
     run = open_run(path, config, facts, replay)
     if run.finished():
         return
@@ -230,8 +252,7 @@ def train_session(
         spent = max((event["time"] for event in run.log()), default=0.0)
         if run.checkpoint_path.is_file():
             tensors, step = run.load_tensors(run.checkpoint_path)
-            expected = stepped_tensors(config, network) if step else state.tensors()
-            if shapes(tensors) != shapes(expected):
+            if shapes(tensors) != shapes(expected if step else state.tensors()):
                 raise UserError(f"{run.checkpoint_path} does not fit the network of {path}/config.json")
             state.restore(tensors, step)
 

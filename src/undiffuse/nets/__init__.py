@@ -3,7 +3,8 @@
 A network is a class with forward(x, log_snr, label): x (B, C, H, W) float32 of about unit size, log_snr (B,),
 label (B,) int64 or None; it returns (B, C, H, W) float32. It is built as
 Network(shape=(C, H, W), classes=K, channels=, blocks=, attention=, heads=, dropout=) and knows K + 1 labels,
-the last of which is "no label"; with K = 0 it takes none. One that is made for a single prediction names it in `predicts`.
+the last of which is "no label"; with K = 0 it takes none. One that is made for a single prediction names it in `predicts`. Where it
+takes labels it may have a buffer `pictures` (K + 1, C, H, W), which is filled before training with the mean image of each, and of all for "no label".
 
 To add one: a new file `nets/NAME.py` with the class `Name`, decorated with `@NETWORKS.add`. A script of your own may
 register one in the same way.

@@ -5,6 +5,9 @@ has enough channels to run near the processor's peak: the image is cut into 2x2 
 every level is a stack of residual blocks, and global attention is used at the lowest level only, where
 28x28 digits are 7x7 = 49 tokens. The activations are channels-last and the norm is over channels, so that
 each norm reads contiguous memory.
+
+Where the network is told a label, it sees the label's picture beside x_t: the mean of the training images that have it, which is the best
+guess where all else is noise. So a short run need not spend its first steps on learning it.
 """
 
 from __future__ import annotations
@@ -108,7 +111,10 @@ class UNet(nn.Module):
     """channels: of each level; the first works at half the image's resolution, each further one at half of that.
     blocks: residual blocks of a level on the way down, and again on the way up; of the lowest level, in all.
     attention: whether a level's blocks are each followed by attention, with `heads` heads. Images are padded to a
-    multiple of 2^levels. Raises UserError where these do not fit together."""
+    multiple of 2^levels. further: channels that it is given beside the image's own, at the image's resolution.
+    Raises UserError where these do not fit together."""
+
+    pictures: Tensor
 
     def __init__(
         self,
@@ -120,6 +126,7 @@ class UNet(nn.Module):
         attention: Sequence[bool],
         heads: int,
         dropout: float,
+        further: int = 0,
     ) -> None:
         super().__init__()
         colours, *size = shape
@@ -128,6 +135,7 @@ class UNet(nn.Module):
         embedding = 4 * channels[0]
         self.embed = nn.Sequential(nn.Linear(FEATURES, embedding), nn.SiLU(), nn.Linear(embedding, embedding))
         self.label = LabelEmbedding(classes + 1, embedding) if classes else None
+        self.register_buffer("pictures", torch.zeros(classes + 1, *shape) if classes else None)
 
         def stage(level: int, count: int) -> Stage:
             pixels = (height * width) >> 2 * (level + 1)
@@ -139,7 +147,7 @@ class UNet(nn.Module):
             return layers
 
         upper = range(len(channels) - 1)
-        self.stem = nn.Conv2d(4 * colours, channels[0], 3, padding=1)
+        self.stem = nn.Conv2d(4 * (colours * (2 if classes else 1) + further), channels[0], 3, padding=1)
         self.down = nn.ModuleList(stage(i, blocks[i]) for i in upper)
         self.downsample = nn.ModuleList(nn.Conv2d(channels[i], channels[i + 1], 2, stride=2) for i in upper)
         self.trunk = stage(len(upper), blocks[-1])
@@ -154,14 +162,15 @@ class UNet(nn.Module):
         height, width = x.shape[-2:]
         return F.pixel_unshuffle(F.pad(x, (0, -width % self.multiple, 0, -height % self.multiple)), 2)
 
-    def features(self, x: Tensor, log_snr: Tensor, label: Tensor | None) -> Tensor:
-        """What is known of each patch: (B, channels[0], H / 2, W / 2)."""
+    def features(self, patches: Tensor, log_snr: Tensor, label: Tensor | None) -> Tensor:
+        """What is known of each patch, (B, channels[0], H / 2, W / 2), from the `patches` of x_t and what else is given beside it."""
         embedding = self.embed(fourier_features(log_snr))
         if self.label is not None:
             embedding = embedding + self.label(label)
+            patches = torch.cat([patches, self.patches(self.pictures[label])], dim=1)
         embedding = F.silu(embedding)  # (B, E)
 
-        h = self.stem(self.patches(x).contiguous(memory_format=torch.channels_last))
+        h = self.stem(patches.contiguous(memory_format=torch.channels_last))
         skips = []
         for blocks, downsample in zip(self.down, self.downsample, strict=True):
             h = blocks(h, embedding)
@@ -173,5 +182,5 @@ class UNet(nn.Module):
         return F.silu(self.norm(h))
 
     def forward(self, x: Tensor, log_snr: Tensor, label: Tensor | None = None) -> Tensor:
-        out = F.pixel_shuffle(self.out(self.features(x, log_snr, label)).float(), 2)
+        out = F.pixel_shuffle(self.out(self.features(self.patches(x), log_snr, label)).float(), 2)
         return out[..., : x.shape[-2], : x.shape[-1]]

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import undiffuse
 from undiffuse.config import PRESETS, Config
@@ -19,6 +19,9 @@ from undiffuse.images import columns_for, note_of
 from undiffuse.report.blocks import Block, Code, Command, Equation, Figure, Heading, Missing, Table, Text, coded, plain
 from undiffuse.run import About, Run, build_network
 from undiffuse.study import FORMAT as STUDY_FORMAT
+
+if TYPE_CHECKING:
+    from torch import nn
 
 LARGEST_RESULTS = 2**24  # bytes
 
@@ -43,6 +46,11 @@ class Source:
     @property
     def config(self) -> Config:
         return self.about.config
+
+    @cached_property
+    def network(self) -> nn.Module:
+        """The network as it was built, but without memory: its weights have shapes only."""
+        return build_network(self.config, self.about.facts, device="meta").eval().to("meta")
 
     @cached_property
     def steps(self) -> int:
@@ -404,6 +412,11 @@ def model(source: Source) -> Iterator[Block]:
             if source.about.facts.class_of
             else ""
         )
+        + (
+            f". Beside $x_t$ it sees the mean image of that {what_is_told(source)}, or of all images where it is told none"
+            if "pictures" in dict(source.network.named_buffers())
+            else ""
+        )
         + f". It has {parameters(source):,} weights."
     )
     yield from code(NETWORKS[config.net])
@@ -567,7 +580,7 @@ def what_is_told(source: Source) -> str:
 
 
 def parameters(source: Source) -> int:
-    return sum(p.numel() for p in build_network(source.config, source.about.facts, device="meta").parameters())
+    return sum(p.numel() for p in source.network.parameters())
 
 
 def flops_an_image(source: Source) -> int:
@@ -575,8 +588,7 @@ def flops_an_image(source: Source) -> int:
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
-    facts = source.about.facts
-    network = build_network(source.config, facts, device="meta").eval().to("meta")  # counted without computing it
+    facts, network = source.about.facts, source.network
     with FlopCounterMode(display=False) as counter, torch.no_grad(), torch.device("meta"):
         label = torch.zeros(1, dtype=torch.long) if source.about.told else None
         network(torch.zeros(1, *facts.shape), torch.zeros(1), label)
