@@ -127,7 +127,7 @@ def grouped(
 
 def show_pictures(network: nn.Module, training: Dataset) -> None:
     """Fill the network's `pictures`, where it has some, with the mean images of the labels that it is told."""
-    pictures = dict(network.named_buffers()).get("pictures")
+    pictures = getattr(network, "pictures", None)
     if pictures is not None:
         pictures.copy_(data.mean_images(training, len(pictures) - 1))
 

@@ -414,7 +414,7 @@ def model(source: Source) -> Iterator[Block]:
         )
         + (
             f". Beside $x_t$ it sees the mean image of that {what_is_told(source)}, or of all images where it is told none"
-            if "pictures" in dict(source.network.named_buffers())
+            if getattr(source.network, "pictures", None) is not None
             else ""
         )
         + f". It has {parameters(source):,} weights."
