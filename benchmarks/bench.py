@@ -30,7 +30,7 @@ from undiffuse.config import make_config
 from undiffuse.files import cache_folder
 from undiffuse.run import build_network, make_denoiser
 from undiffuse.sampling import draw, steps_within
-from undiffuse.session import grouped, prepare
+from undiffuse.session import grouped, prepare, show_pictures
 
 BATCH = 128
 ROUNDS = 3
@@ -52,11 +52,13 @@ def pace(step: Callable[[], object]) -> float:
 def train_undiffuse(**changes: str) -> dict[str, float]:
     """The preset `fast` with its own loop: data, noise, loss, optimiser, average; only snapshots are left out."""
     config = make_config("fast", batch_size=BATCH, **changes)
-    images, held_out, facts = prepare(config)
+    images, held_out, facts = grouped(config, *prepare(config))
+    assert images.labels is not None
     precision, compiled, _ = machine.resolve(config, None, cache_folder())
     network = build_network(config, facts)
+    show_pictures(network, images)
     with FlopCounterMode(display=False) as counter:
-        network(torch.zeros(1, *facts.shape), torch.zeros(1))
+        network(torch.zeros(1, *facts.shape), torch.zeros(1), images.labels[:1])
     events = training.fit(
         config,
         make_denoiser(network, config, facts),

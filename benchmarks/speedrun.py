@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from undiffuse import machine
+from undiffuse.run import Run
 
 UNDIFFUSE = [sys.executable, "-m", "undiffuse"]
 MODES = {
@@ -35,7 +36,7 @@ MOST_CALLS = 25
 
 
 def one(folder: Path, mode: str, minutes: float, seed: int, n: int) -> dict[str, Any]:
-    """Train and evaluate one run, unless that was done before: the content of its metrics.json."""
+    """Train a run, and evaluate n of its digits, unless that was done before: the content of its metrics.json."""
     with tempfile.TemporaryDirectory() as empty:
         flags = [
             "--minutes",
@@ -50,7 +51,11 @@ def one(folder: Path, mode: str, minutes: float, seed: int, n: int) -> dict[str,
         ]
         environment = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": empty}
         subprocess.run([*UNDIFFUSE, "train", *flags], check=True, env=environment)
-    if not (folder / "metrics.json").is_file():
+    metrics = folder / "metrics.json"
+    earlier = json.loads(metrics.read_text()) if metrics.is_file() else {}
+    end = Run(folder).finished()
+    assert end is not None
+    if (earlier.get("of", {}).get("step"), earlier.get("sampling", {}).get("n")) != (end["step"], n):
         precision = "bf16" if machine.has_bf16() else "fp32"  # as it was trained
         command = [
             "evaluate",
@@ -64,7 +69,7 @@ def one(folder: Path, mode: str, minutes: float, seed: int, n: int) -> dict[str,
             precision,
         ]
         subprocess.run([*UNDIFFUSE, *command], check=True)
-    found = json.loads((folder / "metrics.json").read_text())
+    found = json.loads(metrics.read_text())
     assert found["sampling"]["network_calls"] <= MOST_CALLS
     return dict(found)
 

@@ -14,9 +14,9 @@ from undiffuse.run import DataFacts, build_network
 LEVELS = torch.linspace(-1, 1, 256, dtype=torch.float64)
 
 
-def network(shape: tuple[int, int, int]) -> Categorical:
+def network(shape: tuple[int, int, int], classes: int = 0) -> Categorical:
     torch.manual_seed(0)
-    options = {"classes": 0, "blocks": (1, 1), "attention": (False, False), "heads": 1, "dropout": 0.0}
+    options = {"classes": classes, "blocks": (1, 1), "attention": (False, False), "heads": 1, "dropout": 0.0}
     return Categorical(shape=shape, channels=(8, 16), **options).eval()
 
 
@@ -83,6 +83,28 @@ def test_it_is_given_what_each_value_says_of_itself(log_snr: float, monkeypatch:
         in_patch = found[:, :, row % 2, column % 2, :, row // 2, column // 2]
         assert torch.allclose(in_patch.double(), expected[:, :, row, column], atol=1e-3)
     assert torch.equal(seen[0][:, :12], net.patches(x_t))
+
+
+def test_it_sees_the_picture_of_its_class_beside_these() -> None:
+    """After x_t and what each value says of itself, another for each image of a batch; its guess is another for another picture."""
+    net = network((3, 5, 6), classes=4)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        net.pictures.copy_(torch.randn(net.pictures.shape, generator=generator))
+        for parameter in (net.out.weight, net.out.bias):
+            parameter.copy_(torch.randn(parameter.shape, generator=generator))
+    x_t, level, label = torch.randn(3, 3, 5, 6, generator=generator), torch.zeros(3), torch.tensor([2, 0, 4])
+    seen: list[torch.Tensor] = []
+    net.stem.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    with torch.no_grad():
+        before = net(x_t, level, label)
+        net.pictures[0] = 0
+        after = net(x_t, level, label)
+    assert torch.equal(seen[0][:, :12], net.patches(x_t))
+    assert torch.equal(seen[0][::2, -12:], net.patches(net.pictures[[2, 4]]))
+    assert seen[0].shape[1] == 12 + 12 * 16 + 12
+    assert torch.equal(before[::2], after[::2])
+    assert (before[1] - after[1]).abs().max() > 0.01
 
 
 def test_its_derivative_goes_through_what_each_value_says_of_itself() -> None:
