@@ -159,7 +159,7 @@ def seeds(target: str) -> list[bytes]:
             {"event": "clock", "step": 0, "time": 0.1, "decision": {"step": 1, "end": 3}},
             {"event": "step", "step": 1, "time": 0.2, "loss": 1.0, "lr": 0.1},
             {"event": "validation", "step": 1, "time": 0.2, "loss": 1.0, "levels": [[1.0, 2.0]]},
-            {"event": "snapshot", "step": 1, "time": 0.2, "file": "samples/step_000001.png"},
+            {"event": "snapshot", "step": 1, "time": 0.2, "file": "samples/step_000001.png", "seconds": 0.1},
             {"event": "finished", "step": 3, "time": 0.3},
         ]
         return [b"".join(json.dumps(line).encode() + b"\n" for line in lines)]

@@ -76,7 +76,7 @@ def unfinished(folder: Path) -> set[tuple[Path, int]]:
 
 
 def remains(folder: Path) -> dict[str, Any]:
-    """All that a run leaves, without the times and the number of sessions."""
+    """All that a run leaves, without the times, durations and the number of sessions."""
     found: dict[str, Any] = {
         str(path.relative_to(folder)): path.read_bytes()
         for path in sorted(folder.rglob("*"))
@@ -84,7 +84,9 @@ def remains(folder: Path) -> dict[str, Any]:
     }
     events = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     found["log"] = [
-        {k: v for k, v in e.items() if k != "time"} for e in events if e["event"] not in ("session", "stopped")
+        {k: v for k, v in e.items() if k not in ("time", "seconds")}
+        for e in events
+        if e["event"] not in ("session", "stopped")
     ]
     return found
 

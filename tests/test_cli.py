@@ -24,7 +24,7 @@ from PIL import Image
 from rich.console import Console
 
 from conftest import as_flags, write_idx
-from undiffuse import __version__, api, cli, machine
+from undiffuse import __version__, api, cli, machine, session
 from undiffuse.config import Config, as_command, make_config
 from undiffuse.console import Watcher
 from undiffuse.errors import UserError
@@ -384,8 +384,16 @@ def test_plan_counts_and_writes_nothing(
 
 def test_plan_says_which_subset_a_short_budget_sees(command: Command, tiny: dict[str, Any]) -> None:
     answer = command("train", "--plan", *as_flags({**tiny, "steps": 3}))
-    assert "largest sensible subset: 24 of 61 images" in answer.words
-    assert "--subset 24" in answer.words
+    assert "largest sensible subset: 25 images, 24 of them to train on, each seen once (--subset 25)" in answer.words
+
+
+def test_plan_refuses_what_training_does(
+    command: Command, tiny: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(session, "LARGEST", session.LARGEST_HEADER)
+    answer = command("train", "--plan", *as_flags({**tiny, "steps": 3}))
+    assert answer.code == 2
+    assert "checkpoints would take" in answer.err
 
 
 def test_info_shows_every_hyperparameter_with_its_reason(command: Command, run: Path) -> None:

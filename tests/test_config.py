@@ -88,6 +88,11 @@ def test_an_unknown_parameter_of_a_known_name_is_refused() -> None:
     assert "finite" in refused(schedule="cosine:s=nan")
 
 
+def test_a_slash_at_the_end_makes_a_folder_of_a_data_sets_name() -> None:
+    assert make_config(data="mnist/").data == "mnist/"
+    assert make_config(data="photos/").data == "photos"
+
+
 def test_levels_must_agree() -> None:
     assert "--channels, --blocks and --attention" in refused(channels=(8,))
 
@@ -104,7 +109,7 @@ def test_numbers_that_cannot_be_are_refused_by_the_fields_name(field: str, value
     ("field", "value"),
     [
         *[("steps", 0), ("batch_size", 0), ("subset", 0), ("chain", 1), ("snapshots", 1), ("seed", -1), ("warmup", -1)],
-        *[("ema", 0.3), ("dropout", 1.0), ("label_dropout", 1.1), ("decay", 1.1), ("beta_2", 1.0), ("steps", 2.5)],
+        *[("ema", 0.3), ("dropout", 1.0), ("label_dropout", 1.0), ("decay", 1.1), ("beta_2", 1.0), ("steps", 2.5)],
         *[("precision", "fp8"), ("compile", "maybe"), ("channels", (8, 0)), ("learning_rate", 0.1), ("seed", 2**64)],
     ],
 )

@@ -538,6 +538,12 @@ def test_split(n: int, held_out: int) -> None:
         assert not torch.equal(validation.labels, data.split(dataset, seed=4)[1].labels)
 
 
+def test_so_many_images_must_there_be_for_so_many_to_train_on() -> None:
+    for training in (1, 19, 20, 951, 18_999, 19_000, 19_001, 59_000):
+        n = data.with_held_out(training)
+        assert n - data.held_out_of(n) >= training > n - 1 - data.held_out_of(n - 1)
+
+
 def test_mean_images() -> None:
     """Of each label, then of all; a label that no image has, has the mean of all."""
     pixels = np.random.default_rng(0).integers(256, size=(700, 3, 20, 30), dtype=np.uint8)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -71,7 +73,9 @@ def test_what_the_network_is_shown(schedule: str, prediction: str) -> None:
     assert shown is label
     denoiser(x_t.float(), TIMES)
     assert [arg.dtype for arg in seen[1][:2]] == [torch.float32, torch.float32]
-    assert seen[1][2] is None
+    assert seen[1][2].tolist() == [2] * len(TIMES)  # "no label"
+    replace(denoiser, classes=())(x_t, TIMES)
+    assert seen[2][2] is None
 
 
 @pytest.mark.parametrize("schedule", list(SCHEDULES))

@@ -190,6 +190,15 @@ def test_unet2d_pads_odd_sizes() -> None:
         close(ours(x, torch.cat([level_of(999), level_of(499)]).float(), label), theirs, 1e-4)
 
 
+def test_unet2d_refuses_a_level_narrower_than_a_head() -> None:
+    options = {"shape": (1, 8, 8), "classes": 0, "channels": (8, 16, 32), "blocks": (1, 1, 1), "dropout": 0}
+    with pytest.raises(UserError, match=r"8 channels, and a head 16, .* give --heads 4 or more"):
+        unet2d.UNet2D(attention=(True, True, True), heads=2, **options)
+    for heads, attention in ((4, (True, True, True)), (2, (False, True, True)), (1, (False, False, True))):
+        network = unet2d.UNet2D(attention=attention, heads=heads, **options)
+        assert network(torch.zeros(1, 1, 8, 8), torch.zeros(1)).shape == (1, 1, 8, 8)
+
+
 def test_without_diffusers_it_is_said_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, "undiffuse.nets.unet2d")
     monkeypatch.setitem(sys.modules, "diffusers", None)

@@ -20,6 +20,7 @@ from conftest import write_idx
 from undiffuse import cli, evaluation, features, metrics
 from undiffuse.errors import UserError
 from undiffuse.evaluation import Parts, Stopwatch, evaluate_images, evaluate_run
+from undiffuse.likelihood import ODE_LEVEL
 from undiffuse.run import Run
 
 
@@ -71,6 +72,20 @@ def test_without_a_guess_for_all_groups_together_there_is_no_likelihood(
     found = undiffuse.evaluate(run, parts=Parts(quality=False, novelty=False))
     assert "bits_per_dim" not in found
     assert "--label-dropout 0" in found["missing"]["bits_per_dim"]
+
+
+def test_the_exact_likelihood_says_at_which_log_snr_the_data_are_read(train: Callable[..., Path], shades: Path) -> None:
+    """The schedule's highest, where that is lower than the usual one; the second step's of a chain."""
+    parts = Parts(quality=False, novelty=False)
+    schedules = {
+        "cosine": (None, ODE_LEVEL),
+        "log-linear:snr_max=10": (None, 10.0),
+        "log-linear": (100, 14 - 24 * 0.02),
+    }
+    for schedule, (chain, level) in schedules.items():
+        run = train(data=str(shades), schedule=schedule, chain=chain, steps=1, snapshots=2)
+        found = undiffuse.evaluate(run, parts=parts, bits_images=2, ode_images=2)
+        assert found["bits_per_dim"]["ode"]["log_snr"] == pytest.approx(min(level, ODE_LEVEL), abs=1e-6)
 
 
 def numbers(content: Any, path: str = "") -> dict[str, float]:
@@ -326,6 +341,7 @@ def test_a_bad_file_gets_one_sentence(
         (["--images", "x.npz"], "needs --data"),
         (["RUN", "--data", "mnist"], "go with --images"),
         (["RUN", "--n", "10"], "too few"),
+        (["RUN", "--n", "-1", "--no-quality", "--no-novelty"], "-1 images are too few"),
         (["RUN", "--steps", "0"], "at least 1 step"),
         (["RUN", "--grid", "nonsense"], "no time grid called"),
         (["RUN", "--ode-images", "1"], "at least 2"),

@@ -134,7 +134,10 @@ def test_load_gives_the_averaged_denoiser_ready_to_use(labelled_run: Path) -> No
     assert not torch.equal(averaged["out.weight"], state["weights/out.weight"])
     assert (denoiser.shape, denoiser.classes) == ((1, 8, 8), tuple(map(str, range(10))))
     x_t, t = torch.randn(2, 1, 8, 8), torch.tensor([0.3, 1.0])
-    assert denoiser(x_t, t, torch.tensor([0, 10])).shape == x_t.shape
+    guess = denoiser(x_t, t, torch.tensor([0, 10]))
+    assert guess.shape == x_t.shape
+    assert torch.equal(denoiser(x_t[1:], t[1:]), denoiser(x_t[1:], t[1:], torch.tensor([10])))
+    assert torch.allclose(guess[1:], denoiser(x_t[1:], t[1:]), atol=1e-5)
 
 
 # Labels and guidance
@@ -151,6 +154,9 @@ def shown(run: Path, **request: Any) -> list[list[int]]:
 def test_the_network_is_shown_the_label_asked_for(labelled_run: Path) -> None:
     assert shown(labelled_run, n=3, labels=(7,)) == [[7, 7, 7]]
     assert shown(labelled_run, n=5, labels=(7, 2), batch_size=2) == [[7, 2], [7, 2], [7]]
+    assert shown(labelled_run, n=2, labels=np.array([7, 2])) == [[7, 2]]
+    assert shown(labelled_run, n=2, labels=torch.tensor([7, 2])) == [[7, 2]]
+    assert not api.prepare(labelled_run, api.Request(labels=np.array([7, 2]))).note["usual"]
     assert shown(labelled_run, n=12) == [[0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 0, 1]]
 
 
@@ -177,6 +183,12 @@ def test_a_run_without_labels_says_so(run: Path, request_: dict[str, Any], sente
     with pytest.raises(UserError, match=sentence):
         undiffuse.sample(run, **request_)
     assert undiffuse.sample(run, n=1, guidance=1.0).shape == (1, 8, 8)  # 1 is no guidance
+
+
+def test_a_run_that_was_never_without_labels_says_so(train: Callable[..., Path]) -> None:
+    run = train(conditional=True, label_dropout=0.0, steps=1, snapshots=2)
+    with pytest.raises(UserError, match=r"no guess without label.*train a run with --label-dropout 0\.1"):
+        undiffuse.sample(run, n=1, guidance=1.5)
 
 
 @pytest.mark.parametrize(

@@ -30,7 +30,7 @@ from torch import Tensor
 
 from conftest import as_flags, write_idx
 from undiffuse import api, data, features, images, machine, rng, session, training
-from undiffuse.clock import FINISH_SECONDS, Decision, lr_factor, snapshot_steps
+from undiffuse.clock import FINISH_SECONDS, Clock, Decision, lr_factor, snapshot_steps
 from undiffuse.config import Config, make_config, reasons
 from undiffuse.errors import UserError
 from undiffuse.files import save_tensors
@@ -81,8 +81,8 @@ def crash(config: Config, path: Path, kind: type, at: int) -> None:
 
 
 def figures(path: Path) -> list[dict[str, Any]]:
-    """The log without times and sessions; a replay begins with the clock's records, so these come last here."""
-    events = [{k: v for k, v in event.items() if k != "time"} for event in Run(path).log()]
+    """The log without times, seconds and sessions; a replay begins with the clock's records, so these come last here."""
+    events = [{k: v for k, v in event.items() if k not in ("time", "seconds")} for event in Run(path).log()]
     kept = [event for event in events if event["event"] not in ("session", "stopped")]
     return sorted(kept, key=lambda event: event["event"] == "clock")
 
@@ -127,10 +127,15 @@ def test_a_run_leaves_these_files_and_no_others(run: Path) -> None:
     ]
 
 
+def sha256(*parts: data.Dataset) -> str:
+    """Of images and labels, a part after the other."""
+    tensors = [x for part in parts for x in (part.images, part.labels) if x is not None]
+    return hashlib.sha256(b"".join(x.numpy().tobytes() for x in tensors)).hexdigest()
+
+
 def test_the_configuration_is_saved_with_its_reasons_and_its_data(run: Path, config: Config, digits: Path) -> None:
     content = json.loads((run / "config.json").read_bytes())
     dataset, held_out = data.split(data.load(str(digits)), seed=0)
-    assert dataset.labels is not None
     assert content["config"] == json.loads(config.model_dump_json())
     assert content["reasons"] == reasons(config)
     assert content["data"] == {
@@ -139,7 +144,7 @@ def test_the_configuration_is_saved_with_its_reasons_and_its_data(run: Path, con
         "classes": [str(n) for n in range(10)],
         "training": 61,
         "validation": len(held_out),
-        "sha256": hashlib.sha256(dataset.images.numpy().tobytes() + dataset.labels.numpy().tobytes()).hexdigest(),
+        "sha256": sha256(dataset, held_out),
         "groups": [],
         "class_of": [],
     }
@@ -263,9 +268,7 @@ def test_a_subset_is_recorded_and_is_the_documented_one(train: Callable[..., Pat
     def trained_on(seed: int) -> str:
         chosen = data.subset(data.load(str(digits)), 40, seed)
         assert len(chosen) == 40
-        part, _ = data.split(chosen, seed)
-        assert part.labels is not None
-        return hashlib.sha256(part.images.numpy().tobytes() + part.labels.numpy().tobytes()).hexdigest()
+        return sha256(*data.split(chosen, seed))
 
     run = Run(train(subset=40, seed=3, steps=2, snapshots=2))
     assert run.about().config.subset == 40
@@ -595,11 +598,58 @@ def test_changed_data_are_refused(tmp_path: Path, tiny: dict[str, Any]) -> None:
     config = make_config(**{**tiny, "data": str(folder)})
     stop(config, tmp_path / "run", at=1)
     before = files(tmp_path / "run")
-    for changed, labels in ((pixels ^ 1, [n % 2 for n in range(30)]), (pixels, [n % 3 % 2 for n in range(30)])):
+    held_out = pixels.copy()
+    held_out[pixels.tolist().index(data.split(data.load(str(folder)), 0)[1].images[0, 0].tolist())] ^= 1
+    halves = [n % 2 for n in range(30)]
+    for changed, labels in ((pixels ^ 1, halves), (pixels, [n % 3 % 2 for n in range(30)]), (held_out, halves)):
         write_idx(folder, changed, labels)
         with pytest.raises(UserError, match="other images"):
             finish(config, tmp_path / "run")
         assert files(tmp_path / "run") == before
+
+
+def test_a_replay_of_other_images_is_refused(tmp_path: Path, tiny: dict[str, Any]) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (30, 8, 8), dtype=np.uint8)
+    folder = write_idx(tmp_path / "data", pixels)
+    config = make_config(**{**tiny, "data": str(folder), "steps": 2, "snapshots": 2})
+    finish(config, tmp_path / "run")
+    write_idx(folder, pixels ^ 1)
+    with pytest.raises(UserError, match=r"run was trained on other images than .* bring those back"):
+        finish(config, tmp_path / "again", replay=tmp_path / "run")
+    assert not (tmp_path / "again").exists()
+
+
+def test_a_resumed_run_knows_what_its_snapshots_and_scores_take(
+    tmp_path: Path, config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where no more of them come but the last, nothing else would say it, and the run would end after its time."""
+    stop(config, tmp_path, at=3)
+    log = Run(tmp_path).events("snapshot")
+    assert [event["step"] for event in log] == [0, 2]
+    assert all(0 < event["seconds"] < 60 for event in log)
+    Run(tmp_path).append(
+        {"event": "score", "step": 2, "time": 1.0, "frechet": 1.0, "floor": 1.0, "n": 1, "seconds": 7.5}
+    )
+    clocks = []
+
+    def watched(*arguments: Any, **fields: Any) -> Clock:
+        clocks.append(Clock(*arguments, **fields))
+        return clocks[-1]
+
+    monkeypatch.setattr(session, "Clock", watched)
+    with closing(train_session(config, tmp_path)) as events:
+        next(events)
+    assert (clocks[0].snapshot_seconds, clocks[0].score_seconds) == (log[-1]["seconds"], 7.5)
+
+
+def test_the_log_is_on_the_disk_before_the_weights_that_follow_from_it(
+    tmp_path: Path, config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[int] = []
+    monkeypatch.setattr(os, "fsync", lambda descriptor: synced.append(os.fstat(descriptor).st_ino))
+    finish(config, tmp_path / "run")
+    log, checkpoint = ((tmp_path / "run" / name).stat().st_ino for name in ("log.jsonl", "checkpoint.safetensors"))
+    assert synced[synced.index(checkpoint) - 1] == log
 
 
 @pytest.mark.parametrize(
@@ -644,7 +694,7 @@ def edited(**changes: Any) -> Callable[[bytes], bytes]:
         lambda content: content[:100],
         lambda _: b"[]",
         lambda _: b"{}",
-        lambda _: b'{"format": 1}',
+        lambda _: b'{"format": 2}',
         lambda _: b'{"format": 99}',
         lambda _: b"\xff\xfe",
         edited(lr=-1),

@@ -72,6 +72,15 @@ def test_a_damaged_study_is_named(labelled_run: Path, tmp_path: Path, content: s
         sampler_study(run)
 
 
+def test_guesses_without_a_label_are_shown_where_they_were_learnt(train: Callable[..., Path], studied: Path) -> None:
+    run = train(conditional=True, label_dropout=0.0, steps=1, snapshots=2)
+    list(sampler_study(run, minutes=1e-6).rows())
+    found = [(run / "study" / name).exists() for name in ("denoising.png", "guesses.png")]
+    assert found == [True, False]
+    assert {"denoising", "guesses"} & {Path(name).stem for name in Report(run).pictures} == {"denoising"}
+    assert (studied / "study" / "guesses.png").exists()
+
+
 def test_spread_is_the_standard_deviation_over_images() -> None:
     g = torch.Generator().manual_seed(0)
     x = torch.randint(0, 256, (50, 1, 4, 4), generator=g, dtype=torch.uint8)

@@ -24,7 +24,7 @@ from undiffuse.config import PRESETS, make_config
 from undiffuse.errors import UserError
 from undiffuse.nets import NETWORKS
 from undiffuse.run import build_network, make_denoiser
-from undiffuse.session import prepare, total_steps
+from undiffuse.session import prepare, show_pictures, total_steps
 from undiffuse.training import (
     MOST_CUTS,
     QUICK_CALLS,
@@ -54,6 +54,7 @@ class Trainer:
         self.config = make_config(**fields)
         self.training, self.held_out, self.facts = prepare(self.config)
         network = build_network(self.config, self.facts)
+        show_pictures(network, self.training)
         self.denoiser = make_denoiser(network, self.config, self.facts)
         self.state = new_state(self.config, network)
         self.clock = Clock(lambda: 0.0, self.config.decay, steps=total_steps(self.config, len(self.training)))
@@ -339,7 +340,7 @@ def test_labels_are_hidden_from_the_configured_share() -> None:
     assert not torch.equal(hidden, hide_labels(labels, 10, config, step=4) == 10)
 
 
-@pytest.mark.parametrize(("share", "hidden"), [(0.0, 0), (0.5, 48), (1.0, 96)])
+@pytest.mark.parametrize(("share", "hidden"), [(0.0, 0), (0.5, 48), (0.999999, 96)])
 def test_the_network_is_shown_each_images_label_or_none(tiny: dict[str, Any], share: float, hidden: int) -> None:
     trainer, seen = Trainer(**{**tiny, "conditional": True, "label_dropout": share}), []
     trainer.state.network.register_forward_pre_hook(lambda _, arguments: seen.append(arguments[2]))
@@ -478,7 +479,11 @@ def test_a_compiler_that_fails_is_done_without(monkeypatch: pytest.MonkeyPatch, 
         list(Trainer(**{**tiny, "compile": "on"})())
 
 
-@pytest.mark.parametrize("wrong", [lambda x: x.detach(), lambda x: 2 * x - x.detach()])
+@pytest.mark.parametrize(
+    "wrong",
+    [lambda x: x.detach(), lambda x: 2 * x - x.detach(), lambda x: x + 0 * (x - x.detach()).abs().sqrt()],
+    ids=["none", "twice", "not a number"],
+)
 def test_a_compiler_that_errs_without_a_word_is_done_without(
     monkeypatch: pytest.MonkeyPatch, tiny: dict[str, Any], wrong: Callable[[Tensor], Tensor]
 ) -> None:

@@ -140,6 +140,16 @@ def test_what_cannot_be_trained_is_left_out_before_anything_is_trained(
         training_study(run, "schedules", minutes=1)
 
 
+def test_a_run_that_never_guesses_without_labels_is_refused(train: Callable[..., Path]) -> None:
+    run = train(conditional=True, label_dropout=0.0, steps=1, snapshots=2)
+    for what in QUESTIONS:
+        with pytest.raises(UserError, match="--label-dropout 0, and what is compared are guesses without a label"):
+            training_study(run, what)
+    assert not (run / "study").exists()
+    untold = train(label_dropout=0.0, steps=1, snapshots=2)  # of too few images for groups: it always guesses without
+    assert training_study(untold, "schedules").trainings
+
+
 def test_a_study_of_too_few_images_is_refused(train: Callable[..., Path], tmp_path: Path) -> None:
     few = write_idx(tmp_path / "few", np.zeros((19, 8, 8), np.uint8))
     with pytest.raises(UserError, match="too few images to hold some out"):

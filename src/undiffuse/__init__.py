@@ -3,7 +3,7 @@
 import undiffuse
 run = undiffuse.train("runs/mine", minutes=10, conditional=True)
 images = undiffuse.sample(run, n=64, sampler="ddim", steps=25)  # uint8 (64, 28, 28)
-denoiser = undiffuse.load(run)  # x_t, t -> the guess at x_0
+denoiser = undiffuse.load(run)  # (x_t, t, label) -> the guess at x_0
 """
 
 from __future__ import annotations

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+import operator
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, SupportsIndex
 
 import torch
 
@@ -72,7 +73,7 @@ class Request:
     sampler: str | None = None
     steps: int | None = None
     grid: str | None = None
-    labels: Sequence[int | str] | None = None
+    labels: Sequence[SupportsIndex | str] | None = None
     guidance: float | None = None
     clip: bool = True
     seed: int = 0
@@ -98,7 +99,7 @@ class Drawing:
         """What a picture of these images is. usual: drawn as the run does it by itself."""
         r = self.request
         usual = Request(n=r.n, seed=r.seed, batch_size=r.batch_size, precision=r.precision)
-        return {"step": self.step, "usual": r == usual, **self.options}
+        return {"step": self.step, "usual": r.labels is None and r == usual, **self.options}
 
     def frames(self, first: int, count: int) -> Iterator[Frame]:
         """The steps of the images with numbers first..first + count - 1, as one batch."""
@@ -138,8 +139,10 @@ def prepare(run: Where, request: Request) -> Drawing:
             f"{run} was trained without labels, so it can't be asked for one; train a run with --conditional"
         )
     if request.guidance not in (None, 1.0) and not (denoiser.labels and config.label_dropout):
-        how = "with --label-dropout 0, so it has no guess without label" if denoiser.labels else "without labels"
-        raise UserError(f"{run} was trained {how}, so there is nothing to guide by; train a run with --conditional")
+        how, remedy = "without labels", "--conditional"
+        if denoiser.labels:
+            how, remedy = "with --label-dropout 0, so it has no guess without label", "--label-dropout 0.1"
+        raise UserError(f"{run} was trained {how}, so there is nothing to guide by; train a run with {remedy}")
     if request.labels is not None and len(request.labels) == 0:
         raise UserError("an empty list of labels leaves nothing to draw; name at least one")
     cycle = (
@@ -163,12 +166,13 @@ def prepare(run: Where, request: Request) -> Drawing:
     return Drawing(quick, step, request, label, {**options, "steps": steps})
 
 
-def class_number(run: Where, label: int | str, denoiser: Denoiser) -> int:
+def class_number(run: Where, label: SupportsIndex | str, denoiser: Denoiser) -> int:
     """The number of a class, given by number, by name, or, where no class has that name, by its number as text."""
     names = denoiser.classes
-    if label in names:
-        return names.index(str(label))
-    number = int(label) if isinstance(label, int) or label.isdecimal() else -1
+    if isinstance(label, str):
+        number = names.index(label) if label in names else int(label) if label.isdecimal() else -1
+    else:
+        number = operator.index(label)
     if not 0 <= number < len(names):
         raise UserError(f"{run} has no class {label}; its classes are 0 to {len(names) - 1}: {', '.join(names)}")
     return number

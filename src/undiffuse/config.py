@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
+from undiffuse.data import DATASETS
 from undiffuse.denoiser import PREDICTIONS, Told
 from undiffuse.errors import UserError
 from undiffuse.nets import NETWORKS
@@ -45,8 +46,8 @@ def among(field: str, what: str = "") -> str:
 
 TOWARDS: dict[Told, float] = {"class": 0.3, "part": 0.6, "group": 1.35}
 """How far beyond 1 the usual guidance is after 60,000 images seen, and 1 at most. It falls as their number to the power 3/4: the less a network
-was trained, the vaguer are its guesses. Fitted to MNIST: "part" to 760, 3,223 and 11,300 steps of 64 images, the others to runs of 3 and 10 minutes whose
-networks saw no pictures of their labels."""
+was trained, the vaguer are its guesses. Fitted to MNIST: "part" to 760, 3,223 and 11,300 steps of 64 images, "group" to 3,374; "class" to runs of 3 and 10 minutes whose
+networks saw no pictures of their classes."""
 
 
 class Config(BaseModel):
@@ -67,7 +68,9 @@ class Config(BaseModel):
     data: str = hyper("mnist", "mnist, or a folder of IDX files or of PNG/JPEG images", "the handout's data set")
     size: int | None = hyper(None, "resize images to SIZE x SIZE pixels", "the images' own size")
     subset: int | None = hyper(None, "train on a random subset of this many images", "all of them", ge=1)
-    conditional: bool = hyper(False, "train with class labels", "the handout's model has none, nor have all data")
+    conditional: bool = hyper(
+        False, "train with class labels", "the handout's model has none, and not all data have them"
+    )
     groups: int = hyper(
         200,
         "groups of similar images, found by k-means, that the network is told apart: parts of the classes where the run is conditional; 0 for none",
@@ -76,7 +79,7 @@ class Config(BaseModel):
         le=1000,
     )
     label_dropout: float = hyper(
-        0.1, "share of labels hidden in training", "guidance needs both guesses; Ho & Salimans 2022", ge=0, le=1
+        0.1, "share of labels hidden in training", "guidance needs both guesses; Ho & Salimans 2022", ge=0, lt=1
     )
 
     # The network.
@@ -218,7 +221,9 @@ class Config(BaseModel):
     @field_validator("data")
     @classmethod
     def without_slash(cls, data: str) -> str:
-        return data.rstrip("/") or data
+        # But with one, `mnist/` is a folder.
+        bare = data.rstrip("/")
+        return data if not bare or bare in DATASETS else bare
 
     @model_validator(mode="after")
     def fits_together(self) -> Config:

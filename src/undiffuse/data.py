@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import itertools
 import math
 import re
 import struct
@@ -154,9 +155,19 @@ def split(dataset: Dataset, seed: int) -> tuple[Dataset, Dataset]:
     Both keep the old order. Of fewer than 20 images none is held out."""
     import torch
 
-    held_out = min(1000, len(dataset) // 20)
+    held_out = held_out_of(len(dataset))
     order = torch.from_numpy(stream(seed, "validation").permutation(len(dataset)))
     return dataset.take(order[held_out:].sort().values), dataset.take(order[:held_out].sort().values)
+
+
+def held_out_of(images: int) -> int:
+    """How many of so many images `split` holds out."""
+    return min(1000, images // 20)
+
+
+def with_held_out(training: int) -> int:
+    """How many images there must be at least, so that `split` leaves so many to train on."""
+    return next(n for n in itertools.count(training) if n - held_out_of(n) >= training)
 
 
 def random_labels(dataset: Dataset, n: int, seed: int, purpose: str) -> Tensor:

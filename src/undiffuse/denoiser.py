@@ -103,12 +103,6 @@ class Denoiser:
         """What a label of the network is; None where it takes none."""
         return told(self.classes, self.groups)
 
-    def no_label(self, n: int) -> Tensor | None:
-        """ "No label" for n images; None where the network takes no labels at all."""
-        import torch
-
-        return torch.full((n,), self.labels) if self.labels else None
-
     def noise_level(self, t: Tensor) -> NoiseLevel:
         """The noise level at times t, any shape."""
         return noise_level(SCHEDULES[self.schedule], t)
@@ -120,7 +114,11 @@ class Denoiser:
 
     def __call__(self, x_t: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
         """x_0_hat for noisy images x_t (B, C, H, W) at times t (B,) in (0, 1]; labels (B,) where it knows some:
-        numbers of groups, where there are groups, else of classes."""
+        numbers of groups, where there are groups, else of classes; None for "no label"."""
+        if label is None and self.labels:
+            import torch
+
+            label = torch.full((len(x_t),), self.labels)
         level = self.noise_level(t)
         c_skip, c_out, c_in = (process.expand(c, x_t) for c in self.coefficients(level))
         return c_skip * x_t + c_out * self.network(c_in * x_t, level.log_snr.to(x_t.dtype), label)

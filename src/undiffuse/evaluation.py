@@ -434,9 +434,9 @@ def bits_per_dim(
     if ode_images:
         part = data.random_part(test, ode_images, seed)
         label = known_labels(denoiser, part)
-        level = likelihood.ODE_LEVEL
-        if chain is not None:  # step 2 has the least noise that it was trained at
-            level = min(level, denoiser.noise_level(torch.tensor(2 / chain)).log_snr.item())
+        # Step 2 of a chain has the least noise that it was trained at. A schedule may begin with more noise than ODE_LEVEL has.
+        earliest = torch.tensor(likelihood.EARLIEST if chain is None else 2 / chain, dtype=torch.float64)
+        level = min(likelihood.ODE_LEVEL, denoiser.noise_level(earliest).log_snr.item())
 
         def by_ode(steps: int, first: float, last: float) -> Tensor:
             def progress(done: float) -> None:
@@ -463,8 +463,8 @@ def bits_per_dim(
 
 
 def known_labels(denoiser: Denoiser, dataset: Dataset) -> Tensor | None:
-    """What a denoiser may be told of the images whose likelihood it gives: their classes, or "no label", or nothing."""
-    return dataset.labels if denoiser.told == "class" else denoiser.no_label(len(dataset))
+    """What a denoiser may be told of the images whose likelihood it gives: their classes, or nothing."""
+    return dataset.labels if denoiser.told == "class" else None
 
 
 # --- Whole evaluations ---
@@ -511,7 +511,7 @@ def evaluate_run(
     run = Run(path)
     about = run.about()
     drawing = parts.quality or parts.novelty or save is not None
-    check(parts, n if drawing else FEWEST, seed, bits_images, ode_images)
+    check(parts, n, seed, bits_images, ode_images)
     to = None if save is None else export.destination(save, "--save")
     denoiser, step = run.denoiser()
     real = reference(about.config.data, about.config.size, run)
@@ -645,7 +645,7 @@ def assembled(
 
 
 def with_earlier(path: Path, content: dict[str, Any], parts: Parts) -> dict[str, Any]:
-    """The content, with what an earlier evaluation of the same weights found of the parts that were not wanted this time."""
+    """The content, with what an earlier evaluation of the same weights found of the likelihood, or of the rest, where that was not wanted this time."""
     try:
         old = json.loads(path.read_bytes())
         if (old["format"], old["of"]) != (content["format"], content["of"]):

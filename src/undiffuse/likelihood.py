@@ -48,6 +48,9 @@ LEVELS = 8
 ODE_STEPS, ODE_LEVEL = 24, 13.0
 """Runge-Kutta steps of the exact likelihood, and the log-SNR at which the data are read."""
 
+EARLIEST = 1e-9
+"""The time at which the exact likelihood begins, at the earliest: at 0 there is no noise at all."""
+
 BIN = 2 / 255
 """The distance of two grey levels in [-1, 1]."""
 
@@ -221,7 +224,7 @@ def ode_log_density(
         alpha, sigma = schedule(t)
         return sigma / (alpha + sigma)
 
-    start = tau_at(time_of(schedule, torch.tensor([level])).clamp(min=1e-9))[0]  # at 0 there is no noise at all
+    start = tau_at(time_of(schedule, torch.tensor([level])).clamp(min=EARLIEST))[0]
     end = tau_at(torch.ones(1, dtype=torch.float64))[0]
     nodes = torch.linspace(start.log().item(), end.log().item(), 2 * steps + 1, dtype=torch.float64)
     tau = nodes.exp()

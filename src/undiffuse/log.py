@@ -16,6 +16,7 @@ LONGEST_LINE = 2**16  # bytes
 
 
 Steps: TypeAlias = Annotated[int, Field(ge=0, le=10**15)]
+Seconds: TypeAlias = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 class Line(BaseModel):
@@ -25,7 +26,7 @@ class Line(BaseModel):
 
     event: str
     step: Steps
-    time: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+    time: Seconds
 
 
 class SessionLine(Line):
@@ -73,16 +74,20 @@ class ValidationLine(Line):
 
 
 class ScoreLine(Line):
+    """seconds: that it took."""
+
     event: Literal["score"]
     frechet: float
     floor: float
     n: Steps
+    seconds: Seconds
 
 
 class SnapshotLine(Line):
-    """file: within the run folder."""
+    """file: within the run folder. seconds: that it and the validation took."""
 
     event: Literal["snapshot"]
+    seconds: Seconds
     file: Annotated[str, Field(pattern=r"^samples/step_\d{6,18}\.png$")]
 
 

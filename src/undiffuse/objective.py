@@ -7,7 +7,7 @@ with uniform weight that is the handout's (6) under every prediction, with `snr`
 `snr-plus-1` plain v-MSE.
 
 To add a weighting: a function log-SNR -> weight with `@WEIGHTINGS.add`. To add a distribution of times: a function
-from uniform numbers in [0, 1) to times in (0, 1], its inverse distribution function, with `@TIMES.add`.
+from uniform numbers u in [0, 1) to times in (0, 1], its inverse distribution function of 1 - u, with `@TIMES.add`.
 """
 
 from __future__ import annotations

@@ -9,8 +9,8 @@ from undiffuse import data, features, machine
 from undiffuse.clock import FINISH_SECONDS, Clock
 from undiffuse.files import cache_folder
 from undiffuse.run import build_network, make_denoiser
-from undiffuse.session import grouped, prepare, total_steps
-from undiffuse.training import Stepped, fit, new_state, rehearse
+from undiffuse.session import grouped, prepare, refuse_too_large, total_steps
+from undiffuse.training import Stepped, fit, new_state, rehearse, stepped_tensors
 
 if TYPE_CHECKING:
     from undiffuse.config import Config
@@ -29,6 +29,7 @@ def plan(config: Config) -> str:
     steps = total_steps(config, len(training))
     precision, compiled, notes = machine.resolve(config, steps and steps * config.batch_size, cache_folder())
     network = build_network(config, facts)
+    refuse_too_large(stepped_tensors(config, network))
     clock = Clock(lambda: 0.0, config.decay, steps=TIMED_STEPS + 1)
     begin = time.monotonic()
     ready = first = 0.0
@@ -55,7 +56,6 @@ def plan(config: Config) -> str:
         steps = max(1, int((60 * config.minutes - starting - snapshots) / each))
     minutes = (starting + snapshots + steps * each) / 60
     seen = steps * config.batch_size
-    largest = min(seen, len(training))
     lines = [
         *(f"note: {note}" for note in notes),
         f"a step of {config.batch_size} images takes {pace:.3f} s here: {config.batch_size / pace:,.0f} images/s ({precision}{', compiled' if compiled else ''})",
@@ -66,8 +66,9 @@ def plan(config: Config) -> str:
     if seen >= len(training):
         lines.append(f"largest sensible subset: all {len(training):,} images, each is seen at least once")
     else:
+        subset = data.with_held_out(seen)
         lines.append(
-            f"largest sensible subset: {largest:,} of {len(training):,} images, each seen once (--subset {largest}); "
+            f"largest sensible subset: {subset:,} images, {seen:,} of them to train on, each seen once (--subset {subset}); "
             "a step costs the same with more, but they would not all be seen"
         )
     return "\n".join(lines)

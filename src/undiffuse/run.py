@@ -36,7 +36,7 @@ from undiffuse.log import log_line, read_log
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-FORMAT = 1
+FORMAT = 2
 LARGEST_CONFIG = 2**20  # bytes
 
 
@@ -200,6 +200,14 @@ class Run:
         try:
             with self.log_path.open("ab") as file:
                 file.write(log_line(event))
+        except OSError as error:
+            raise cannot_write(self.log_path, error) from error
+
+    def sync_log(self) -> None:
+        """Have the log on the disk, so that it outlives a power cut."""
+        try:
+            with self.log_path.open("ab") as file:
+                os.fsync(file.fileno())
         except OSError as error:
             raise cannot_write(self.log_path, error) from error
 

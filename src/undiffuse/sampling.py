@@ -125,9 +125,7 @@ class Guide:
         t = t.expand(len(x_t))
         x_0 = self.denoise(x_t, t, self.label)
         if self.label is not None and self.guidance != 1:
-            import torch
-
-            unlabelled = self.denoise(x_t, t, torch.full_like(self.label, self.denoiser.labels))
+            unlabelled = self.denoise(x_t, t, None)
             x_0 = unlabelled + self.guidance * (x_0 - unlabelled)
         return x_0.clamp(-1, 1) if self.clip else x_0
 

@@ -80,9 +80,11 @@ def prepare(config: Config, dataset: Dataset | None = None) -> tuple[Dataset, Da
     if config.conditional and not dataset.classes:
         raise UserError(f"--conditional needs class labels, and '{config.data}' has none")
     training, held_out = data.split(dataset, config.seed)
-    digest = hashlib.sha256(training.images.numpy().tobytes())
-    if training.labels is not None:
-        digest.update(training.labels.numpy().tobytes())
+    digest = hashlib.sha256()
+    for part in (training, held_out):
+        digest.update(part.images.numpy().tobytes())
+        if part.labels is not None:
+            digest.update(part.labels.numpy().tobytes())
     return (
         training,
         held_out,
@@ -92,12 +94,8 @@ def prepare(config: Config, dataset: Dataset | None = None) -> tuple[Dataset, Da
 
 def trained_on(run: Run, whole: Dataset) -> tuple[Dataset, Dataset]:
     """(training set, held-out set) of a run, from its whole data set. Raises UserError where these are other images than those of its training."""
-    about = run.about()
-    training, held_out, facts = prepare(about.config, whole)
-    if not about.facts.same_images(facts):
-        raise UserError(
-            f"{run.path} was trained on other images than '{about.config.data}' holds now; bring those back"
-        )
+    training, held_out, facts = prepare(run.about().config, whole)
+    refuse_other_images(run, facts)
     return training, held_out
 
 
@@ -142,14 +140,19 @@ def refuse_too_large(checkpoint: dict[str, Tensor]) -> None:
         )
 
 
-def refuse_other_groups(run: Run, facts: DataFacts) -> None:
+def refuse_other_images(run: Run, facts: DataFacts, what_to_do: str = "bring those back") -> None:
+    """UserError where a run was trained on other images than those of `facts`."""
+    about = run.about()
+    if not about.facts.same_images(facts):
+        raise UserError(f"{run.path} was trained on other images than '{about.config.data}' holds now; {what_to_do}")
+
+
+def refuse_other_groups(run: Run, facts: DataFacts, what_to_do: str) -> None:
     """UserError where a run that is to be gone on with, or replayed, was told other groups than those found now."""
     there = run.about().facts
-    same = (len(there.groups), there.class_of) == (len(facts.groups), facts.class_of)
-    if there.same_images(facts) and not same:
+    if (len(there.groups), there.class_of) != (len(facts.groups), facts.class_of):
         raise UserError(
-            f"{run.path} was begun with {len(there.groups)} groups of similar images, and {len(facts.groups)} are found now; begin a new run "
-            f"with another --out{'' if there.groups else ', or with --groups 0'}"
+            f"{run.path} was begun with {len(there.groups)} groups of similar images, and {len(facts.groups)} are found now; {what_to_do}"
         )
 
 
@@ -168,10 +171,7 @@ def open_run(path: Path, config: Config, facts: DataFacts, replay_of: Path | Non
     if there.replay_of != source:
         is_what = f"replays {there.replay_of}" if there.replay_of else "is no replay"
         raise UserError(f"{path} holds a run that {is_what}; begin a new one with another --out")
-    if not there.facts.same_images(facts):
-        raise UserError(
-            f"{path} was trained on other images than '{config.data}' holds now; begin a new run with another --out"
-        )
+    refuse_other_images(run, facts, "begin a new run with another --out")
     return run
 
 
@@ -190,6 +190,11 @@ def decided(records: list[dict[str, Any]]) -> dict[str, Any]:
         "outlook": outlooks[-1] if outlooks else None,
         "cuts": [Cut(**r["cut"]) for r in records if "cut" in r],
     }
+
+
+def last_seconds(run: Run, kind: str) -> float:
+    """How long the run's last event of this kind took; 0 where there was none."""
+    return next((float(event["seconds"]) for event in reversed(run.events(kind))), 0.0)
 
 
 class Signals:
@@ -231,7 +236,8 @@ def train_session(
     labelled, held_out, facts = prepare(config, whole)
     training, held_out, facts = grouped(config, labelled, held_out, facts)
     if replay:
-        refuse_other_groups(Run(replay), facts)
+        refuse_other_images(Run(replay), facts)
+        refuse_other_groups(Run(replay), facts, "so a replay would be another run; begin a new one in its place")
     scorer = features.scorer(whole) if config.score_share > 0 else None
     steps = total_steps(config, len(training))
     precision, compiled, notes = machine.resolve(config, steps and steps * config.batch_size, cache_folder())
@@ -244,7 +250,7 @@ def train_session(
     run = open_run(path, config, facts, replay)
     if run.finished():
         return
-    refuse_other_groups(run, facts)
+    refuse_other_groups(run, facts, "begin a new run with another --out")
     if not (run.path / "data.png").is_file():
         run.write("data.png", figures.examples(labelled, facts.classes))
 
@@ -264,6 +270,7 @@ def train_session(
                     run.append(record)
 
         def save() -> None:
+            run.sync_log()  # the clock's decisions must not be lost where the weights that follow from them are kept
             run.save_tensors(run.checkpoint_path, state.tensors(), state.step)
 
         def elapsed() -> float:
@@ -286,6 +293,8 @@ def train_session(
             budget=None if config.minutes is None else 60 * config.minutes,
             steps=steps,
             replayed=replay is not None,
+            snapshot_seconds=last_seconds(run, "snapshot"),
+            score_seconds=last_seconds(run, "score"),
             **decided(run.events("clock")),
         )
         run.append({"event": "session", "step": state.step, "time": elapsed(), "machine": bits})
@@ -342,12 +351,18 @@ def write_down(run: Run, event: Event, seconds: float, facts: DataFacts) -> None
         case Validated():
             line |= {"event": "validation", "loss": event.loss, "levels": event.levels}
         case Scored():
-            line |= {"event": "score", "frechet": event.frechet, "floor": event.floor, "n": event.n}
+            line |= {
+                "event": "score",
+                "frechet": event.frechet,
+                "floor": event.floor,
+                "n": event.n,
+                "seconds": event.seconds,
+            }
         case Snapshot():
             columns = images.columns_for(len(event.images), len(facts.classes))
             name = f"samples/step_{event.step:06d}.png"
             run.write(name, images.png_bytes(images.grid(event.images, columns)))
-            line |= {"event": "snapshot", "file": name}
+            line |= {"event": "snapshot", "file": name, "seconds": event.seconds}
         case Ended():
             line |= {"event": "stopped"}
             if event.finished:

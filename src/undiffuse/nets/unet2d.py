@@ -40,7 +40,8 @@ def linear_step(log_snr: Tensor, table: Tensor) -> Tensor:
 @NETWORKS.add
 class UNet2D(nn.Module):
     """channels, blocks, attention: UNet2DModel's block_out_channels, layers_per_block (the same at every level), and
-    which levels have attention. heads: attention heads of the first level with attention. Images are padded to a
+    which levels have attention. heads: attention heads of the lowest level; those of the others have as
+    many channels, so there are fewer. Images are padded to a
     multiple of 2^(levels - 1)."""
 
     def __init__(
@@ -60,6 +61,12 @@ class UNet2D(nn.Module):
                 f"network 'unet2d' has the same number of blocks at every level, so --blocks {' '.join(map(str, blocks))} will "
                 "not do; give for example --blocks 2 2, or take --preset handout"
             )
+        head = max(channels[-1] // heads, 1)  # channels of each
+        if too_narrow := [c for c, attends in zip(channels, attention, strict=True) if attends and c < head]:
+            raise UserError(
+                f"network 'unet2d': a level with attention has {too_narrow[0]} channels, and a head {head}, the {channels[-1]} channels of the "
+                f"lowest level by --heads {heads}; give --heads {-(-channels[-1] // min(too_narrow))} or more"
+            )
         # Fewer groups than UNet2DModel's 32: the norm takes away again what the noise level adds to a group of one channel.
         groups = next(g for g in (8, 4, 2, 1) if all(c % g == 0 for c in channels))
         self.multiple = 2 ** (len(channels) - 1)
@@ -75,7 +82,7 @@ class UNet2D(nn.Module):
             down_block_types=tuple("AttnDownBlock2D" if a else "DownBlock2D" for a in attention),
             up_block_types=tuple("AttnUpBlock2D" if a else "UpBlock2D" for a in reversed(attention)),
             add_attention=any(attention),
-            attention_head_dim=max(channels[-1] // heads, 1),
+            attention_head_dim=head,
             norm_num_groups=groups,
             dropout=dropout,
             num_class_embeds=classes + 1 if classes else None,

@@ -84,8 +84,9 @@ def read(run: Run) -> Source:
     trainings = {name: study for name, study in studies.items() if study}
     source = Source(run, about, list(run.log()), metrics, samplers, trainings, pictures)
     if samplers and source.is_of_now(samplers["step"]):
-        for name in ("denoising.png", "guesses.png"):
-            pictures[name] = picture_of(run.path / "study", name)
+        pictures["denoising.png"] = picture_of(run.path / "study", "denoising.png")
+        if about.config.label_dropout or not about.told:  # else the study shows no guesses without a label
+            pictures["guesses.png"] = picture_of(run.path / "study", "guesses.png")
     return with_samples(source)
 
 

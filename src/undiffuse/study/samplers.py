@@ -78,7 +78,8 @@ class SamplerStudy:
         scorer = features.scorer(self.whole)
         label = data.random_labels(self.whole, self.n, seed, "study labels") if self.denoiser.classes else None
         self.sheet.write("denoising.png", images.png_bytes(self.denoising(label)))
-        self.sheet.write("guesses.png", images.png_bytes(self.guesses()))
+        if about.config.label_dropout or not self.denoiser.labels:  # else it never learnt to guess without a label
+            self.sheet.write("guesses.png", images.png_bytes(self.guesses()))
         total, done = sum(case.calls for case in cases()), 0
         for case in cases():
             done += case.calls
@@ -132,12 +133,11 @@ class SamplerStudy:
         training, held_out, _ = prepare(self.sheet.run.about().config, self.whole)
         x_0 = data.to_float(data.random_part(held_out if len(held_out) else training, count, 0).images)
         noise = rng.normal(x_0.shape, self.sheet.facts["seed"], "study noise")
-        label = self.denoiser.no_label(len(x_0))
         both = []
         for t in torch.linspace(1 / (columns - 1), 1, columns - 1, dtype=torch.float64):
             level = self.denoiser.noise_level(t)
             x_t = process.jump(x_0, noise, level.alpha, level.sigma)
-            both.append(torch.stack([x_t, self.denoiser(x_t, t.expand(len(x_0)), label)]))
+            both.append(torch.stack([x_t, self.denoiser(x_t, t.expand(len(x_0)))]))
         both.insert(0, torch.stack([x_0, x_0]))
         return images.grid(data.to_uint8(torch.stack(both).permute(2, 1, 0, 3, 4, 5).flatten(0, 2)), columns)
 

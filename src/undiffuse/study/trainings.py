@@ -146,7 +146,6 @@ def errors(denoiser: Denoiser, real: Tensor) -> list[float]:
     """The mean square of x_0_hat - x_0, in units of the range [-1, 1], at each of LEVELS, for images uint8 (n, C, H, W), told no label."""
     x_0 = data.to_float(real)
     noise = rng.normal(x_0.shape, 0, "study noise")
-    label = denoiser.no_label(len(x_0))
     times = time_of(SCHEDULES[denoiser.schedule], torch.tensor(LEVELS, dtype=torch.float64))
     found = []
     for t in times:
@@ -154,7 +153,7 @@ def errors(denoiser: Denoiser, real: Tensor) -> list[float]:
         x_t = process.jump(x_0, noise, level.alpha, level.sigma)
         total = 0.0
         for rows in torch.arange(len(x_0)).split(BATCH):
-            guess = denoiser(x_t[rows], t.expand(len(rows)), None if label is None else label[rows])
+            guess = denoiser(x_t[rows], t.expand(len(rows)))
             total += (guess - x_0[rows]).square().mean(dim=(1, 2, 3)).sum().item()
         found.append(total / len(x_0))
     return found
@@ -171,6 +170,12 @@ def training_study(path: Path, what: str, minutes: float = 30.0, seeds: int = 1,
     if there < 20:
         raise UserError(
             f"'{about.config.data}' has too few images to hold some out, by which trainings could be compared: 20 are needed"
+        )
+    common = {**about.config.model_dump(), **question.also}
+    if (common["conditional"] or (common["groups"] and about.facts.groups)) and not common["label_dropout"]:
+        raise UserError(
+            f"{path} was trained with --label-dropout 0, and what is compared are guesses without a label, which such trainings do not learn; "
+            "study a run with --label-dropout 0.1"
         )
     values = [v for v in question.values if question.field != "subset" or v is None or v < there]
     notes = []
