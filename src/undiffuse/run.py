@@ -90,6 +90,11 @@ class About:
         """What the network is told of an image."""
         return told(self.facts.classes if self.config.conditional else (), self.facts.groups)
 
+    @property
+    def guesses_unlabelled(self) -> bool:
+        """Whether the network learns to guess without a label: it is told none, or not always."""
+        return not self.told or self.config.label_dropout > 0
+
 
 @dataclass(frozen=True)
 class Run:

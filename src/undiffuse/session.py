@@ -192,9 +192,9 @@ def decided(records: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def last_seconds(run: Run, kind: str) -> float:
-    """How long the run's last event of this kind took; 0 where there was none."""
-    return next((float(event["seconds"]) for event in reversed(run.events(kind))), 0.0)
+def last_seconds(events: list[dict[str, Any]]) -> float:
+    """How long the last of them took; 0 where there is none."""
+    return float(events[-1]["seconds"]) if events else 0.0
 
 
 class Signals:
@@ -287,14 +287,15 @@ def train_session(
             notes.append(
                 f"not the machine or versions of before ({', '.join(changed)}): the result will not be the same to the bit"
             )
+        snapshots = run.events("snapshot")
         clock = Clock(
             elapsed,
             config.decay,
             budget=None if config.minutes is None else 60 * config.minutes,
             steps=steps,
             replayed=replay is not None,
-            snapshot_seconds=last_seconds(run, "snapshot"),
-            score_seconds=last_seconds(run, "score"),
+            snapshot_seconds=last_seconds(snapshots),
+            score_seconds=last_seconds(run.events("score")),
             **decided(run.events("clock")),
         )
         run.append({"event": "session", "step": state.step, "time": elapsed(), "machine": bits})
@@ -302,7 +303,7 @@ def train_session(
         yield Began(state.step, spent, facts, parameters, precision, compiled, notes)
 
         saved = time.monotonic()
-        looked = {event["step"] for event in run.events("snapshot")}
+        looked = {event["step"] for event in snapshots}
         signals = Signals()
         try:
             with signals:

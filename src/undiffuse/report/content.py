@@ -85,7 +85,7 @@ def read(run: Run) -> Source:
     source = Source(run, about, list(run.log()), metrics, samplers, trainings, pictures)
     if samplers and source.is_of_now(samplers["step"]):
         pictures["denoising.png"] = picture_of(run.path / "study", "denoising.png")
-        if about.config.label_dropout or not about.told:  # else the study shows no guesses without a label
+        if about.guesses_unlabelled:  # else the study shows none
             pictures["guesses.png"] = picture_of(run.path / "study", "guesses.png")
     return with_samples(source)
 

@@ -78,7 +78,7 @@ class SamplerStudy:
         scorer = features.scorer(self.whole)
         label = data.random_labels(self.whole, self.n, seed, "study labels") if self.denoiser.classes else None
         self.sheet.write("denoising.png", images.png_bytes(self.denoising(label)))
-        if about.config.label_dropout or not self.denoiser.labels:  # else it never learnt to guess without a label
+        if about.guesses_unlabelled:
             self.sheet.write("guesses.png", images.png_bytes(self.guesses()))
         total, done = sum(case.calls for case in cases()), 0
         for case in cases():
