@@ -196,6 +196,7 @@ def test_a_run_that_was_never_without_labels_says_so(train: Callable[..., Path])
     [
         ({"labels": [10]}, "no class 10; its classes are 0 to 9"),
         ({"labels": [3, -1]}, "no class -1"),
+        ({"labels": [1.5]}, "no class 1.5"),
         ({"labels": []}, "label"),
         ({"n": 0}, "at least 1"),
         ({"batch_size": 0}, "at least 1"),

@@ -172,7 +172,7 @@ def class_number(run: Where, label: SupportsIndex | str, denoiser: Denoiser) -> 
     if isinstance(label, str):
         number = names.index(label) if label in names else int(label) if label.isdecimal() else -1
     else:
-        number = operator.index(label)
+        number = operator.index(label) if hasattr(label, "__index__") else -1
     if not 0 <= number < len(names):
         raise UserError(f"{run} has no class {label}; its classes are 0 to {len(names) - 1}: {', '.join(names)}")
     return number
