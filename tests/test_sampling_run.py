@@ -156,8 +156,14 @@ def test_the_network_is_shown_the_label_asked_for(labelled_run: Path) -> None:
     assert shown(labelled_run, n=5, labels=(7, 2), batch_size=2) == [[7, 2], [7, 2], [7]]
     assert shown(labelled_run, n=2, labels=np.array([7, 2])) == [[7, 2]]
     assert shown(labelled_run, n=2, labels=torch.tensor([7, 2])) == [[7, 2]]
+    assert shown(labelled_run, n=2, labels=[torch.tensor(7), np.int64(2)]) == [[7, 2]]
     assert not api.prepare(labelled_run, api.Request(labels=np.array([7, 2]))).note["usual"]
     assert shown(labelled_run, n=12) == [[0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 0, 1]]
+
+
+@pytest.mark.parametrize("alone", [7, "7", np.int64(7), np.array(7), torch.tensor(7)])
+def test_one_label_needs_no_list(labelled_run: Path, alone: Any) -> None:
+    assert shown(labelled_run, n=2, labels=alone) == [[7, 7]]
 
 
 def test_guidance_asks_a_second_time_without_label(labelled_run: Path) -> None:
@@ -197,6 +203,9 @@ def test_a_run_that_was_never_without_labels_says_so(train: Callable[..., Path])
         ({"labels": [10]}, "no class 10; its classes are 0 to 9"),
         ({"labels": [3, -1]}, "no class -1"),
         ({"labels": [1.5]}, "no class 1.5"),
+        ({"labels": 10}, "no class 10"),
+        ({"labels": "10"}, "no class 10"),
+        ({"labels": {1, 2}}, "no class {1, 2}"),
         ({"labels": []}, "label"),
         ({"n": 0}, "at least 1"),
         ({"batch_size": 0}, "at least 1"),

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, SupportsIndex
 
+import numpy as np
 import torch
 
 from undiffuse import data, images
@@ -22,7 +23,6 @@ from undiffuse.session import Began, train_session
 from undiffuse.training import Event, in_precision
 
 if TYPE_CHECKING:
-    import numpy as np
     from numpy.typing import NDArray
     from torch import Tensor
 
@@ -67,13 +67,13 @@ def load(run: Where) -> Denoiser:
 class Request:
     """What to draw from a run; None stands for the run's own default.
 
-    labels: classes to cycle through, in a conditional run: numbers from 0, or names, or numbers as text; by default all in turn."""
+    labels: classes to cycle through, in a conditional run: numbers from 0, or names, or numbers as text; one alone, too. By default all in turn."""
 
     n: int = 64
     sampler: str | None = None
     steps: int | None = None
     grid: str | None = None
-    labels: Sequence[SupportsIndex | str] | None = None
+    labels: Sequence[SupportsIndex | str] | SupportsIndex | str | None = None
     guidance: float | None = None
     clip: bool = True
     seed: int = 0
@@ -143,11 +143,12 @@ def prepare(run: Where, request: Request) -> Drawing:
         if denoiser.labels:
             how, remedy = "with --label-dropout 0, so it has no guess without label", "--label-dropout 0.1"
         raise UserError(f"{run} was trained {how}, so there is nothing to guide by; train a run with {remedy}")
-    if request.labels is not None and len(request.labels) == 0:
-        raise UserError("an empty list of labels leaves nothing to draw; name at least one")
-    cycle = (
-        range(classes) if request.labels is None else [class_number(run, label, denoiser) for label in request.labels]
-    )
+    cycle = list(range(classes))
+    if request.labels is not None:
+        asked = np.asarray(request.labels, dtype=object).reshape(-1)  # of one, a list, an array or a tensor alike
+        if not len(asked):
+            raise UserError("an empty list of labels leaves nothing to draw; name at least one")
+        cycle = [class_number(run, label, denoiser) for label in asked]
     options: dict[str, Any] = {
         "sampler": request.sampler or config.sampler,
         "grid": request.grid or config.grid,
