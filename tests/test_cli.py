@@ -364,6 +364,18 @@ def test_a_folder_with_brackets_in_its_name_is_printed_as_it_is(command: Command
     assert "a[b]/[/c]: finished" in answer.words
 
 
+def test_lines_stay_whole_however_narrow_the_terminal(
+    monkeypatch: pytest.MonkeyPatch, command: Command, tiny: dict[str, Any]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "20")
+    run = "a/long/way/to/a/run"
+    lines = command("train", "--out", run, *as_flags({**tiny, "steps": 1, "snapshots": 2})).out.splitlines()
+    assert lines[0].startswith(f"{run}: 61 images of 'digits' (8x8x1), 3 held out; unet, ")
+    assert f"  {run}/timeline.png, {run}/loss.png" in lines
+    (line,) = command("sample", run, "--n", "3").out.splitlines()
+    assert re.fullmatch(rf"{run}/samples.png: 3 images by .* network calls each, in \S+ s", line)
+
+
 @pytest.mark.parametrize(("budget", "steps"), [({"steps": 100}, 100), ({"epochs": 4}, 30), ({"minutes": 5}, None)])
 def test_plan_counts_and_writes_nothing(
     monkeypatch: pytest.MonkeyPatch, command: Command, tiny: dict[str, Any], budget: dict[str, int], steps: int | None

@@ -53,7 +53,7 @@ def train_verb(preset: Any) -> Callable[..., None]:
             plan: time a few steps, print what the budget allows, and train nothing
         """
         from undiffuse import api
-        from undiffuse.console import Watcher
+        from undiffuse.console import Watcher, say
         from undiffuse.plan import plan as make_plan
         from undiffuse.run import Run
         from undiffuse.session import Stopped
@@ -68,7 +68,7 @@ def train_verb(preset: Any) -> Callable[..., None]:
         else:
             config = validated(asdict(flags))
         if plan:
-            console.print(make_plan(config))
+            say(console, make_plan(config))
             return
         path = out or Path("runs") / config.preset
         done = Run(path).exists() and Run(path).finished()
@@ -80,10 +80,10 @@ def train_verb(preset: Any) -> Callable[..., None]:
         end = Run(path).finished()
         assert end is not None
         state = "was already finished" if done else "finished"
-        console.print(f"{path}: {state}, {end['step']:,} steps in {end['time'] / 60:.1f} minutes")
-        console.print(f"  {path}/samples/step_{end['step']:06d}.png  its last samples")
-        console.print(f"  {path}/timeline.png, {path}/loss.png")
-        console.print(f"  {sys.argv[0] if '/' in sys.argv[0] else 'undiffuse'} sample {path}  draws more")
+        say(console, f"{path}: {state}, {end['step']:,} steps in {end['time'] / 60:.1f} minutes")
+        say(console, f"  {path}/samples/step_{end['step']:06d}.png  its last samples")
+        say(console, f"  {path}/timeline.png, {path}/loss.png")
+        say(console, f"  {sys.argv[0] if '/' in sys.argv[0] else 'undiffuse'} sample {path}  draws more")
 
     train.__annotations__["flags"] = OmitArgPrefixes[type(preset)]  # type: ignore[misc]  # a type made at run time
     return train
@@ -126,6 +126,7 @@ def sample(
     import torch
 
     from undiffuse import api, export
+    from undiffuse.console import say
 
     ready = api.prepare(run, api.Request(n, sampler, steps, grid, label, guidance, clip, seed, batch_size, precision))
     to = export.destination(out or str(run / "samples.png"))
@@ -140,15 +141,14 @@ def sample(
             status.update(f"drawn {sum(map(len, images)):,} of {n:,}")
     seconds = time.monotonic() - begin
     export.save_images(to, torch.cat(images), ready.label, ready.denoiser.classes, ready.note)
-    console.print(
+    say(
+        console,
         f"{to}: {n:,} images by {ready.options['sampler']}, {ready.options['steps']} steps, {ready.calls} network calls each, "
         f"in {seconds:.1f} s",
-        highlight=False,
-        soft_wrap=True,
     )
     if trajectory is not None:
         export.save_trajectory(trajectory, ready.stages(10))
-        console.print(f"{trajectory}: the way from noise of the first {min(n, 10)}")
+        say(console, f"{trajectory}: the way from noise of the first {min(n, 10)}")
 
 
 def evaluate(
@@ -194,7 +194,7 @@ def evaluate(
         out: where the metrics of --images go
     """
     from undiffuse import evaluation
-    from undiffuse.console import Stages, scores
+    from undiffuse.console import Stages, say, scores
 
     parts = evaluation.Parts(quality, likelihood, novelty)
     console = stdout()
@@ -222,7 +222,7 @@ def evaluate(
                 parts=parts, bits_images=bits_images, ode_images=ode_images, save=save, watch=stages,
             )  # fmt: skip
     console.print(scores(found))
-    console.print(f"{out or f'{run}/metrics.json'}: all of it", highlight=False, soft_wrap=True)
+    say(console, f"{out or f'{run}/metrics.json'}: all of it")
 
 
 def study(
@@ -241,7 +241,7 @@ def study(
         seeds: trainings with each choice
         seed: the first seed
     """
-    from undiffuse.console import Stages
+    from undiffuse.console import Stages, say
     from undiffuse.session import Stopped
     from undiffuse.study.samplers import sampler_study
     from undiffuse.study.trainings import training_study
@@ -254,14 +254,14 @@ def study(
         if what == "samplers"
         else training_study(run, what, 30.0 if minutes is None else minutes, seeds, seed)
     )
-    console.print(ready.plan(), highlight=False, soft_wrap=True)
+    say(console, ready.plan())
     try:
         with Stages(console) as stages:
             for doing, done, _ in ready.rows():
                 stages(doing, done)
     except Stopped as stopped:
         leave(stopped.signal, f"{run}: study stopped by {stopped}; the same command goes on from here")
-    console.print(f"{ready.sheet.path}: all of it; undiffuse report {run} takes it in", highlight=False, soft_wrap=True)
+    say(console, f"{ready.sheet.path}: all of it; undiffuse report {run} takes it in")
 
 
 def report(run: Positional[Path]) -> None:
@@ -270,11 +270,12 @@ def report(run: Positional[Path]) -> None:
     Args:
         run: the run folder
     """
+    from undiffuse.console import say
     from undiffuse.report import write_report
 
     console = stdout()
     for path in write_report(run):
-        console.print(str(path), highlight=False, soft_wrap=True)
+        say(console, str(path))
 
 
 def info(run: Positional[Path]) -> None:
@@ -344,7 +345,7 @@ def leave(number: int, sentence: str = "") -> NoReturn:
     for each in (signal.SIGINT, signal.SIGTERM):
         signal.signal(each, signal.SIG_IGN)
     if sentence:
-        stdout().print(sentence)
+        stdout().print(sentence, soft_wrap=True)
     raise SystemExit(STOPPED + number) from None
 
 

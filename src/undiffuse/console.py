@@ -30,6 +30,11 @@ def duration(seconds: float) -> str:
     return f"{minutes}:{seconds:02d}"
 
 
+def say(console: Console, line: str, style: str | None = None) -> None:
+    """Print a line as one line, however long, so that a path in it can be copied, and a file of lines be searched."""
+    console.print(line, style=style, highlight=False, soft_wrap=True)
+
+
 class Watcher:
     """Shows the events of one session. Call it with each; use it as a context manager."""
 
@@ -68,28 +73,30 @@ class Watcher:
                 self.stepped(event)
             case Validated():
                 self.validation = event.loss
-                self.console.print(f"  step {event.step:>6,}  held-out loss {event.loss:.4f}")
+                say(self.console, f"  step {event.step:>6,}  held-out loss {event.loss:.4f}")
             case Scored():
-                self.console.print(
+                say(
+                    self.console,
                     f"  step {event.step:>6,}  Frechet distance {event.frechet:.2f}, {event.frechet / event.floor:.0f} times the floor"
                     f" ({event.n:,} quick samples)",
-                    highlight=False,
                 )
             case Uncompiled():
-                self.console.print(
+                say(
+                    self.console,
                     f"  note: torch.compile failed ({event.reason}); training goes on without it, more slowly",
                     style="yellow",
                 )
             case SetBack():
-                self.console.print(
+                say(
+                    self.console,
                     f"  step {event.of:>6,}  {event.reason}: back to step {event.step:,}, with half of the learning rate",
                     style="yellow",
                 )
             case Decided(decision=Decision() as decision) if not self.decaying:
                 self.decaying = True
-                self.console.print(
+                say(
+                    self.console,
                     f"  the learning rate falls from step {decision.step:,} on, to 0 at about step {decision.end:,}",
-                    highlight=False,
                 )
             case Snapshot() | Ended() | Decided():
                 pass
@@ -101,11 +108,11 @@ class Watcher:
         c, h, w = facts.shape
         what = f"{facts.training:,} images of '{facts.name}' ({h}x{w}x{c}), {facts.validation:,} held out"
         how = f"{self.config.net}, {event.parameters / 1e6:.2f} million parameters, {event.precision}{', compiled' if event.compiled else ''}"
-        self.console.print(f"{self.path}: {what}; {how}")
+        say(self.console, f"{self.path}: {what}; {how}")
         for note in event.notes:
-            self.console.print(f"  note: {note}", style="yellow")
+            say(self.console, f"  note: {note}", style="yellow")
         if event.step:
-            self.console.print(f"  resumed at step {event.step:,}, after {duration(event.seconds)} min")
+            say(self.console, f"  resumed at step {event.step:,}, after {duration(event.seconds)} min")
         self.progress.update(self.task, words="compiling the network, up to a minute" if event.compiled else "starting")
 
     def stepped(self, event: Stepped) -> None:
@@ -136,7 +143,7 @@ class Watcher:
         self.progress.update(self.task, completed=min(1.0, share), words="  ".join(fitting))
         if not self.console.is_terminal and time.monotonic() - self.printed > LINE_SECONDS:
             self.printed = time.monotonic()
-            self.console.print("  " + "  ".join(words), soft_wrap=True)
+            say(self.console, "  " + "  ".join(words))
 
 
 class Stages:
@@ -165,7 +172,7 @@ class Stages:
 
     def __call__(self, stage: str, done: float) -> None:
         if stage != self.stage and not self.console.is_terminal:
-            self.console.print(f"  {duration(time.monotonic() - self.begin)} min  {stage}")
+            say(self.console, f"  {duration(time.monotonic() - self.begin)} min  {stage}")
         self.stage = stage
         self.progress.update(self.task, description=stage, completed=min(1.0, done))
 
