@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from rich.console import Console
 
@@ -27,11 +28,13 @@ from conftest import as_flags, write_idx
 from undiffuse import __version__, api, cli, machine, session
 from undiffuse.config import Config, as_command, make_config
 from undiffuse.console import Watcher
+from undiffuse.data import DATASETS
 from undiffuse.errors import UserError
+from undiffuse.nets import NETWORKS
 from undiffuse.run import Run
 from undiffuse.schedule import SCHEDULES
 from undiffuse.session import Began
-from undiffuse.training import Stepped, Validated
+from undiffuse.training import Scored, Stepped, Validated
 
 VERBS = ("train", "sample", "evaluate", "study", "report", "info")
 
@@ -156,7 +159,7 @@ def test_the_help_of_a_preset_shows_its_values(command: Command) -> None:
         ("train --preset=nonsense", ["no preset called 'nonsense'; there are: fast, handout, likelihood"]),
         ("train --schedule nonsense", [f"no schedule called 'nonsense'; there are: {', '.join(SCHEDULES)}"]),
         ("train --schedule cosine:q=1", ["no parameter 'q'", "s=0.008"]),
-        ("train --net nonsense", ["no network called 'nonsense'; there are: categorical, unet, unet2d"]),
+        ("train --net nonsense", [f"no network called 'nonsense'; there are: {', '.join(NETWORKS)}"]),
         ("train --net unet:heads=4", ["network 'unet' takes no parameters", "--heads"]),
         ("train --plan --schedule cosine:s=-1", ["schedule cosine:s=-1", "other parameters"]),
         ("train --plan --weighting sigmoid:bias=1000", ["weighting sigmoid:bias=1000", "other parameters"]),
@@ -169,11 +172,16 @@ def test_the_help_of_a_preset_shows_its_values(command: Command) -> None:
         ("train --steps 2.5", ["--steps", "2.5"]),
         ("train --channels 8 --steps 2", ["--channels, --blocks and --attention"]),
         ("train --compile maybe", ["--compile", "maybe"]),
-        ("train --steps 2 --data nowhere", ["'nowhere' is neither a data set (there are: mnist) nor a folder"]),
+        (
+            "train --steps 2 --data nowhere",
+            [f"'nowhere' is neither a data set (there are: {', '.join(DATASETS)}) nor a folder"],
+        ),
         ("train --steps 2 --schedule cosine --predict eps", ["divides by zero at t = 1"]),
         ("train --replay nowhere --out new", ["nowhere is no run folder"]),
         ("train --replay nowhere", ["--replay needs --out"]),
         ("info nowhere", ["nowhere is no run folder"]),
+        (f"info {'long' * 80}", ["longlong"]),  # a name that the system refuses
+        (f"train --steps 2 --out {'long' * 80}", ["longlong"]),
         ("info", ["the run folder"]),
         ("sample nowhere", ["nowhere is no run folder"]),
         ("sample nowhere --out new.png", ["nowhere is no run folder"]),
@@ -189,7 +197,8 @@ def test_a_mistake_is_one_sentence(command: Command, line: str, parts: list[str]
 
 
 def test_a_flag_beside_replay_is_refused_rather_than_ignored(command: Command, run: Path) -> None:
-    assert_refused(command("train", "--replay", run, "--out", "new", "--lr", "0.5"), "--replay")
+    for flags in ("--lr 0.5", "--preset handout", "--plan"):
+        assert_refused(command("train", "--replay", run, "--out", "new", *flags.split()), "--replay")
 
 
 def idx(images: int = 30, labels: int = 30) -> Callable[[Path], Path]:
@@ -274,11 +283,29 @@ def test_bad_data_are_named(command: Command, tiny: dict[str, Any], tmp_path: Pa
         ("--n 0", ["at least 1"]),
         ("--out x.jpg", ["FILE.png", "FILE.npz", "FOLDER/"]),
         ("--trajectory x.mp4", ["FILE.gif", "FILE.png"]),
+        ("--trajectory ./new.png", ["that is where the images go"]),
+        ("--n 99999999999", ["--n must be at most 10,000,000"]),
         ("--precision fp8", ["--precision", "fp8"]),
     ],
 )
 def test_an_impossible_drawing_is_one_sentence(command: Command, run: Path, flags: str, parts: list[str]) -> None:
     assert_refused(command("sample", run, *f"--out new.png {flags}".split()), *parts)
+
+
+def test_too_little_memory_is_one_sentence_and_other_failures_are_not_hidden(
+    command: Command, run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def prepare(*_: Any) -> None:
+        torch.empty(2**60, dtype=torch.uint8)
+
+    def broken(*_: Any) -> None:
+        raise RuntimeError("a fault of ours")
+
+    monkeypatch.setattr(api, "prepare", prepare)
+    assert_refused(command("sample", run), "not enough memory", "fewer or smaller images")
+    monkeypatch.setattr(api, "prepare", broken)
+    with pytest.raises(RuntimeError, match="a fault of ours"):
+        command("sample", run)
 
 
 # The verbs
@@ -465,6 +492,17 @@ def test_a_folder_to_write_to_that_is_a_file_is_named(command: Command, run: Pat
     (tmp_path / "notes.txt").write_text("mine")
     assert_refused(command("sample", run, "--out", f"{tmp_path}/notes.txt/"), "notes.txt is a file")
     assert (tmp_path / "notes.txt").read_text() == "mine"
+
+
+def test_a_score_is_shown_where_real_images_have_none(run: Path) -> None:
+    """Of a data set whose every image is there twice, say."""
+    screen = io.StringIO()
+    with Watcher(Run(run).about().config, run, Console(file=screen, width=40), time.monotonic()) as watcher:
+        watcher(Scored(5, 3.25, 0.0, 100, 1.0))
+        watcher(Scored(5, 3.25, 0.65, 100, 1.0))
+    nothing, floor = screen.getvalue().splitlines()
+    assert nothing.endswith("Frechet distance 3.25 (100 quick samples)")
+    assert floor.endswith("Frechet distance 3.25, 5 times the floor (100 quick samples)")
 
 
 @pytest.mark.parametrize("width", [60, 80, 120, 200])

@@ -217,6 +217,15 @@ def test_parts_that_are_not_wanted_are_kept_from_before(shade_run: Path, tmp_pat
     assert json.loads((run / "metrics.json").read_text()) == json.loads(json.dumps(only_quality))
 
 
+def test_images_that_cannot_be_saved_do_not_cost_the_figures(shade_run: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(shade_run, tmp_path / "run")
+    (run / "metrics.json").unlink(missing_ok=True)
+    (tmp_path / "images.png.tmp").mkdir()  # where it is written first
+    with pytest.raises(UserError, match=r"images\.png could not be written"):
+        evaluate_run(run, 100, parts=Parts(likelihood=False, novelty=False), save=f"{tmp_path}/images.png")
+    assert json.loads((run / "metrics.json").read_text())["frechet"]["n"] == 100
+
+
 def test_labels_are_drawn_as_those_of_real_images_are() -> None:
     """At random: in exact proportions, images as good as real ones would look better than real ones."""
     labels = torch.tensor([0] * 50 + [1] * 30 + [2] * 20)
@@ -343,6 +352,7 @@ def test_a_bad_file_gets_one_sentence(
         (["RUN", "--n", "10"], "too few"),
         (["RUN", "--n", "-1", "--no-quality", "--no-novelty"], "-1 images are too few"),
         (["RUN", "--steps", "0"], "at least 1 step"),
+        (["RUN", "--n", "99999999999"], "at most 10,000,000"),
         (["RUN", "--grid", "nonsense"], "no time grid called"),
         (["RUN", "--ode-images", "1"], "at least 2"),
         (["RUN", "--bits-images", "0"], "at least 2"),

@@ -401,5 +401,5 @@ def test_bad_grids_are_refused(times: list[float], monkeypatch: pytest.MonkeyPat
 
 @pytest.mark.parametrize("steps", [0, -1])
 def test_no_steps(steps: int) -> None:
-    with pytest.raises(UserError, match=f"at least 1 step, not {steps}"):
+    with pytest.raises(UserError, match=f"at least 1 step, and at most 100,000, not {steps}"):
         draw(TOY, [0], steps=steps)

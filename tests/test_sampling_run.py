@@ -17,6 +17,7 @@ from conftest import write_idx
 from undiffuse import api, export, images
 from undiffuse.config import make_config
 from undiffuse.errors import UserError
+from undiffuse.images import picture
 from undiffuse.sampling import SAMPLERS
 
 SHEET = torch.arange(3 * 5 * 4, dtype=torch.uint8).view(3, 1, 5, 4) * 4  # (N, 1, H, W), all pixels different
@@ -206,10 +207,17 @@ def test_a_run_that_was_never_without_labels_says_so(train: Callable[..., Path])
         ({"labels": 10}, "no class 10"),
         ({"labels": "10"}, "no class 10"),
         ({"labels": {1, 2}}, "no class {1, 2}"),
+        ({"labels": [(1, 2), (3, 4)]}, "one after the other"),
+        ({"labels": [(1, 2), 3]}, r"no class \(1, 2\)"),
         ({"labels": []}, "label"),
         ({"n": 0}, "at least 1"),
+        ({"n": 10**13}, "at most 10,000,000"),
         ({"batch_size": 0}, "at least 1"),
         ({"steps": 0}, "at least 1 step"),
+        ({"steps": 10**9}, "at most 100,000, not 1000000000"),
+        ({"seed": None}, "a seed is a number"),
+        ({"seed": -1}, "a seed is a number"),
+        ({"seed": 2**63}, "a seed is a number"),
         ({"sampler": "nonsense"}, "no sampler called 'nonsense'; there are: mean, ddpm"),
         ({"grid": "nonsense"}, "no time grid called 'nonsense'; there are: uniform"),
         ({"sampler": "ddim:eta=2"}, "eta must be between 0 and 1"),
@@ -256,6 +264,24 @@ def test_a_folder_holds_one_png_an_image(tmp_path: Path, channels: int) -> None:
         with Image.open(folder / name) as image:
             assert image.mode == ("L" if channels == 1 else "RGB")
             assert (np.asarray(image).reshape(5, 4, channels) == expected[..., None]).all()
+
+
+def test_a_folder_that_was_interrupted_is_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So the same command can be given again."""
+    pictures, made = SHEET.expand(3, 1, 5, 4), list[int]()
+
+    def interrupted(image: torch.Tensor) -> Image.Image:
+        made.append(1)
+        if len(made) == 3:
+            raise KeyboardInterrupt
+        return picture(image)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(export.pictures, "picture", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            saved(f"{tmp_path}/new/", pictures)
+    assert list((tmp_path / "new").iterdir()) == []
+    assert len(list(saved(f"{tmp_path}/new/", pictures).iterdir())) == 3
 
 
 @pytest.mark.parametrize("channels", [1, 3])

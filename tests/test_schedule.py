@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -23,10 +27,19 @@ def alpha_bar_of(name: str, t: np.ndarray) -> np.ndarray:
 
 
 INSIDE = torch.linspace(0, 1, 2001, dtype=torch.float64)[1:-1]
-each_schedule = pytest.mark.parametrize("name", list(SCHEDULES))
+README, NEW = Path(__file__).parent.parent / "README.md", "quadratic"
+each_schedule = pytest.mark.parametrize("name", [*SCHEDULES, NEW])
 
 
-# Every schedule
+# Every schedule, and the one that README adds
+
+
+@pytest.fixture(autouse=True, scope="module")
+def readme() -> Iterator[None]:
+    (block,) = re.findall(r"```python\n(@SCHEDULES.add.*?)```", README.read_text(), re.DOTALL)
+    exec(block, {"SCHEDULES": SCHEDULES})  # noqa: S102 - the reader is to type it in, too
+    yield
+    del SCHEDULES._functions[NEW]
 
 
 @each_schedule

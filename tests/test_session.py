@@ -428,6 +428,23 @@ def test_two_processes_do_not_train_one_run(run: Path, tmp_path: Path, config: C
     assert_same_run(run, path)
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such locks")
+def test_a_folder_that_cannot_be_locked_is_a_sentence(
+    run: Path, tmp_path: Path, config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import fcntl
+
+    def without_locks(*_: Any) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(fcntl, "flock", without_locks)
+        with pytest.raises(UserError, match=r"run can't be locked \(No locks available\)"):
+            finish(config, tmp_path / "run")
+    finish(config, tmp_path / "run")
+    assert_same_run(run, tmp_path / "run")
+
+
 def test_training_works_outside_of_the_main_thread(run: Path, tmp_path: Path, config: Config) -> None:
     thread = threading.Thread(target=finish, args=(config, tmp_path / "run"))
     thread.start()

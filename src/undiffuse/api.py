@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 Where = str | os.PathLike[str]
 
+MOST_IMAGES = 10_000_000  # of one request: 8 GB of digits
+
 
 def train(
     out: Where | None = None,
@@ -39,7 +41,8 @@ def train(
     """Train a run in folder `out` (runs/PRESET), or go on with it; returns the folder. The command `undiffuse train` in Python.
 
     fields: any of `Config`'s, such as minutes=3 or data="photos/". watch: called with each event as it happens.
-    A finished run is left as it is. Raises UserError for anything that does not fit, before anything is written."""
+    A finished run is left as it is. Raises UserError for anything that does not fit, before anything is written; and, after Ctrl-C or
+    SIGTERM, when all is saved, `session.Stopped`, which like KeyboardInterrupt is no Exception."""
     return train_config(make_config(preset, **fields), Path(out or f"runs/{preset}"), watch=watch)
 
 
@@ -129,6 +132,10 @@ def prepare(run: Where, request: Request) -> Drawing:
     classes = len(denoiser.classes)
     if request.n < 1 or request.batch_size < 1:
         raise UserError(f"--n and --batch-size must be at least 1, not {min(request.n, request.batch_size)}")
+    if request.n > MOST_IMAGES:
+        raise UserError(f"--n must be at most {MOST_IMAGES:,}, not {request.n:,}; draw more with another --seed")
+    if not (hasattr(request.seed, "__index__") and 0 <= request.seed < 2**63):
+        raise UserError(f"a seed is a number from 0 to 2^63 - 1, not {request.seed}")
     guidance = request.guidance if request.guidance is not None else config.drawing(step, denoiser.told)["guidance"]
     if not 0 <= guidance < math.inf:
         raise UserError(f"guidance must be a finite number of at least 0, not {guidance}")
@@ -145,7 +152,9 @@ def prepare(run: Where, request: Request) -> Drawing:
         raise UserError(f"{run} was trained {how}, so there is nothing to guide by; train a run with {remedy}")
     cycle = list(range(classes))
     if request.labels is not None:
-        asked = np.asarray(request.labels, dtype=object).reshape(-1)  # of one, a list, an array or a tensor alike
+        asked = np.atleast_1d(np.asarray(request.labels, dtype=object))  # of one, a list, an array or a tensor alike
+        if asked.ndim > 1:
+            raise UserError(f"give labels one after the other, not as a table of {' x '.join(map(str, asked.shape))}")
         if not len(asked):
             raise UserError("an empty list of labels leaves nothing to draw; name at least one")
         cycle = [class_number(run, label, denoiser) for label in asked]

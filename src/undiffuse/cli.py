@@ -62,7 +62,7 @@ def train_verb(preset: Any) -> Callable[..., None]:
         if replay is not None:
             if out is None:
                 raise UserError("--replay needs --out, a new folder for the repeated run")
-            if flags != preset:
+            if plan or asdict(flags) != make_config().model_dump():
                 raise UserError("--replay repeats the other run's configuration, so it takes no flag beside --out")
             config = Run(replay).about().config
         else:
@@ -132,6 +132,8 @@ def sample(
     to = export.destination(out or str(run / "samples.png"))
     if trajectory is not None:
         export.check_trajectory(trajectory)
+        if trajectory.resolve() == to.path.resolve():
+            raise UserError(f"--trajectory {trajectory}: that is where the images go; give it another name")
     console = stdout()
     begin = time.monotonic()
     images: list[torch.Tensor] = []
@@ -185,7 +187,7 @@ def evaluate(
         precision: of the drawing; bf16 is faster where the processor has it
         quality: Frechet and kernel distances, precision and recall, class balance, train on synthetic
         likelihood: bits per dimension: the variational bounds and the ODE's
-        novelty: the audit for copies of training images
+        novelty: the audit for copies of training images. Quality and novelty are of the same images: where only one is measured, what metrics.json had of the other goes
         bits_images: test images for the bounds (default: all)
         ode_images: test images for the ODE's likelihood, 0 for none
         save: also keep the drawn images: FILE.npz, FILE.png or FOLDER/
@@ -338,6 +340,14 @@ def run_verb(arguments: list[str]) -> None:
         leave(signal.SIGINT)
     except BrokenPipeError:
         raise SystemExit(STOPPED + 13) from None
+    except OSError as error:
+        if error.filename is None:
+            raise
+        fail(f"{error.filename} can't be used ({error.strerror}); give another path, or mend that")
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and "can't allocate memory" not in str(error):  # so torch says it
+            raise
+        fail("there is not enough memory for this; take fewer or smaller images at a time, or a smaller network")
 
 
 def leave(number: int, sentence: str = "") -> NoReturn:

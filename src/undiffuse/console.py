@@ -75,10 +75,10 @@ class Watcher:
                 self.validation = event.loss
                 say(self.console, f"  step {event.step:>6,}  held-out loss {event.loss:.4f}")
             case Scored():
+                over = f", {event.frechet / event.floor:.0f} times the floor" if event.floor else ""
                 say(
                     self.console,
-                    f"  step {event.step:>6,}  Frechet distance {event.frechet:.2f}, {event.frechet / event.floor:.0f} times the floor"
-                    f" ({event.n:,} quick samples)",
+                    f"  step {event.step:>6,}  Frechet distance {event.frechet:.2f}{over} ({event.n:,} quick samples)",
                 )
             case Uncompiled():
                 say(

@@ -506,7 +506,7 @@ def evaluate_run(
 
     A conditional run's labels are drawn at random from those of the training set, as real images have theirs: exact
     proportions would make its figures better than those of as many real images, their control. Raises UserError before anything is
-    written."""
+    written; where the drawn images can't be saved, when the figures are."""
     watch = stopwatch = Stopwatch(watch)
     run = Run(path)
     about = run.about()
@@ -544,12 +544,12 @@ def evaluate_run(
     if parts.likelihood and unknown:
         content["missing"]["bits_per_dim"] = "trained with --label-dropout 0, the network can't guess without a group"
     content["seconds"] = stopwatch.seconds()
-    if to is not None and generated is not None:
-        export.save_images(to, generated, ready.label, denoiser.classes)
     content = with_earlier(run.path / "metrics.json", content, parts)
     for name, picture in pictures.items():
         run.write(name, picture)
     write_metrics(run.path / "metrics.json", content)
+    if to is not None and generated is not None:  # last: it may fail, and the metrics took longer
+        export.save_images(to, generated, ready.label, denoiser.classes)
     return content
 
 
@@ -680,6 +680,8 @@ def check(parts: Parts, n: int, seed: int, bits_images: int | None, ode_images: 
         )
     if n < FEWEST:
         raise UserError(f"{n} images are too few for a statistic; give at least {FEWEST}")
+    if n > api.MOST_IMAGES:
+        raise UserError(f"{n:,} images are too many; give at most {api.MOST_IMAGES:,}")
     if not 0 <= seed < 2**63:
         raise UserError(f"a seed is a number from 0 to 2^63 - 1, not {seed}")
     if (bits_images is not None and bits_images < 2) or ode_images < 0 or ode_images == 1:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import io
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from undiffuse import images as pictures
 from undiffuse.errors import UserError
-from undiffuse.files import write_atomic
+from undiffuse.files import cannot_write, write_atomic
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -63,7 +64,8 @@ def classes_in_turn(labels: Tensor | None) -> int:
 def save_images(
     to: Destination, images: Tensor, labels: Tensor | None, classes: tuple[str, ...], note: dict[str, Any] | None = None
 ) -> None:
-    """Write images uint8 (N, C, H, W), and their class numbers (N,) with the classes' names where there are some. note: on a grid, what it is."""
+    """Write images uint8 (N, C, H, W), and their class numbers (N,) with the classes' names where there are some. A file is written whole or
+    not at all; a folder is filled when all of its images are made. note: on a grid, what it is."""
     if to.kind == "png":
         rows = classes_in_turn(labels)
         sheet = pictures.grid(images, rows or pictures.columns_for(len(images)), down=rows > 0)
@@ -78,9 +80,16 @@ def save_images(
         np.savez_compressed(out, **arrays)
         write_atomic(to.path, out.getvalue())
     else:
-        for i, image in enumerate(images):
-            name = f"{i:05d}.png" if labels is None else f"{i:05d}_{safe(classes[labels[i]])}.png"
-            write_atomic(to.path / name, pictures.png_bytes(pictures.picture(image)))
+        try:
+            to.path.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=to.path, prefix=".") as place:
+                for i, image in enumerate(images):
+                    name = f"{i:05d}.png" if labels is None else f"{i:05d}_{safe(classes[labels[i]])}.png"
+                    Path(place, name).write_bytes(pictures.png_bytes(pictures.picture(image)))
+                for file in Path(place).iterdir():
+                    file.rename(to.path / file.name)
+        except OSError as error:
+            raise cannot_write(to.path, error) from error
 
 
 def safe(name: str) -> str:

@@ -134,6 +134,10 @@ class Run:
                 raise UserError(
                     f"{self.path} is being trained by another process; wait for it to end, or stop it"
                 ) from None
+            except OSError as error:
+                raise UserError(
+                    f"{self.path} can't be locked ({error.strerror}); take a folder on another disk"
+                ) from error
             yield
         finally:
             os.close(folder)

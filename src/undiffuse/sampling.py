@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
     from undiffuse.denoiser import Denoiser
 
+MOST_STEPS = 100_000
+
 SAMPLERS = Table("sampler")
 GRIDS = Table("time grid")
 
@@ -87,8 +89,8 @@ def times_at(schedule: Schedule, levels: Tensor) -> Tensor:
 
 def time_grid(grid: str, schedule: str, steps: int) -> Tensor:
     """The grid's times (steps + 1,), checked: UserError unless they fall strictly from 1 to 0."""
-    if steps < 1:
-        raise UserError(f"sampling takes at least 1 step, not {steps}")
+    if not 1 <= steps <= MOST_STEPS:
+        raise UserError(f"sampling takes at least 1 step, and at most {MOST_STEPS:,}, not {steps}")
     try:
         times: Tensor = GRIDS[grid](SCHEDULES[schedule], steps)
     except ArithmeticError as error:

@@ -356,7 +356,9 @@ def fit(
             if fault is None:
                 batch_loss = quick
             elif config.compile == "on":
-                raise UserError(f"torch.compile can't be used here ({fault}); train with --compile off")
+                raise UserError(
+                    f"torch.compile can't be used here ({fault}); train with --compile off, and another --out"
+                )
             else:
                 yield Uncompiled(step, fault)
 
@@ -376,7 +378,7 @@ def fit(
             state.restore(*good)
             raise UserError(
                 f"training diverged: the {wrong} of step {step + 1} was not finite, though the learning rate was halved {MOST_CUTS} times "
-                f"before; begin again with a lower --lr than {config.lr / 2**MOST_CUTS:g}, or with --precision fp32"
+                f"before; begin again, in another --out, with a lower --lr than {config.lr / 2**MOST_CUTS:g}, or with --precision fp32"
             )
         state.restore(*good)
         seen = {s for s in seen if s <= state.step}
