@@ -196,6 +196,12 @@ def test_a_mistake_is_one_sentence(command: Command, line: str, parts: list[str]
     assert_refused(command(*line.split()), *parts)
 
 
+def test_what_comes_with_the_package_is_listed() -> None:
+    """The lists of the sentences above are read from these."""
+    assert {"categorical", "unet", "unet2d"} <= set(NETWORKS)
+    assert "mnist" in DATASETS
+
+
 def test_a_flag_beside_replay_is_refused_rather_than_ignored(command: Command, run: Path) -> None:
     for flags in ("--lr 0.5", "--preset handout", "--plan"):
         assert_refused(command("train", "--replay", run, "--out", "new", *flags.split()), "--replay")

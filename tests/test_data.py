@@ -6,6 +6,7 @@ import gzip
 import hashlib
 import importlib.resources
 import os
+import re
 import shutil
 import struct
 import tracemalloc
@@ -19,7 +20,7 @@ import torch
 from PIL import Image
 
 from undiffuse import data
-from undiffuse.data import Dataset, batch_indices, load, mean_images, subset, to_float, to_uint8
+from undiffuse.data import DATASETS, Dataset, batch_indices, load, mean_images, subset, to_float, to_uint8
 from undiffuse.errors import UserError
 
 RNG = np.random.default_rng(0)
@@ -468,7 +469,9 @@ def test_too_much_to_hold_is_refused_first(tmp_path: Path, monkeypatch: pytest.M
 def test_neither_name_nor_folder(spec: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     png(tmp_path / "a.png", GREY[0])
-    with pytest.raises(UserError, match=r"neither a data set \(there are: mnist.*\) nor a folder") as error:
+    with pytest.raises(
+        UserError, match=re.escape(f"neither a data set (there are: {', '.join(DATASETS)}) nor a folder")
+    ) as error:
         load(spec)
     assert f"'{spec}'" in str(error.value)
 

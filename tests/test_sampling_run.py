@@ -302,10 +302,11 @@ def test_another_ending_is_refused(tmp_path: Path, out: str) -> None:
 def test_a_file_in_no_folder_is_refused_before_drawing(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no folder"):
         export.destination(str(tmp_path / "nowhere" / "a.png"))
+    grid = export.destination(str(tmp_path / "a.png"))
     with pytest.raises(UserError, match="no folder"):
-        export.check_trajectory(tmp_path / "nowhere" / "a.gif")
+        export.check_trajectory(tmp_path / "nowhere" / "a.gif", grid)
     with pytest.raises(UserError, match=r"FILE\.gif.*FILE\.png"):
-        export.check_trajectory(tmp_path / "a.mp4")
+        export.check_trajectory(tmp_path / "a.mp4", grid)
 
 
 def test_colour_images_have_their_channels_last(colour_run: Path) -> None:

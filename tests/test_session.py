@@ -99,6 +99,20 @@ def assert_same_run(one: Path, other: Path) -> None:
     assert [name for name in pictures if (one / name).read_bytes() != (other / name).read_bytes()] == []
 
 
+def assert_ends_and_goes_on(
+    whole: Path, path: Path, monkeypatch: pytest.MonkeyPatch, fault: tuple[object, str, object], sentence: str
+) -> None:
+    """With the fault, (object, attribute, what it is in place of that), training `whole` anew at `path` ends in the sentence; without it,
+    it goes on to the same run."""
+    config = Run(whole).about().config
+    with monkeypatch.context() as patched:
+        patched.setattr(*fault)
+        with pytest.raises(UserError, match=sentence):
+            finish(config, path)
+    finish(config, path)
+    assert_same_run(whole, path)
+
+
 @pytest.fixture(scope="session")
 def config(tiny: dict[str, Any]) -> Config:
     """That of the fixture `run`."""
@@ -430,19 +444,15 @@ def test_two_processes_do_not_train_one_run(run: Path, tmp_path: Path, config: C
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such locks")
 def test_a_folder_that_cannot_be_locked_is_a_sentence(
-    run: Path, tmp_path: Path, config: Config, monkeypatch: pytest.MonkeyPatch
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import fcntl
 
     def without_locks(*_: Any) -> None:
         raise OSError(errno.ENOLCK, "No locks available")
 
-    with monkeypatch.context() as patch:
-        patch.setattr(fcntl, "flock", without_locks)
-        with pytest.raises(UserError, match=r"run can't be locked \(No locks available\)"):
-            finish(config, tmp_path / "run")
-    finish(config, tmp_path / "run")
-    assert_same_run(run, tmp_path / "run")
+    sentence = r"run can't be locked \(No locks available\)"
+    assert_ends_and_goes_on(run, tmp_path / "run", monkeypatch, (fcntl, "flock", without_locks), sentence)
 
 
 def test_training_works_outside_of_the_main_thread(run: Path, tmp_path: Path, config: Config) -> None:
@@ -804,13 +814,8 @@ def test_a_full_disk_ends_training_with_a_sentence_and_it_goes_on_when_there_is_
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
         return opened(path, mode, *rest, **options)
 
-    config = Run(checkpointed).about().config
-    with monkeypatch.context() as patched:
-        patched.setattr(Path, "open", full)
-        with pytest.raises(UserError, match=rf"{name} could not be written \(No space left on device\)"):
-            finish(config, tmp_path / "run")
-    finish(config, tmp_path / "run")
-    assert_same_run(checkpointed, tmp_path / "run")
+    sentence = rf"{name} could not be written \(No space left on device\)"
+    assert_ends_and_goes_on(checkpointed, tmp_path / "run", monkeypatch, (Path, "open", full), sentence)
 
 
 # Numbers that go wrong

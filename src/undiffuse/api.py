@@ -132,10 +132,7 @@ def prepare(run: Where, request: Request) -> Drawing:
     classes = len(denoiser.classes)
     if request.n < 1 or request.batch_size < 1:
         raise UserError(f"--n and --batch-size must be at least 1, not {min(request.n, request.batch_size)}")
-    if request.n > MOST_IMAGES:
-        raise UserError(f"--n must be at most {MOST_IMAGES:,}, not {request.n:,}; draw more with another --seed")
-    if not (hasattr(request.seed, "__index__") and 0 <= request.seed < 2**63):
-        raise UserError(f"a seed is a number from 0 to 2^63 - 1, not {request.seed}")
+    check_numbers(request.n, request.seed)
     guidance = request.guidance if request.guidance is not None else config.drawing(step, denoiser.told)["guidance"]
     if not 0 <= guidance < math.inf:
         raise UserError(f"guidance must be a finite number of at least 0, not {guidance}")
@@ -174,6 +171,14 @@ def prepare(run: Where, request: Request) -> Drawing:
         label = torch.tensor(cycle)[torch.arange(request.n) % len(cycle)]
     quick = replace(denoiser, network=in_precision(denoiser.network, request.precision))
     return Drawing(quick, step, request, label, {**options, "steps": steps})
+
+
+def check_numbers(n: int, seed: int) -> None:
+    """UserError for more images than are drawn at a time, or for a seed that is none."""
+    if n > MOST_IMAGES:
+        raise UserError(f"--n must be at most {MOST_IMAGES:,}, not {n:,}; draw more with another --seed")
+    if not (hasattr(seed, "__index__") and 0 <= seed < 2**63):
+        raise UserError(f"a seed is a number from 0 to 2^63 - 1, not {seed}")
 
 
 def class_number(run: Where, label: SupportsIndex | str, denoiser: Denoiser) -> int:

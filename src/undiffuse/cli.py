@@ -131,9 +131,7 @@ def sample(
     ready = api.prepare(run, api.Request(n, sampler, steps, grid, label, guidance, clip, seed, batch_size, precision))
     to = export.destination(out or str(run / "samples.png"))
     if trajectory is not None:
-        export.check_trajectory(trajectory)
-        if trajectory.resolve() == to.path.resolve():
-            raise UserError(f"--trajectory {trajectory}: that is where the images go; give it another name")
+        export.check_trajectory(trajectory, to)
     console = stdout()
     begin = time.monotonic()
     images: list[torch.Tensor] = []
@@ -355,7 +353,9 @@ def leave(number: int, sentence: str = "") -> NoReturn:
     for each in (signal.SIGINT, signal.SIGTERM):
         signal.signal(each, signal.SIG_IGN)
     if sentence:
-        stdout().print(sentence, soft_wrap=True)
+        from undiffuse.console import say
+
+        say(stdout(), sentence)
     raise SystemExit(STOPPED + number) from None
 
 

@@ -680,10 +680,7 @@ def check(parts: Parts, n: int, seed: int, bits_images: int | None, ode_images: 
         )
     if n < FEWEST:
         raise UserError(f"{n} images are too few for a statistic; give at least {FEWEST}")
-    if n > api.MOST_IMAGES:
-        raise UserError(f"{n:,} images are too many; give at most {api.MOST_IMAGES:,}")
-    if not 0 <= seed < 2**63:
-        raise UserError(f"a seed is a number from 0 to 2^63 - 1, not {seed}")
+    api.check_numbers(n, seed)
     if (bits_images is not None and bits_images < 2) or ode_images < 0 or ode_images == 1:
         raise UserError(
             "--bits-images must be at least 2, and --ode-images 0 or at least 2: one image gives no interval"

@@ -97,12 +97,14 @@ def safe(name: str) -> str:
     return "".join(c if c.isalnum() or c in "-." else "_" for c in name)[:60]
 
 
-def check_trajectory(path: Path) -> None:
-    """UserError unless a trajectory can be written to `path`."""
+def check_trajectory(path: Path, images: Destination) -> None:
+    """UserError unless a trajectory can be written to `path`, beside its images."""
     if path.suffix.lower() not in (".gif", ".png"):
         raise UserError(f"--trajectory {path}: write FILE.gif for an animation or FILE.png for a strip")
     if not path.parent.is_dir():
         raise UserError(f"--trajectory {path}: there is no folder {path.parent}")
+    if path.resolve() == images.path.resolve():
+        raise UserError(f"--trajectory {path}: that is where the images go; give it another name")
 
 
 def save_trajectory(path: Path, stages: list[Tensor]) -> None:
