@@ -24,13 +24,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from undiffuse import machine, training
-from undiffuse.clock import Clock
-from undiffuse.config import make_config
-from undiffuse.files import cache_folder
-from undiffuse.run import build_network, make_denoiser
-from undiffuse.sampling import draw, steps_within
-from undiffuse.session import grouped, prepare, show_pictures
+from undiffuse.base import engine
+from undiffuse.base.cache import cache_folder
+from undiffuse.diffusion.sampling import draw, steps_within
+from undiffuse.training import loop, state
+from undiffuse.training.clock import Clock
+from undiffuse.training.events import Stepped
+from undiffuse.training.experiment import build_network, grouped, make_denoiser, prepare, show_pictures
+from undiffuse.training.presets import make_config
 
 BATCH = 128
 ROUNDS = 3
@@ -54,15 +55,15 @@ def train_undiffuse(**changes: str) -> dict[str, float]:
     config = make_config("fast", batch_size=BATCH, **changes)
     images, held_out, facts = grouped(config, *prepare(config))
     assert images.labels is not None
-    precision, compiled, _ = machine.resolve(config, None, cache_folder())
+    precision, compiled, _ = engine.resolve(config, None, cache_folder())
     network = build_network(config, facts)
     show_pictures(network, images)
     with FlopCounterMode(display=False) as counter:
         network(torch.zeros(1, *facts.shape), torch.zeros(1), images.labels[:1])
-    events = training.fit(
+    events = loop.fit(
         config,
         make_denoiser(network, config, facts),
-        training.new_state(config, network),
+        state.new_state(config, network),
         images,
         held_out.take(torch.arange(0)),
         Clock(lambda: 0.0, config.decay, steps=10**6),
@@ -71,7 +72,7 @@ def train_undiffuse(**changes: str) -> dict[str, float]:
     )
 
     def step() -> None:
-        while not isinstance(next(events), training.Stepped):
+        while not isinstance(next(events), Stepped):
             pass
 
     return {"seconds": pace(step), "flops": 3 * counter.get_total_flops()}
@@ -121,7 +122,7 @@ def train_unet2d(best: bool) -> dict[str, float]:
             return nn.functional.mse_loss(model(x, t).sample.float(), target)
 
     warnings.filterwarnings("ignore", message="Dynamo detected a call to a `functools.lru_cache`")  # in diffusers
-    run = torch.compile(loss) if best and machine.compiler() else loss
+    run = torch.compile(loss) if best and engine.compiler() else loss
 
     def step() -> None:
         run(torch.randint(0, 1000, (BATCH,))).backward()
@@ -209,7 +210,7 @@ def main() -> None:
         "peak_memory_mb": max(result["memory_mb"] for result in rounds["undiffuse"]),
         "batch_size": BATCH,
         "machine": {
-            **machine.facts(),
+            **engine.facts(),
             "cores": os.cpu_count(),
             "processor": platform.processor() or platform.machine(),
         },

@@ -22,8 +22,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from undiffuse import machine
-from undiffuse.run import Run
+from undiffuse.base import engine
+from undiffuse.runs.folder import Run
 
 UNDIFFUSE = [sys.executable, "-m", "undiffuse"]
 MODES = {
@@ -56,7 +56,7 @@ def one(folder: Path, mode: str, minutes: float, seed: int, n: int) -> dict[str,
     end = Run(folder).finished()
     assert end is not None
     if (earlier.get("of", {}).get("step"), earlier.get("sampling", {}).get("n")) != (end["step"], n):
-        precision = "bf16" if machine.has_bf16() else "fp32"  # as it was trained
+        precision = "bf16" if engine.has_bf16() else "fp32"  # as it was trained
         command = [
             "evaluate",
             str(folder),
@@ -103,7 +103,7 @@ def main() -> None:
                     "digits_per_second": chosen.n / statistics.median(run["sampling"]["seconds"] for run in runs),
                 }
             )
-            content = {"date": time.strftime("%Y-%m-%d"), "n": chosen.n, "machine": machine.facts(), "rows": rows}
+            content = {"date": time.strftime("%Y-%m-%d"), "n": chosen.n, "machine": engine.facts(), "rows": rows}
             (chosen.out / "speedrun.json").write_text(json.dumps(content, indent=2))
     print(
         f"{'minutes':>8}  {'mode':14} {'Frechet / floor':>16}  {'seeds':24} {'precision':>9} {'recall':>7} {'alarms':>6}"

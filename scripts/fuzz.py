@@ -30,11 +30,15 @@ import numpy as np
 with atheris.instrument_imports(include=["undiffuse"]):
     import torch
 
-    from undiffuse import data, evaluation, files
-    from undiffuse.config import make_config
-    from undiffuse.errors import UserError
-    from undiffuse.run import DataFacts, Run
-    from undiffuse.session import decided
+    from undiffuse.base.errors import UserError
+    from undiffuse.base.tensors import load_tensors, save_tensors
+    from undiffuse.data.dataset import Dataset
+    from undiffuse.data.idx import _read_idx
+    from undiffuse.measuring import files
+    from undiffuse.runs.folder import Run
+    from undiffuse.runs.session import decided
+    from undiffuse.training.experiment import DataFacts
+    from undiffuse.training.presets import make_config
 
 PLACE = Path(tempfile.mkdtemp(dir="/dev/shm" if Path("/dev/shm").is_dir() else None))
 
@@ -42,7 +46,7 @@ PLACE = Path(tempfile.mkdtemp(dir="/dev/shm" if Path("/dev/shm").is_dir() else N
 def idx(content: bytes) -> None:
     path = PLACE / "images-idx3-ubyte"
     path.write_bytes(content)
-    data._read_idx(path, 1, 3, 4)
+    _read_idx(path, 1, 3, 4)
 
 
 def config(content: bytes) -> None:
@@ -59,17 +63,17 @@ def log(content: bytes) -> None:
 def checkpoint(content: bytes) -> None:
     path = PLACE / "x.safetensors"
     path.write_bytes(content)
-    files.load_tensors(path, sealed=False)
+    load_tensors(path, sealed=False)
     Run(PLACE).load_tensors(path)
 
 
 def archive(content: bytes) -> None:
     path = PLACE / "images.npz"
     path.write_bytes(content)
-    evaluation.read_images(path, DATASET)
+    files.read_images(path, DATASET)
 
 
-DATASET = data.Dataset("tiny", torch.zeros(4, 1, 2, 2, dtype=torch.uint8), torch.arange(4) % 2, ("0", "1"))
+DATASET = Dataset("tiny", torch.zeros(4, 1, 2, 2, dtype=torch.uint8), torch.arange(4) % 2, ("0", "1"))
 TARGETS: dict[str, Callable[[bytes], None]] = {
     "idx": idx, "config": config, "log": log, "checkpoint": checkpoint, "archive": archive,
 }  # fmt: skip
@@ -165,7 +169,7 @@ def seeds(target: str) -> list[bytes]:
         return [b"".join(json.dumps(line).encode() + b"\n" for line in lines)]
     if target == "checkpoint":
         path = PLACE / "seed"
-        files.save_tensors(path, {"a": torch.ones(2, 3), "b": torch.tensor(1)}, {"step": "3"})
+        save_tensors(path, {"a": torch.ones(2, 3), "b": torch.tensor(1)}, {"step": "3"})
         return [path.read_bytes()]
     out = io.BytesIO()
     np.savez(out, images=np.zeros((100, 2, 2), np.uint8), labels=np.zeros(100, np.uint8))

@@ -23,7 +23,20 @@ from safetensors import safe_open
 
 ROOT = Path(__file__).resolve().parent.parent
 
-COMMON = "--steps 12 --subset 2000 --snapshots 3 --compile off --precision bf16 --seed 3".split()
+COMMON = [
+    "--steps",
+    "12",
+    "--subset",
+    "2000",
+    "--snapshots",
+    "3",
+    "--compile",
+    "off",
+    "--precision",
+    "bf16",
+    "--seed",
+    "3",
+]
 CASES = {
     "unet, classes": ["--conditional"],
     "unet, no classes": ["--batch-size", "32"],

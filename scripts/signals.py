@@ -16,7 +16,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from undiffuse.run import Run
+from undiffuse.runs.folder import Run
 
 PATIENCE = 60.0
 

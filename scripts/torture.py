@@ -21,8 +21,9 @@ from typing import Any
 
 import torch
 
-from undiffuse.config import Config, make_config
-from undiffuse.session import train_session
+from undiffuse.runs.session import train_session
+from undiffuse.training.config import Config
+from undiffuse.training.presets import make_config
 
 TINY: dict[str, Any] = {
     "steps": 40, "subset": 200, "channels": (8, 16), "blocks": (1, 1), "heads": 2, "dropout": 0.1, "batch_size": 8, "warmup": 2, "snapshots": 4,

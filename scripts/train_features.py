@@ -15,13 +15,17 @@ from pathlib import Path
 
 import torch
 
-from undiffuse import data, features, files, rng
+from undiffuse.base import rng
+from undiffuse.base.tensors import load_tensors, save_tensors
+from undiffuse.data.loading import load_dataset
+from undiffuse.measuring import features
+from undiffuse.measuring.scorer import stored_scorer
 
 SEED = 0
 
 
 def main() -> None:
-    mnist = data.load("mnist")
+    mnist = load_dataset("mnist")
     begin = time.monotonic()
     if sys.argv[1:] == ["--check-recipe"]:
         order = torch.from_numpy(rng.stream(SEED, "recipe").permutation(len(mnist)))
@@ -32,12 +36,12 @@ def main() -> None:
     folder = Path(sys.argv[1]) if len(sys.argv) == 2 else Path()
     path = folder / f"{features.DIGITS_NAME}.safetensors"
     network = features.train_classifier(mnist, seed=SEED)
-    files.save_tensors(path, *features.stored_network(network, mnist, features.DIGITS_NAME, SEED))
+    save_tensors(path, *features.stored_network(network, mnist, features.DIGITS_NAME, SEED))
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    test = data.load("mnist", split="test")
-    trained = features.network_from(*files.load_tensors(path), shape=mnist.shape, sha256=digest)
+    test = load_dataset("mnist", split="test")
+    trained = features.network_from(*load_tensors(path), shape=mnist.shape, sha256=digest)
     statistics = folder / f"{features.DIGITS_NAME}-scorer.safetensors"
-    files.save_tensors(statistics, *features.stored_scorer(trained, trained(mnist.images)[0], trained(test.images)[0]))
+    save_tensors(statistics, *stored_scorer(trained, trained(mnist.images)[0], trained(test.images)[0]))
     right = features.correct(network, test)
     print(f"{path}: {path.stat().st_size:,} bytes, {time.monotonic() - begin:.0f} s")
     print(f"test accuracy {right.double().mean():.2%}")

@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from undiffuse import machine
-from undiffuse.config import make_config
-from undiffuse.errors import UserError
+from undiffuse.base import engine
+from undiffuse.base.errors import UserError
 from undiffuse.nets.categorical import Categorical
-from undiffuse.run import DataFacts, build_network
+from undiffuse.training.experiment import DataFacts, build_network
+from undiffuse.training.presets import make_config
 
 LEVELS = torch.linspace(-1, 1, 256, dtype=torch.float64)
 
@@ -24,7 +24,7 @@ def network(shape: tuple[int, int, int], classes: int = 0) -> Categorical:
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_the_guess_is_the_posterior_mean_under_the_prior_that_the_network_gives(log_snr: float, precision: str) -> None:
     """Features say nothing (weights are zero), the bias is a prior: the same for each value of a patch's four, here another each."""
-    if precision == "bf16" and not machine.has_bf16():
+    if precision == "bf16" and not engine.has_bf16():
         pytest.skip("no bfloat16 here")
     shape = (1, 7, 9)
     net = network(shape)
@@ -36,7 +36,7 @@ def test_the_guess_is_the_posterior_mean_under_the_prior_that_the_network_gives(
     generator = torch.Generator().manual_seed(2)
     x_0 = LEVELS[torch.randint(256, (3, *shape), generator=generator)]
     x_t = (alpha * x_0 + sigma * torch.randn(3, *shape, dtype=torch.float64, generator=generator)).float()
-    with torch.no_grad(), machine.arithmetic(precision):
+    with torch.no_grad(), engine.arithmetic(precision):
         guess = net(x_t, torch.full((3,), log_snr))
     assert guess.shape == x_t.shape
     for row in range(7):

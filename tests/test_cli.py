@@ -25,16 +25,19 @@ from PIL import Image
 from rich.console import Console
 
 from conftest import as_flags, write_idx
-from undiffuse import __version__, api, cli, machine, session
-from undiffuse.config import Config, as_command, make_config
-from undiffuse.console import Watcher
-from undiffuse.data import DATASETS
-from undiffuse.errors import UserError
+from undiffuse import __version__, api, cli
+from undiffuse.base import engine
+from undiffuse.base.errors import UserError
+from undiffuse.console.progress import Watcher
+from undiffuse.data.loading import DATASETS
+from undiffuse.diffusion.schedule import SCHEDULES
 from undiffuse.nets import NETWORKS
-from undiffuse.run import Run
-from undiffuse.schedule import SCHEDULES
-from undiffuse.session import Began
-from undiffuse.training import Scored, Stepped, Validated
+from undiffuse.runs.folder import Run
+from undiffuse.runs.session import Began
+from undiffuse.training import experiment
+from undiffuse.training.config import Config
+from undiffuse.training.events import Scored, Stepped, Validated
+from undiffuse.training.presets import as_command, make_config
 
 VERBS = ("train", "sample", "evaluate", "study", "report", "info")
 
@@ -119,7 +122,7 @@ def test_the_public_names_are_the_functions_whatever_else_was_imported() -> None
 import sys
 import undiffuse
 assert "torch" not in sys.modules
-import undiffuse.training, undiffuse.sampling, undiffuse.data, undiffuse.session, undiffuse.plan, undiffuse.nets.unet
+import undiffuse.training.loop, undiffuse.diffusion.sampling, undiffuse.data.loading, undiffuse.runs.plan, undiffuse.nets.unet
 from undiffuse import api
 assert (undiffuse.train, undiffuse.sample, undiffuse.load) == (api.train, api.sample, api.load)
 for name in undiffuse.__all__:
@@ -413,7 +416,7 @@ def test_lines_stay_whole_however_narrow_the_terminal(
 def test_plan_counts_and_writes_nothing(
     monkeypatch: pytest.MonkeyPatch, command: Command, tiny: dict[str, Any], budget: dict[str, int], steps: int | None
 ) -> None:
-    monkeypatch.setattr(machine, "STARTED", time.monotonic())  # or these tests' own time would count
+    monkeypatch.setattr(engine, "STARTED", time.monotonic())  # or these tests' own time would count
     answer = command("train", "--plan", *as_flags({**tiny, "steps": None, **budget}))
     assert (answer.code, answer.err) == (0, "")
     pattern = r"in ([\d.]+) minutes: ([\d,]+) steps, ([\d,]+) images, ([\d.]+) epochs of 61 images"
@@ -435,7 +438,7 @@ def test_plan_says_which_subset_a_short_budget_sees(command: Command, tiny: dict
 def test_plan_refuses_what_training_does(
     command: Command, tiny: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(session, "LARGEST", session.LARGEST_HEADER)
+    monkeypatch.setattr(experiment, "LARGEST", experiment.LARGEST_HEADER)
     answer = command("train", "--plan", *as_flags({**tiny, "steps": 3}))
     assert answer.code == 2
     assert "checkpoints would take" in answer.err

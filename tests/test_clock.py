@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from undiffuse.clock import FINISH_SECONDS, Clock, Cut, Decision, Outlook, lr_factor, snapshot_steps
+from undiffuse.training.clock import FINISH_SECONDS, Clock, Cut, Decision, Outlook, lr_factor, snapshot_steps
 
 # The learning rate
 

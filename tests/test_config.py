@@ -7,21 +7,16 @@ from typing import Any
 
 import pytest
 
-from undiffuse.config import (
-    PRESETS,
-    TOWARDS,
-    Config,
-    differences,
-    make_config,
-    reasons,
-    validated,
-)
-from undiffuse.denoiser import PREDICTIONS
-from undiffuse.errors import UserError
+from undiffuse.base.errors import UserError
+from undiffuse.diffusion.denoiser import PREDICTIONS
+from undiffuse.diffusion.grids import GRIDS
+from undiffuse.diffusion.samplers import SAMPLERS
+from undiffuse.diffusion.schedule import SCHEDULES
+from undiffuse.diffusion.times import TIMES
+from undiffuse.diffusion.weightings import WEIGHTINGS
 from undiffuse.nets import NETWORKS
-from undiffuse.objective import TIMES, WEIGHTINGS
-from undiffuse.sampling import GRIDS, SAMPLERS
-from undiffuse.schedule import SCHEDULES
+from undiffuse.training.config import TOWARDS, Config, validated
+from undiffuse.training.presets import PRESETS, differences, make_config, reasons
 
 TABLES = {
     "net": NETWORKS,

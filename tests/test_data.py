@@ -19,9 +19,15 @@ import pytest
 import torch
 from PIL import Image
 
-from undiffuse import data
-from undiffuse.data import DATASETS, Dataset, batch_indices, load, mean_images, subset, to_float, to_uint8
-from undiffuse.errors import UserError
+from undiffuse.base.errors import UserError
+from undiffuse.base.pixels import to_float, to_uint8
+from undiffuse.data import dataset
+from undiffuse.data.batches import _permutation, batch_indices
+from undiffuse.data.clusters import mean_images
+from undiffuse.data.dataset import Dataset
+from undiffuse.data.loading import DATASETS
+from undiffuse.data.loading import load_dataset as load
+from undiffuse.data.splits import held_out_of, split_dataset, subset, with_held_out
 
 RNG = np.random.default_rng(0)
 GREY = RNG.integers(0, 256, (6, 9, 7), dtype=np.uint8)  # (N, H, W)
@@ -104,7 +110,7 @@ def test_mnist_needs_at_most_three_copies() -> None:
 
 @pytest.mark.parametrize("damage", ["other contents", "cut short", "missing"])
 def test_damaged_mnist_is_noticed(damage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    packaged = importlib.resources.files("undiffuse") / "mnist"
+    packaged = importlib.resources.files("undiffuse.data") / "mnist"
     copy = tmp_path / "mnist"
     shutil.copytree(str(packaged), copy)
     monkeypatch.setattr(importlib.resources, "files", lambda package: tmp_path)
@@ -458,10 +464,10 @@ def test_too_much_to_hold_is_refused_first(tmp_path: Path, monkeypatch: pytest.M
         load("mnist", size=1024)
     for i in range(3):
         png(tmp_path / f"{i}.png", GREY[i])
-    monkeypatch.setattr(data, "MAX_BYTES", 188)
+    monkeypatch.setattr(dataset, "MAX_BYTES", 188)
     with pytest.raises(UserError, match=r"3 x 9 x 7 x 1 = 189 bytes"):
         load(str(tmp_path))
-    monkeypatch.setattr(data, "MAX_BYTES", 189)
+    monkeypatch.setattr(dataset, "MAX_BYTES", 189)
     assert len(load(str(tmp_path))) == 3
 
 
@@ -532,19 +538,19 @@ def test_subset_of_what_is_not_there(n: int) -> None:
 @pytest.mark.parametrize(("n", "held_out"), [(1, 0), (19, 0), (20, 1), (1000, 50), (20_000, 1000), (30_000, 1000)])
 def test_split(n: int, held_out: int) -> None:
     dataset = numbered(n)
-    train, validation = data.split(dataset, seed=3)
+    train, validation = split_dataset(dataset, seed=3)
     assert len(validation) == held_out
     assert sorted(train.labels.tolist() + validation.labels.tolist()) == list(range(n))
     assert train.labels.tolist() == sorted(train.labels.tolist())
-    assert torch.equal(validation.labels, data.split(dataset, seed=3)[1].labels)
+    assert torch.equal(validation.labels, split_dataset(dataset, seed=3)[1].labels)
     if held_out > 1:
-        assert not torch.equal(validation.labels, data.split(dataset, seed=4)[1].labels)
+        assert not torch.equal(validation.labels, split_dataset(dataset, seed=4)[1].labels)
 
 
 def test_so_many_images_must_there_be_for_so_many_to_train_on() -> None:
     for training in (1, 19, 20, 951, 18_999, 19_000, 19_001, 59_000):
-        n = data.with_held_out(training)
-        assert n - data.held_out_of(n) >= training > n - 1 - data.held_out_of(n - 1)
+        n = with_held_out(training)
+        assert n - held_out_of(n) >= training > n - 1 - held_out_of(n - 1)
 
 
 def test_mean_images() -> None:
@@ -569,7 +575,7 @@ def test_every_epoch_shows_every_image_once(n: int, batch_size: int) -> None:
 
 def test_batches_depend_on_nothing_else() -> None:
     ahead = [batch_indices(50, 8, step, seed=1) for step in range(40)]
-    data._permutation.cache_clear()
+    _permutation.cache_clear()
     for step in reversed(range(40)):
         batch = batch_indices(50, 8, step, seed=1)
         assert torch.equal(batch, ahead[step])

@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from undiffuse import process
-from undiffuse.denoiser import PREDICTIONS, Denoiser
-from undiffuse.errors import UserError
-from undiffuse.schedule import LOG_SNR_BOUND, SCHEDULES
+from undiffuse.base.errors import UserError
+from undiffuse.diffusion import process
+from undiffuse.diffusion.denoiser import PREDICTIONS, Denoiser
+from undiffuse.diffusion.schedule import LOG_SNR_BOUND, SCHEDULES
 
 SHAPE = (1, 3, 3)
 TIMES = torch.tensor([1e-4, 0.002, 0.3, 0.5, 0.9, 0.999, 1.0], dtype=torch.float64)

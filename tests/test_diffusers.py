@@ -16,11 +16,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from undiffuse import process, rng, sampling
-from undiffuse.denoiser import Denoiser
-from undiffuse.errors import UserError
-from undiffuse.sampling import trajectory
-from undiffuse.schedule import SCHEDULES, linear_table, log_snr, noise_level
+from undiffuse.base import rng
+from undiffuse.base.errors import UserError
+from undiffuse.diffusion import process, sampling
+from undiffuse.diffusion.denoiser import Denoiser
+from undiffuse.diffusion.sampling import trajectory
+from undiffuse.diffusion.schedule import SCHEDULES, linear_table, log_snr, noise_level
 
 diffusers = pytest.importorskip("diffusers")
 unet2d = pytest.importorskip("undiffuse.nets.unet2d")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import shutil
+import time
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -17,11 +18,17 @@ from PIL import Image
 
 import undiffuse
 from conftest import write_idx
-from undiffuse import cli, evaluation, features, metrics
-from undiffuse.errors import UserError
-from undiffuse.evaluation import Parts, Stopwatch, evaluate_images, evaluate_run
-from undiffuse.likelihood import ODE_LEVEL
-from undiffuse.run import Run
+from undiffuse import cli
+from undiffuse.base.errors import UserError
+from undiffuse.base.images import tiles
+from undiffuse.data.dataset import Dataset
+from undiffuse.data.loading import load_dataset
+from undiffuse.data.splits import random_labels
+from undiffuse.diffusion.likelihood import ODE_LEVEL
+from undiffuse.measuring import distances, features
+from undiffuse.measuring.watch import Stopwatch
+from undiffuse.runs.evaluation import Parts, evaluate_images, evaluate_run
+from undiffuse.runs.folder import Run
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -157,27 +164,29 @@ def test_the_frechet_distance_is_to_all_training_images(shades: Path, tmp_path: 
     images, _ = shade_images(150, seed=6)
     np.savez(tmp_path / "x.npz", images=images)
     found = evaluate_images(tmp_path / "x.npz", str(shades), tmp_path / "m.json", parts=Parts(novelty=False))
-    dataset = evaluation.data.load(str(shades))
+    dataset = load_dataset(str(shades))
     network = features.feature_network(dataset)
     assert network is not None
     x, y = (network(i)[0] for i in (torch.from_numpy(images)[:, None], dataset.images))
-    assert found["frechet"]["value"] == pytest.approx(metrics.frechet(metrics.moments(x), metrics.moments(y)), rel=1e-6)
+    assert found["frechet"]["value"] == pytest.approx(
+        distances.frechet(distances.moments(x), distances.moments(y)), rel=1e-6
+    )
     assert "without labels" in found["missing"]["label_agreement"]
     assert "novelty" not in found
 
 
 def test_planted_copies_raise_the_alarm_of_a_file(shades: Path, tmp_path: Path) -> None:
     images, _ = shade_images(200, seed=7)
-    images[:20] = evaluation.data.load(str(shades)).images[:20, 0].numpy()
+    images[:20] = load_dataset(str(shades)).images[:20, 0].numpy()
     np.savez(tmp_path / "x.npz", images=images)
     found = evaluate_images(tmp_path / "x.npz", str(shades), tmp_path / "m.json", parts=Parts(quality=False))
     assert found["novelty"]["alarm"] is True
     with Image.open(tmp_path / "m-novelty.png") as picture:
-        tiles = evaluation.images.tiles(picture, 8, 8)
+        shown = tiles(picture, 8, 8)
     for copy in found["novelty"]["closest"][:10]:
         assert copy["image"] == copy["training"] < 20
         assert (copy["d1"], copy["d2"] > 0) == (0, True)
-    for ours, theirs in zip(tiles[0:20:2], tiles[1:20:2], strict=True):
+    for ours, theirs in zip(shown[0:20:2], shown[1:20:2], strict=True):
         assert np.array_equal(
             np.asarray(ours), np.asarray(theirs)
         )  # the likeliest copies come first, beside their originals
@@ -229,10 +238,8 @@ def test_images_that_cannot_be_saved_do_not_cost_the_figures(shade_run: Path, tm
 def test_labels_are_drawn_as_those_of_real_images_are() -> None:
     """At random: in exact proportions, images as good as real ones would look better than real ones."""
     labels = torch.tensor([0] * 50 + [1] * 30 + [2] * 20)
-    dataset = evaluation.Dataset("x", torch.zeros(100, 1, 4, 4, dtype=torch.uint8), labels, ("a", "b", "c"))
-    counts = np.stack(
-        [np.bincount(evaluation.data.random_labels(dataset, 200, seed, "labels"), minlength=3) for seed in range(300)]
-    )
+    dataset = Dataset("x", torch.zeros(100, 1, 4, 4, dtype=torch.uint8), labels, ("a", "b", "c"))
+    counts = np.stack([np.bincount(random_labels(dataset, 200, seed, "labels"), minlength=3) for seed in range(300)])
     assert counts.mean(axis=0) == pytest.approx([100, 60, 40], abs=2)
     assert counts.std(axis=0) == pytest.approx(np.sqrt([200 * p * (1 - p) for p in (0.5, 0.3, 0.2)]), rel=0.15)
 
@@ -266,9 +273,9 @@ def test_a_stopwatch_knows_how_long_each_stage_took(monkeypatch: pytest.MonkeyPa
     heard: list[tuple[str, float]] = []
     watch = Stopwatch(lambda *said: heard.append(said))
     for now, stage in ((1.0, "a"), (3.0, "a"), (6.0, "b")):
-        monkeypatch.setattr(evaluation.time, "monotonic", lambda now=now: now)
+        monkeypatch.setattr(time, "monotonic", lambda now=now: now)
         watch(stage, 0.5)
-    monkeypatch.setattr(evaluation.time, "monotonic", lambda: 7.5)
+    monkeypatch.setattr(time, "monotonic", lambda: 7.5)
     assert watch.seconds() == {"a": 5.0, "b": 1.5}
     assert heard == [("a", 0.5), ("a", 0.5), ("b", 0.5)]
 

@@ -8,10 +8,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from undiffuse import data, features, files
-from undiffuse.data import Dataset
-from undiffuse.errors import UserError
-from undiffuse.metrics import frechet, moments
+from undiffuse.base.cache import to_cache
+from undiffuse.base.errors import UserError
+from undiffuse.base.tensors import save_tensors
+from undiffuse.data.dataset import Dataset
+from undiffuse.data.loading import load_dataset
+from undiffuse.measuring import features
+from undiffuse.measuring.distances import frechet, moments
+from undiffuse.measuring.scorer import SCORE_COUNTS, scorer_file, scorer_for, stored_scorer
 
 
 @pytest.fixture(autouse=True)
@@ -36,13 +40,13 @@ def test_the_digits_network_is_as_good_as_promised() -> None:
         "f1abf8eef997528ee901fc9a0505ecf053f549f5017ae33aee3956e36bf562cb",
     )
     assert network.classes == tuple("0123456789")
-    assert features.correct(network.network, data.load("mnist", split="test")).double().mean() >= 0.996
+    assert features.correct(network.network, load_dataset("mnist", split="test")).double().mean() >= 0.996
     path = Path(features.__file__).parent / "weights" / "digits-64.safetensors"
     assert path.stat().st_size < 1_000_000
 
 
 def test_mnist_is_given_the_pinned_network() -> None:
-    found = features.feature_network(data.load("mnist"))
+    found = features.feature_network(load_dataset("mnist"))
     assert found is not None
     assert found.sha256 == features.DIGITS_SHA256
 
@@ -54,7 +58,7 @@ def test_another_network_in_its_place_is_refused(monkeypatch: pytest.MonkeyPatch
 
 
 def test_features_do_not_depend_on_the_batch() -> None:
-    network, images = features.digits_network(), data.load("mnist", split="test").images[:520]
+    network, images = features.digits_network(), load_dataset("mnist", split="test").images[:520]
     together, probabilities = network(images)
     alone, _ = network(images[510:512])
     assert together.shape == (520, 64)
@@ -63,13 +67,13 @@ def test_features_do_not_depend_on_the_batch() -> None:
 
 
 def test_the_packaged_scorer_holds_mnists_own_moments_and_floors() -> None:
-    scorer = features.scorer(data.load("mnist"))
+    scorer = scorer_for(load_dataset("mnist"))
     assert scorer is not None
-    test = data.load("mnist", split="test").images
-    own, _ = scorer.network(data.load("mnist").images[:3000])
+    test = load_dataset("mnist", split="test").images
+    own, _ = scorer.network(load_dataset("mnist").images[:3000])
     assert (own.double().mean(dim=0) - scorer.moments.mean).norm() < 0.1 * scorer.moments.mean.norm()
     assert scorer.moments.n == 60_000
-    assert set(scorer.floors) == set(features.SCORE_COUNTS)
+    assert set(scorer.floors) == set(SCORE_COUNTS)
     distances = [scorer(part) for part in test[:2000].split(500)]
     assert sum(distances) / 4 == pytest.approx(scorer.floors[500], rel=0.25)
     assert scorer.floors[500] > scorer.floors[1000] > scorer.floors[2000] > 0
@@ -86,14 +90,12 @@ def test_a_network_for_other_data_is_trained_once(own_cache: Path, monkeypatch: 
     assert again.sha256 == first.sha256
     assert again.name == first.name == f"own-64-{first.sha256[:8]}"
     assert again.classes == ("a", "b", "c")
-    assert features.scorer(dataset) is None  # no floor is known before an evaluation
+    assert scorer_for(dataset) is None  # no floor is known before an evaluation
     x, _ = features.reference_features(first, dataset)
     y, _ = features.reference_features(first, dataset)
     assert torch.equal(x, y)
-    files.to_cache(
-        features.scorer_file(features.dataset_key(dataset)), features.stored_scorer(first, x, x.repeat(5, 1))
-    )
-    scorer = features.scorer(dataset)
+    to_cache(scorer_file(features.dataset_key(dataset)), stored_scorer(first, x, x.repeat(5, 1)))
+    scorer = scorer_for(dataset)
     assert scorer is not None
     assert scorer(dataset.images) == pytest.approx(frechet(moments(x), moments(x)), abs=1e-3)
     assert list(scorer.floors) == [500]
@@ -110,10 +112,10 @@ def test_a_damaged_cache_is_computed_anew(damage: bytes | None, own_cache: Path)
     x, _ = features.reference_features(first, dataset)
     for path in own_cache.iterdir():
         if damage is None:  # whole, but of something else
-            files.save_tensors(path, {"other": torch.zeros(1)}, {})
+            save_tensors(path, {"other": torch.zeros(1)}, {})
         else:
             path.write_bytes(damage)
-    assert features.scorer(dataset) is None
+    assert scorer_for(dataset) is None
     again = features.feature_network(dataset)
     assert again is not None
     y, _ = features.reference_features(again, dataset)

@@ -16,11 +16,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from undiffuse.config import make_config
-from undiffuse.errors import UserError
-from undiffuse.files import LARGEST, load_tensors, save_tensors, write_atomic
-from undiffuse.run import DataFacts, build_network
-from undiffuse.training import stepped_tensors
+from undiffuse.base.errors import UserError
+from undiffuse.base.files import write_atomic
+from undiffuse.base.tensors import LARGEST, load_tensors, save_tensors
+from undiffuse.training.experiment import DataFacts, build_network
+from undiffuse.training.presets import make_config
+from undiffuse.training.state import stepped_tensors
 
 TENSORS = {
     "a/weight": torch.arange(6.0).reshape(2, 3),

@@ -15,11 +15,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from undiffuse import process, rng
-from undiffuse.denoiser import PREDICTIONS, Denoiser
-from undiffuse.errors import UserError
-from undiffuse.sampling import GRIDS, SAMPLERS, draw, time_grid, trajectory
-from undiffuse.schedule import LOG_SNR_BOUND, SCHEDULES, chain, log_snr
+from undiffuse.base import rng
+from undiffuse.base.errors import UserError
+from undiffuse.diffusion import process
+from undiffuse.diffusion.denoiser import PREDICTIONS, Denoiser
+from undiffuse.diffusion.grids import GRIDS, time_grid
+from undiffuse.diffusion.samplers import SAMPLERS
+from undiffuse.diffusion.sampling import draw, trajectory
+from undiffuse.diffusion.schedule import LOG_SNR_BOUND, SCHEDULES, chain, log_snr
 
 M, S = np.array([0.3, -0.2]), np.array([0.4, 0.8])  # two independent pixels: mean and standard deviation of the data
 TEXTBOOK = [*SAMPLERS, "ddim:eta=0.5", "ddim:eta=1"]

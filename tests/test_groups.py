@@ -16,17 +16,20 @@ from sklearn.cluster import KMeans
 
 import undiffuse
 from conftest import write_idx
-from undiffuse import data
-from undiffuse.config import make_config
-from undiffuse.evaluation import known_labels
-from undiffuse.figures import examples
-from undiffuse.groups import FEWEST, coarse, drawn_groups, k_means, k_means_within
+from undiffuse.data.clusters import FEWEST, coarse, k_means, k_means_within
+from undiffuse.data.dataset import Dataset
+from undiffuse.data.loading import load_dataset
+from undiffuse.diffusion.sampling import drawn_groups, shares
+from undiffuse.measuring.bits import known_labels
 from undiffuse.report import Report
 from undiffuse.report.blocks import Text
-from undiffuse.run import Run
-from undiffuse.sampling import shares
-from undiffuse.session import grouped, prepare, train_session
-from undiffuse.training import Stepped, quick_samples
+from undiffuse.runs.figures import examples
+from undiffuse.runs.folder import Run
+from undiffuse.runs.session import train_session
+from undiffuse.training.events import Stepped
+from undiffuse.training.experiment import grouped, prepare
+from undiffuse.training.presets import make_config
+from undiffuse.training.probes import quick_samples
 
 
 def blobs(n: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -54,7 +57,7 @@ def test_k_means_finds_groups_that_are_there() -> None:
 
 def test_k_means_is_as_good_as_scikit_learns() -> None:
     """The sum of squared distances to the centres, on digits."""
-    images = data.load("mnist").images[:6000]
+    images = load_dataset("mnist").images[:6000]
     x = coarse(images)
 
     def inertia(group: np.ndarray) -> float:
@@ -171,7 +174,7 @@ def test_images_are_no_other_in_another_batch(parts_run: Path) -> None:
 
 def test_the_likelihood_is_that_of_all_groups_together(parts_run: Path) -> None:
     """As for groups without classes: a test image's group is not known."""
-    denoiser, whole = undiffuse.load(parts_run), data.load(Run(parts_run).about().config.data)
+    denoiser, whole = undiffuse.load(parts_run), load_dataset(Run(parts_run).about().config.data)
     assert known_labels(denoiser, whole) is None
     assert known_labels(replace(denoiser, groups=(), class_of=()), whole) is whole.labels
 
@@ -210,7 +213,7 @@ def test_a_class_without_images_can_be_told_all_the_same() -> None:
     config = make_config(steps=1, conditional=True, groups=12)
     images, kinds = blobs(1000)
     label = torch.from_numpy(kinds)
-    whole = data.Dataset("blobs", torch.from_numpy(images)[:, None], label, ("0", "1", "2", "3"))
+    whole = Dataset("blobs", torch.from_numpy(images)[:, None], label, ("0", "1", "2", "3"))
     _, _, facts = grouped(config, *prepare(config, whole.take(label < 2)))
     assert facts.class_of == (0, 0, 0, 1, 1, 2, 3)
     assert facts.groups[-2:] == (0, 0)

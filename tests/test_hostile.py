@@ -22,9 +22,10 @@ import torch
 
 from conftest import as_flags
 from test_session import stop
-from undiffuse import cli, files
+from undiffuse import cli
+from undiffuse.base.tensors import load_tensors, save_tensors
 from undiffuse.report import Report
-from undiffuse.run import Run
+from undiffuse.runs.folder import Run
 from undiffuse.study import FORMAT
 
 resource = pytest.importorskip("resource")
@@ -196,10 +197,10 @@ def resealed(edit: Callable[[dict[str, torch.Tensor]], Any]) -> Damage:
     """Other tensors, under a seal that holds."""
 
     def damage(path: Path) -> None:
-        tensors, metadata = files.load_tensors(path)
+        tensors, metadata = load_tensors(path)
         edit(tensors)
         metadata.pop("sha256")
-        files.save_tensors(path, tensors, metadata)
+        save_tensors(path, tensors, metadata)
 
     return damage
 
@@ -247,8 +248,8 @@ WEIGHTS: dict[str, Damage] = {
 
 def at_step(step: str) -> Damage:
     def damage(path: Path) -> None:
-        tensors, _ = files.load_tensors(path)
-        files.save_tensors(path, tensors, {"step": step})
+        tensors, _ = load_tensors(path)
+        save_tensors(path, tensors, {"step": step})
 
     return damage
 

@@ -26,11 +26,13 @@ from hypothesis.stateful import (
 
 from test_session import assert_same_run, files
 from undiffuse import api
-from undiffuse.config import Config, make_config
-from undiffuse.errors import UserError
-from undiffuse.run import Run
-from undiffuse.session import Stopped, train_session
-from undiffuse.training import Event
+from undiffuse.base.errors import UserError
+from undiffuse.runs.folder import Run
+from undiffuse.runs.session import train_session
+from undiffuse.runs.signals import Stopped
+from undiffuse.training.config import Config
+from undiffuse.training.events import Event
+from undiffuse.training.presets import make_config
 
 STEPS = 12
 

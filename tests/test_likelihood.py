@@ -8,10 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from undiffuse import data, likelihood
-from undiffuse.denoiser import Denoiser
-from undiffuse.likelihood import BIN, decoder_bits, ode_bits, ode_log_density, prior_bits, variational_bound
-from undiffuse.schedule import SCHEDULES, chain
+from undiffuse.base.pixels import to_float, to_uint8
+from undiffuse.diffusion import likelihood
+from undiffuse.diffusion.denoiser import Denoiser
+from undiffuse.diffusion.likelihood import BIN, decoder_bits, ode_bits, ode_log_density, prior_bits, variational_bound
+from undiffuse.diffusion.schedule import SCHEDULES, chain
 
 MEAN, STD = 0.1, 0.3
 SHAPE = (1, 4, 4)
@@ -34,7 +35,7 @@ def exact_denoiser(schedule: str, std: float = STD) -> Denoiser:
 
 def gaussian_images(n: int, std: float = STD) -> Tensor:
     g = torch.Generator().manual_seed(0)
-    return data.to_uint8(MEAN + std * torch.randn(n, *SHAPE, generator=g))
+    return to_uint8(MEAN + std * torch.randn(n, *SHAPE, generator=g))
 
 
 def expected_diffusion(x_0: Tensor, schedule: str, steps: int) -> Tensor:
@@ -53,7 +54,7 @@ def expected_diffusion(x_0: Tensor, schedule: str, steps: int) -> Tensor:
 def test_the_diffusion_term_is_the_sum_over_the_chain(schedule: str, steps: int) -> None:
     images = gaussian_images(200)
     bound = variational_bound(exact_denoiser(schedule), images, steps=steps, levels=64, clip=False)
-    expected = expected_diffusion(data.to_float(images), schedule, steps)
+    expected = expected_diffusion(to_float(images), schedule, steps)
     difference = bound.diffusion - expected
     error = difference.std() / math.sqrt(len(images))
     assert abs(difference.mean()) < 4 * error + 1e-4 * expected.mean()
@@ -66,7 +67,7 @@ def test_the_continuous_bound_of_the_exact_denoiser_is_the_entropy(schedule: str
     but for the last step, where a discretised decoder replaces the posterior."""
     images = gaussian_images(400)
     bound = variational_bound(exact_denoiser(schedule), images, steps=1000, continuous=True, levels=64, clip=False)
-    x_0 = data.to_float(images).double()
+    x_0 = to_float(images).double()
     density = -0.5 * ((x_0 - MEAN) / STD).square() - math.log(STD * math.sqrt(2 * math.pi))
     own = -density.mean(dim=(1, 2, 3)) / math.log(2)
     # The exact decoder p(x_0 | x_1): normal, of the posterior's variance, and so the bits that x_1 leaves.
@@ -116,7 +117,7 @@ def test_the_prior_is_the_divergence_of_two_normals() -> None:
 
 
 def all_levels() -> Tensor:
-    return data.to_float(torch.arange(256, dtype=torch.uint8)).view(256, 1, 1, 1)
+    return to_float(torch.arange(256, dtype=torch.uint8)).view(256, 1, 1, 1)
 
 
 @pytest.mark.parametrize("std", [0.001, 0.01, 0.3, 3.0])
@@ -168,7 +169,7 @@ def test_a_schedule_that_ends_early_is_read_at_its_end() -> None:
 def test_labels_reach_their_images_through_the_batches() -> None:
     """A denoiser that knows each image by its label alone pays almost nothing; with labels in another order, much."""
     images = gaussian_images(10)
-    known = data.to_float(images)
+    known = to_float(images)
 
     def network(x: Tensor, log_snr: Tensor, label: Tensor | None) -> Tensor:
         assert label is not None

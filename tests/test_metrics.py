@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.kid import KernelInceptionDistance
 
-from undiffuse import metrics
-from undiffuse.metrics import Interval, Moments
+from undiffuse.measuring import distances
+from undiffuse.measuring.distances import Interval, Moments
 
 
 def normal(n: int, d: int, seed: int, scale: float = 1.0, shift: float = 0.0) -> Tensor:
@@ -36,23 +36,26 @@ def mixed(n: int, seed: int) -> Tensor:
 def test_frechet_of_independent_normals_is_the_closed_form() -> None:
     a = Moments(10, torch.tensor([0.0, 1.0]).double(), torch.diag(torch.tensor([4.0, 9.0]).double()))
     b = Moments(10, torch.tensor([2.0, 1.0]).double(), torch.diag(torch.tensor([1.0, 1.0]).double()))
-    assert metrics.frechet(a, b) == pytest.approx(4 + (2 - 1) ** 2 + (3 - 1) ** 2)
-    assert metrics.frechet(a, a) == pytest.approx(0, abs=1e-9)
+    assert distances.frechet(a, b) == pytest.approx(4 + (2 - 1) ** 2 + (3 - 1) ** 2)
+    assert distances.frechet(a, a) == pytest.approx(0, abs=1e-9)
 
 
 def test_frechet_does_not_need_commuting_covariances() -> None:
     import scipy.linalg
 
-    a, b = metrics.moments(mixed(300, 2)), metrics.moments(mixed(200, 3) @ torch.diag(torch.arange(1.0, 7.0).double()))
+    a, b = (
+        distances.moments(mixed(300, 2)),
+        distances.moments(mixed(200, 3) @ torch.diag(torch.arange(1.0, 7.0).double())),
+    )
     root = scipy.linalg.sqrtm(a.covariance.numpy() @ b.covariance.numpy()).real
     expected = (a.mean - b.mean).square().sum() + a.covariance.trace() + b.covariance.trace() - 2 * np.trace(root)
-    assert metrics.frechet(a, b) == pytest.approx(expected.item(), rel=1e-9)
-    assert metrics.frechet(b, a) == pytest.approx(metrics.frechet(a, b), rel=1e-9)
+    assert distances.frechet(a, b) == pytest.approx(expected.item(), rel=1e-9)
+    assert distances.frechet(b, a) == pytest.approx(distances.frechet(a, b), rel=1e-9)
 
 
 def test_moments_are_those_of_numpy() -> None:
     x = mixed(50, 4)
-    found = metrics.moments(x.float())
+    found = distances.moments(x.float())
     assert found.n == 50
     np.testing.assert_allclose(found.mean, x.float().double().mean(dim=0))
     np.testing.assert_allclose(found.covariance, np.cov(x.float().numpy().T.astype(np.float64)), rtol=1e-9)
@@ -85,7 +88,7 @@ def test_frechet_equals_torchmetrics(pair: tuple[Tensor, Tensor]) -> None:
     theirs.used_custom_model = True
     for features, real in zip(pair, (True, False), strict=True):
         theirs.update(as_images(features), real=real)
-    ours = metrics.frechet(*(metrics.moments(features.float()) for features in pair))
+    ours = distances.frechet(*(distances.moments(features.float()) for features in pair))
     assert ours == pytest.approx(theirs.compute().item(), rel=1e-4)
 
 
@@ -96,7 +99,7 @@ def test_kid_equals_torchmetrics(pair: tuple[Tensor, Tensor]) -> None:
     for features, real in ((x, True), (y, False)):
         theirs.update(as_images(features), real=real)
     expected, _ = theirs.compute()
-    ours = metrics.kid(metrics.powers(x.float()), metrics.powers(y.float()))
+    ours = distances.kid(distances.powers(x.float()), distances.powers(y.float()))
     assert ours == pytest.approx(expected.item(), rel=1e-4)
 
 
@@ -107,20 +110,20 @@ def test_kid_is_the_double_sum_with_different_counts(pair: tuple[Tensor, Tensor]
     x, y = pair
     within = [(kernel(a, a).sum() - kernel(a, a).trace()) / (len(a) * (len(a) - 1)) for a in (x, y)]
     expected = sum(within) - 2 * kernel(x, y).mean()
-    assert metrics.kid(metrics.powers(x), metrics.powers(y)) == pytest.approx(float(expected), rel=1e-9)
+    assert distances.kid(distances.powers(x), distances.powers(y)) == pytest.approx(float(expected), rel=1e-9)
 
 
 def test_extrapolation_removes_a_bias_of_one_over_n() -> None:
     truth, c, n = 3.0, 50.0, 100
     interval = Interval(truth + c / n, 0, 0, of_halves=truth + c / (n / 2))
-    assert metrics.extrapolated(interval) == pytest.approx(truth)
+    assert distances.extrapolated(interval) == pytest.approx(truth)
 
 
 def test_the_extrapolated_distance_of_equal_distributions_is_about_zero() -> None:
-    real = metrics.moments(mixed(100_000, 7))
-    intervals = [metrics.frechet_interval(mixed(300, seed), real, count=20) for seed in range(10, 30)]
+    real = distances.moments(mixed(100_000, 7))
+    intervals = [distances.frechet_interval(mixed(300, seed), real, count=20) for seed in range(10, 30)]
     biased = sum(i.value for i in intervals) / 20
-    unbiased = sum(metrics.extrapolated(i) for i in intervals) / 20
+    unbiased = sum(distances.extrapolated(i) for i in intervals) / 20
     assert abs(unbiased) < 0.25 * biased
 
 
@@ -140,12 +143,12 @@ def test_frechet_intervals_hold_the_expected_distance(shift: float) -> None:
     def sample(seed: int) -> Tensor:
         return normal(n, 6, seed, scale=1 + shift, shift=shift)
 
-    expectation = sum(metrics.frechet(metrics.moments(sample(10_000 + s)), real) for s in range(1000)) / 1000
-    intervals = [metrics.frechet_interval(sample(s), real, seed=s, count=40) for s in range(draws)]
+    expectation = sum(distances.frechet(distances.moments(sample(10_000 + s)), real) for s in range(1000)) / 1000
+    intervals = [distances.frechet_interval(sample(s), real, seed=s, count=40) for s in range(draws)]
     found = coverage(intervals, expectation)
     assert found > 0.90
     assert found < 0.995 or not shift
-    spread = torch.tensor([metrics.frechet(metrics.moments(sample(s)), real) for s in range(draws)]).std().item()
+    spread = torch.tensor([distances.frechet(distances.moments(sample(s)), real) for s in range(draws)]).std().item()
     width = sum(i.high - i.low for i in intervals) / draws
     assert width < (1.4 if shift else 2.2) * 2 * 1.96 * spread  # wider by sqrt(3) where the distance is all noise
 
@@ -153,20 +156,20 @@ def test_frechet_intervals_hold_the_expected_distance(shift: float) -> None:
 def test_a_bootstrap_would_not_hold_it() -> None:
     """Trap 26, so that nobody simplifies the intervals into it."""
     real = Moments(10**6, torch.zeros(6).double(), torch.eye(6).double())
-    expectation = sum(metrics.frechet(metrics.moments(normal(200, 6, 500 + s)), real) for s in range(200)) / 200
+    expectation = sum(distances.frechet(distances.moments(normal(200, 6, 500 + s)), real) for s in range(200)) / 200
     held = 0
     for seed in range(40):
         x, g = normal(200, 6, seed), np.random.default_rng(seed)
-        figures = [metrics.frechet(metrics.moments(x[g.integers(0, 200, 200)]), real) for _ in range(40)]
+        figures = [distances.frechet(distances.moments(x[g.integers(0, 200, 200)]), real) for _ in range(40)]
         held += np.quantile(figures, 0.025) <= expectation <= np.quantile(figures, 0.975)
     assert held / 40 < 0.6
 
 
 def test_kid_intervals_hold_the_truth() -> None:
     """KID is unbiased, so the truth is the distance at any n."""
-    real = metrics.powers(normal(20_000, 4, 99))
-    truth = metrics.kid(metrics.powers(normal(200_000, 4, 98, shift=0.3)), real)
-    intervals = [metrics.kid_interval(normal(200, 4, s, shift=0.3), real, seed=s, count=40) for s in range(150)]
+    real = distances.powers(normal(20_000, 4, 99))
+    truth = distances.kid(distances.powers(normal(200_000, 4, 98, shift=0.3)), real)
+    intervals = [distances.kid_interval(normal(200, 4, s, shift=0.3), real, seed=s, count=40) for s in range(150)]
     assert 0.90 < coverage(intervals, truth) <= 0.995
 
 
@@ -177,11 +180,11 @@ def test_class_balance_intervals_hold_the_expected_distance() -> None:
         return torch.multinomial(p, 400, replacement=True, generator=torch.Generator().manual_seed(seed))
 
     def distance(x: Tensor) -> float:
-        return metrics.total_variation(torch.bincount(x, minlength=5).double(), expected.double())
+        return distances.total_variation(torch.bincount(x, minlength=5).double(), expected.double())
 
     truth = sum(distance(labels(1000 + s)) for s in range(500)) / 500
     assert 0.1 < truth < 0.15  # 0.1 for infinitely many: a finite sample is further off
-    intervals = [metrics.class_balance(labels(s), expected, seed=s) for s in range(150)]
+    intervals = [distances.class_balance(labels(s), expected, seed=s) for s in range(150)]
     assert 0.90 < coverage(intervals, truth) <= 1
     spread = torch.tensor([i.value for i in intervals]).std().item()
     assert sum(i.high - i.low for i in intervals) / 150 < 1.5 * 2 * 1.96 * spread  # not by being wide
@@ -189,7 +192,7 @@ def test_class_balance_intervals_hold_the_expected_distance() -> None:
 
 def test_recall_and_coverage_intervals_hold_the_expected_figure() -> None:
     y = normal(300, 3, 77)
-    found = [metrics.manifold(normal(300, 3, s, scale=1.3), y, seed=s, count=25) for s in range(80)]
+    found = [distances.manifold(normal(300, 3, s, scale=1.3), y, seed=s, count=25) for s in range(80)]
     for name in ("precision", "recall", "density", "coverage"):
         intervals = [getattr(f, name) for f in found]
         truth = sum(i.value for i in intervals) / len(intervals)
@@ -199,7 +202,7 @@ def test_recall_and_coverage_intervals_hold_the_expected_figure() -> None:
 
 
 def test_halves_are_halves() -> None:
-    halves = metrics.random_halves(11, seed=3, count=50)
+    halves = distances.random_halves(11, seed=3, count=50)
     assert halves.shape == (50, 11)
     assert (halves.sum(dim=1) == 5).all()
     assert halves.float().mean(dim=0).std() < 0.15
@@ -211,15 +214,17 @@ def test_halves_are_halves() -> None:
 
 def test_the_floor_is_the_mean_over_disjoint_parts() -> None:
     """Its interval is narrower than that of one part, and holds the expectation at this n."""
-    real = metrics.moments(normal(4000, 4, 1))
-    truth = sum(metrics.frechet(metrics.moments(normal(100, 4, 9000 + s)), real) for s in range(1000)) / 1000
-    floors = [metrics.frechet_floor(normal(800, 4, 100 + s), real, 100, seed=s) for s in range(100)]
-    ones = [metrics.frechet_interval(normal(100, 4, 100 + s), real, seed=s) for s in range(30)]
+    real = distances.moments(normal(4000, 4, 1))
+    truth = sum(distances.frechet(distances.moments(normal(100, 4, 9000 + s)), real) for s in range(1000)) / 1000
+    floors = [distances.frechet_floor(normal(800, 4, 100 + s), real, 100, seed=s) for s in range(100)]
+    ones = [distances.frechet_interval(normal(100, 4, 100 + s), real, seed=s) for s in range(30)]
     assert 0.86 < coverage(floors, truth) <= 1
     widths = [sum(i.high - i.low for i in found) / len(found) for found in (floors, ones)]
     assert widths[0] < 0.5 * widths[1]
     whole = normal(250, 4, 3)
-    assert metrics.frechet_floor(whole, real, 250).value == pytest.approx(metrics.frechet(metrics.moments(whole), real))
+    assert distances.frechet_floor(whole, real, 250).value == pytest.approx(
+        distances.frechet(distances.moments(whole), real)
+    )
 
 
 def test_draws_of_the_real_distribution_are_as_far_as_their_floor() -> None:
@@ -229,24 +234,24 @@ def test_draws_of_the_real_distribution_are_as_far_as_their_floor() -> None:
         g = torch.Generator().manual_seed(seed)
         return normal(n, 3, seed) + 4 * (torch.rand(n, 1, generator=g) < 0.4)
 
-    real = metrics.moments(sample(50_000, 1))
-    ours = [metrics.frechet(metrics.moments(sample(200, 2 * s + 10)), real) for s in range(100)]
-    floors = [metrics.frechet_floor(sample(1600, 2 * s + 11), real, 200, s).value for s in range(100)]
+    real = distances.moments(sample(50_000, 1))
+    ours = [distances.frechet(distances.moments(sample(200, 2 * s + 10)), real) for s in range(100)]
+    floors = [distances.frechet_floor(sample(1600, 2 * s + 11), real, 200, s).value for s in range(100)]
     assert sum(ours) / sum(floors) == pytest.approx(1, abs=0.2)
 
 
 def test_agreement_of_all_halves_is_no_certainty() -> None:
     """None of 200 images is near a real one: an upper limit remains, about that of the rule of three."""
-    found = metrics.manifold(normal(200, 2, 0, shift=100.0), normal(200, 2, 1))
+    found = distances.manifold(normal(200, 2, 0, shift=100.0), normal(200, 2, 1))
     for figure in (
         found.recall,
         found.coverage,
         found.density,
-        metrics.class_balance(torch.zeros(200).long(), torch.ones(1)),
+        distances.class_balance(torch.zeros(200).long(), torch.ones(1)),
     ):
         assert (figure.value, figure.low) == (0, 0)
         assert 3 / 200 < figure.high < 4 / 200
-    assert metrics.mean_interval(torch.tensor([1.0, 1.0, 0.99]), 0.0, 1.0).high == 1.0
+    assert distances.mean_interval(torch.tensor([1.0, 1.0, 0.99]), 0.0, 1.0).high == 1.0
 
 
 # --- Precision, recall, density, coverage ---
@@ -256,7 +261,7 @@ def test_agreement_of_all_halves_is_no_certainty() -> None:
 def test_manifold_equals_prdc(k: int, seed: int) -> None:
     x, y = mixed(150, seed), mixed(150, seed + 10) * 1.1
     theirs = compute_prdc(real_features=y.numpy(), fake_features=x.numpy(), nearest_k=k)
-    ours = metrics.manifold(x, y, k_precision=k, k_density=max(k, 5), count=2)
+    ours = distances.manifold(x, y, k_precision=k, k_density=max(k, 5), count=2)
     assert ours.precision.value == pytest.approx(theirs["precision"], abs=1e-9)
     assert ours.recall.value == pytest.approx(theirs["recall"], abs=1e-9)
     theirs = compute_prdc(real_features=y.numpy(), fake_features=x.numpy(), nearest_k=max(k, 5))
@@ -267,8 +272,8 @@ def test_manifold_equals_prdc(k: int, seed: int) -> None:
 def test_recall_of_halves_is_that_of_the_halves_alone() -> None:
     """Radii are found among the half only, from the neighbours in the whole sample."""
     x, y = mixed(400, 3), mixed(400, 4)
-    halves = metrics.random_halves(400, seed=0, count=2)
-    ours = metrics.manifold(x, y, count=2)
+    halves = distances.random_halves(400, seed=0, count=2)
+    ours = distances.manifold(x, y, count=2)
     for k, name in ((3, "recall"), (5, "coverage")):
         alone = [
             compute_prdc(real_features=y.numpy(), fake_features=x[half].numpy(), nearest_k=k)[name] for half in halves
@@ -280,13 +285,13 @@ def test_recall_of_halves_is_that_of_the_halves_alone() -> None:
 
 
 def test_total_variation_is_the_mass_to_move() -> None:
-    assert metrics.total_variation(torch.tensor([6.0, 4.0]), torch.tensor([1.0, 1.0])) == pytest.approx(0.1)
-    assert metrics.total_variation(torch.tensor([5.0, 0.0]), torch.tensor([0.0, 3.0])) == pytest.approx(1.0)
+    assert distances.total_variation(torch.tensor([6.0, 4.0]), torch.tensor([1.0, 1.0])) == pytest.approx(0.1)
+    assert distances.total_variation(torch.tensor([5.0, 0.0]), torch.tensor([0.0, 3.0])) == pytest.approx(1.0)
 
 
 def test_a_mean_has_the_normal_interval() -> None:
     values = torch.tensor([0.0, 1.0] * 50)
-    found = metrics.mean_interval(values)
+    found = distances.mean_interval(values)
     assert found.value == 0.5
     assert found.high - found.value == pytest.approx(1.959964 * math.sqrt(0.25 * 100 / 99) / 10)
 
@@ -294,15 +299,15 @@ def test_a_mean_has_the_normal_interval() -> None:
 @pytest.mark.parametrize(("p", "n"), [(0.5, 100), (0.98, 300), (0.01, 500)])
 def test_intervals_of_shares_hold_them(p: float, n: int) -> None:
     g = torch.Generator().manual_seed(0)
-    intervals = [metrics.share_interval(torch.rand(n, generator=g) < p) for _ in range(2000)]
+    intervals = [distances.share_interval(torch.rand(n, generator=g) < p) for _ in range(2000)]
     assert 0.93 < coverage(intervals, p) < 0.98
-    assert metrics.share_interval(torch.ones(50, dtype=torch.bool)).low < 0.95  # certainty is not claimed
+    assert distances.share_interval(torch.ones(50, dtype=torch.bool)).low < 0.95  # certainty is not claimed
 
 
 def test_the_interval_of_a_share_is_scipys() -> None:
     from scipy.stats import binomtest
 
-    found = metrics.share_interval(torch.arange(80) < 13)
+    found = distances.share_interval(torch.arange(80) < 13)
     low, high = binomtest(13, 80).proportion_ci(method="wilson")
     assert found.value == 13 / 80
     assert (found.low, found.high) == (pytest.approx(low), pytest.approx(high))

@@ -9,17 +9,19 @@ import pytest
 import torch
 from torch import Tensor
 
-from undiffuse import data, novelty, rng
+from undiffuse.base import rng
+from undiffuse.data.loading import load_dataset
+from undiffuse.measuring import novelty
 
 
 @pytest.fixture(scope="module")
 def train() -> Tensor:
-    return data.load("mnist").images
+    return load_dataset("mnist").images
 
 
 @pytest.fixture(scope="module")
 def test() -> Tensor:
-    return data.load("mnist", split="test").images
+    return load_dataset("mnist", split="test").images
 
 
 def brute_force(query: Tensor, training: Tensor) -> tuple[Tensor, Tensor]:
@@ -124,7 +126,7 @@ def test_the_detectable_share_is_the_smallest_that_rings(audited: int, control: 
 @pytest.mark.slow
 def test_false_alarms_and_power_on_all_of_mnist() -> None:
     """Halves of the whole test set against the whole training set; 1% and 5% of planted copies of each kind."""
-    training, everything = data.load("mnist").images, data.load("mnist", split="test").images
+    training, everything = load_dataset("mnist").images, load_dataset("mnist", split="test").images
     of_test = novelty.nearest_images(everything, training).ratio
     halves = [of_test[torch.from_numpy(rng.stream(2, "d", i).permutation(10_000).copy())].chunk(2) for i in range(100)]
     assert sum(novelty.audit(audited, control).raised for audited, control in halves) <= 5
@@ -177,7 +179,7 @@ def test_planted_copies_raise_the_alarm(copy, share: float, train: Tensor, test:
 
 def test_other_proportions_of_the_classes_are_no_copies(ratios: Tensor) -> None:
     """A model that draws too many 1s, which lie close together, draws no copies."""
-    labels = data.load("mnist", split="test").labels
+    labels = load_dataset("mnist", split="test").labels
     assert labels is not None
     ones, others = (ratios[rows] for rows in ((labels[:4000] == 1), (labels[:4000] != 1)))
     control = torch.cat([ones[:200], others[:1800]])

@@ -9,11 +9,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from undiffuse import process
-from undiffuse.denoiser import PREDICTIONS, Denoiser
-from undiffuse.objective import TIMES, WEIGHTINGS, Problem, draw_times, loss, regression
-from undiffuse.rng import stream
-from undiffuse.schedule import LOG_SNR_BOUND, SCHEDULES
+from undiffuse.base.rng import stream
+from undiffuse.diffusion import process
+from undiffuse.diffusion.denoiser import PREDICTIONS, Denoiser
+from undiffuse.diffusion.objective import Problem, loss, regression
+from undiffuse.diffusion.schedule import LOG_SNR_BOUND, SCHEDULES
+from undiffuse.diffusion.times import TIMES, draw_times
+from undiffuse.diffusion.weightings import WEIGHTINGS
 
 SHAPE = (1, 3, 3)
 T = torch.tensor([1e-3, 0.01, 0.3, 0.5, 0.9, 0.99, 1.0], dtype=torch.float64)

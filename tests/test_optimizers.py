@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import nn
 
-from undiffuse import machine
-from undiffuse.config import make_config
-from undiffuse.errors import UserError
-from undiffuse.optimizers import OPTIMIZERS, matrix_shape, orthogonal
+from undiffuse.base import engine
+from undiffuse.base.errors import UserError
+from undiffuse.training.optimizers import OPTIMIZERS, matrix_shape, orthogonal
+from undiffuse.training.presets import make_config
 
 
 @pytest.mark.parametrize("shape", [(3, 32, 32), (2, 20, 100), (1, 100, 20)])
@@ -20,7 +20,7 @@ def test_orthogonal_keeps_the_directions_and_evens_the_sizes(
     shape: tuple[int, int, int], bf16: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In bfloat16, or in float32 where the processor has no bfloat16."""
-    monkeypatch.setattr(machine, "has_bf16", lambda: bf16)
+    monkeypatch.setattr(engine, "has_bf16", lambda: bf16)
     matrices = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     found = orthogonal(matrices)
     u, s, v = torch.linalg.svd(matrices, full_matrices=False)

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from undiffuse import process
-from undiffuse.schedule import SCHEDULES, NoiseLevel, chain, noise_level
+from undiffuse.diffusion import process
+from undiffuse.diffusion.schedule import SCHEDULES, NoiseLevel, chain, noise_level
 
 HALF = torch.tensor(0.5, dtype=torch.float64)
 PRESERVING = [s for s in SCHEDULES if abs(torch.stack(SCHEDULES[s](HALF)).norm() - 1) < 1e-12]  # alpha^2 + sigma^2 = 1

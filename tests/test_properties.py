@@ -15,13 +15,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from undiffuse import data, files, metrics, process, rng
-from undiffuse.clock import Cut, Decision, lr_factor, snapshot_steps
-from undiffuse.denoiser import PREDICTIONS, Denoiser, refuse_zero_snr
-from undiffuse.errors import UserError
-from undiffuse.objective import TIMES, WEIGHTINGS, draw_times, regression
-from undiffuse.sampling import GRIDS, SAMPLERS, draw, time_grid
-from undiffuse.schedule import SCHEDULES, chain, log_snr, time_of
+from undiffuse.base import rng
+from undiffuse.base.errors import UserError
+from undiffuse.base.pixels import to_float, to_uint8
+from undiffuse.base.tensors import load_tensors, save_tensors
+from undiffuse.data.batches import batch_indices
+from undiffuse.diffusion import process
+from undiffuse.diffusion.denoiser import PREDICTIONS, Denoiser, refuse_zero_snr
+from undiffuse.diffusion.grids import GRIDS, time_grid
+from undiffuse.diffusion.objective import regression
+from undiffuse.diffusion.samplers import SAMPLERS
+from undiffuse.diffusion.sampling import draw
+from undiffuse.diffusion.schedule import SCHEDULES, chain, log_snr, time_of
+from undiffuse.diffusion.times import TIMES, draw_times
+from undiffuse.diffusion.weightings import WEIGHTINGS
+from undiffuse.measuring import distances
+from undiffuse.training.clock import Cut, Decision, lr_factor, snapshot_steps
 
 
 def numbers(low: float, high: float) -> st.SearchStrategy[float]:
@@ -204,7 +213,7 @@ def test_noise_belongs_to_the_sample_and_not_to_the_batch(
 def test_every_epoch_is_a_permutation(n: int, batch: int, seed: int) -> None:
     epochs = 3
     count = -(-epochs * n // batch)
-    rows = torch.cat([data.batch_indices(n, batch, step, seed) for step in range(count)])
+    rows = torch.cat([batch_indices(n, batch, step, seed) for step in range(count)])
     assert len(rows) == count * batch
     for epoch in rows[: epochs * n].split(n):
         assert epoch.sort().values.tolist() == list(range(n))
@@ -231,13 +240,15 @@ def test_the_frechet_distance_is_a_distance_of_gaussians(width: int, n: int, see
     """0 to itself, symmetric, unchanged by a rotation of both, and |shift|^2 to what is shifted."""
     x, y = (rng.normal((n, width), seed, name).double() for name in "xy")
     rotation, _ = np.linalg.qr(rng.normal((width, width), seed, "rotation").double().numpy())
-    of = [metrics.moments(z) for z in (x, y, x @ torch.from_numpy(rotation), y @ torch.from_numpy(rotation), x + shift)]
-    distance = metrics.frechet(of[0], of[1])
+    of = [
+        distances.moments(z) for z in (x, y, x @ torch.from_numpy(rotation), y @ torch.from_numpy(rotation), x + shift)
+    ]
+    distance = distances.frechet(of[0], of[1])
     assert distance >= -1e-9
-    assert metrics.frechet(of[0], of[0]) == pytest.approx(0, abs=1e-6)
-    assert metrics.frechet(of[1], of[0]) == pytest.approx(distance, rel=1e-6, abs=1e-6)
-    assert metrics.frechet(of[2], of[3]) == pytest.approx(distance, rel=1e-6, abs=1e-6)
-    assert metrics.frechet(of[0], of[4]) == pytest.approx(width * shift**2, rel=1e-6, abs=1e-6)
+    assert distances.frechet(of[0], of[0]) == pytest.approx(0, abs=1e-6)
+    assert distances.frechet(of[1], of[0]) == pytest.approx(distance, rel=1e-6, abs=1e-6)
+    assert distances.frechet(of[2], of[3]) == pytest.approx(distance, rel=1e-6, abs=1e-6)
+    assert distances.frechet(of[0], of[4]) == pytest.approx(width * shift**2, rel=1e-6, abs=1e-6)
 
 
 # Files
@@ -261,8 +272,8 @@ def test_any_tensors_come_back_as_they_were(
     tmp_path_factory: pytest.TempPathFactory, content: dict[str, Tensor], metadata: dict[str, str]
 ) -> None:
     path = tmp_path_factory.mktemp("files") / "x"
-    files.save_tensors(path, content, metadata)
-    found, beside = files.load_tensors(path)
+    save_tensors(path, content, metadata)
+    found, beside = load_tensors(path)
     assert found.keys() == content.keys()
     assert all(found[name].dtype == content[name].dtype and torch.equal(found[name], content[name]) for name in found)
     assert metadata.items() <= beside.items()
@@ -271,7 +282,7 @@ def test_any_tensors_come_back_as_they_were(
 @given(st.integers(1, 3), st.lists(st.integers(1, 5), min_size=3, max_size=3), st.integers(0, 2**32 - 1))
 def test_bytes_and_floats_are_each_others_inverse(channels: int, shape: list[int], seed: int) -> None:
     images = torch.from_numpy(np.random.default_rng(seed).integers(0, 256, (shape[0], channels, *shape[1:]), np.uint8))
-    x = data.to_float(images)
+    x = to_float(images)
     assert x.abs().max() <= 1
-    assert torch.equal(data.to_uint8(x), images)
-    assert torch.equal(data.to_uint8(x + 0.49 / 127.5 * rng.normal(x.shape, 0, "error").clamp(-1, 1)), images)
+    assert torch.equal(to_uint8(x), images)
+    assert torch.equal(to_uint8(x + 0.49 / 127.5 * rng.normal(x.shape, 0, "error").clamp(-1, 1)), images)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from undiffuse.errors import UserError
-from undiffuse.registry import Table
+from undiffuse.base.errors import UserError
+from undiffuse.base.table import Table
 
 TABLE = Table("spice")
 

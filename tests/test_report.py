@@ -20,12 +20,12 @@ import pytest
 import undiffuse
 from conftest import write_idx
 from undiffuse import cli
-from undiffuse.config import Config
-from undiffuse.errors import UserError
+from undiffuse.base.errors import UserError
+from undiffuse.diffusion.schedule import SCHEDULES
 from undiffuse.report import Report, write_report
 from undiffuse.report.blocks import Code, Equation, Figure, Heading, Missing, Table, Text, coded, latex, markdown, plain
-from undiffuse.run import Run
-from undiffuse.schedule import SCHEDULES
+from undiffuse.runs.folder import Run
+from undiffuse.training.config import Config
 
 SECTIONS = (
     "What a diffusion model is",

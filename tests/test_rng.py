@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from undiffuse.rng import normal, normal_each, stream
+from undiffuse.base.rng import normal, normal_each, stream
 
 KEYS = [
     *itertools.product((0, 1, 2**40), ("noise", "start", "noise/1"), (0, 1, 2**63)),

@@ -14,11 +14,13 @@ from PIL import Image
 
 import undiffuse
 from conftest import write_idx
-from undiffuse import api, export, images
-from undiffuse.config import make_config
-from undiffuse.errors import UserError
-from undiffuse.images import picture
-from undiffuse.sampling import SAMPLERS
+from undiffuse import api
+from undiffuse.base.errors import UserError
+from undiffuse.base.images import as_array, columns_for, image_grid, tiles
+from undiffuse.base.images import as_picture as picture
+from undiffuse.diffusion.samplers import SAMPLERS
+from undiffuse.runs import destinations
+from undiffuse.training.presets import make_config
 
 SHEET = torch.arange(3 * 5 * 4, dtype=torch.uint8).view(3, 1, 5, 4) * 4  # (N, 1, H, W), all pixels different
 
@@ -236,8 +238,8 @@ def test_an_impossible_request_is_one_sentence(labelled_run: Path, request_: dic
 
 
 def saved(to: str, pictures: torch.Tensor, labels: torch.Tensor | None = None, classes: tuple[str, ...] = ()) -> Path:
-    destination = export.destination(to)
-    export.save_images(destination, pictures, labels, classes)
+    destination = destinations.destination(to)
+    destinations.save_images(destination, pictures, labels, classes)
     return destination.path
 
 
@@ -277,7 +279,7 @@ def test_a_folder_that_was_interrupted_is_as_it_was(tmp_path: Path, monkeypatch:
         return picture(image)
 
     with monkeypatch.context() as patch:
-        patch.setattr(export.pictures, "picture", interrupted)
+        patch.setattr(destinations, "as_picture", interrupted)
         with pytest.raises(KeyboardInterrupt):
             saved(f"{tmp_path}/new/", pictures)
     assert list((tmp_path / "new").iterdir()) == []
@@ -287,26 +289,26 @@ def test_a_folder_that_was_interrupted_is_as_it_was(tmp_path: Path, monkeypatch:
 @pytest.mark.parametrize("channels", [1, 3])
 def test_a_grid_holds_the_images_row_by_row(tmp_path: Path, channels: int) -> None:
     with Image.open(saved(f"{tmp_path}/grid.png", SHEET.expand(3, channels, 5, 4))) as sheet:
-        tiles = [tile.convert("L").resize((4, 5), Image.Resampling.NEAREST) for tile in images.tiles(sheet, 5, 4)]
-    assert len(tiles) == 4  # two rows of two
-    assert (np.stack([np.asarray(tile) for tile in tiles[:3]]) == SHEET[:, 0].numpy()).all()
-    assert not np.asarray(tiles[3]).any()
+        shown = [tile.convert("L").resize((4, 5), Image.Resampling.NEAREST) for tile in tiles(sheet, 5, 4)]
+    assert len(shown) == 4  # two rows of two
+    assert (np.stack([np.asarray(tile) for tile in shown[:3]]) == SHEET[:, 0].numpy()).all()
+    assert not np.asarray(shown[3]).any()
 
 
 @pytest.mark.parametrize("out", ["images.jpg", "images", "a.npy"])
 def test_another_ending_is_refused(tmp_path: Path, out: str) -> None:
     with pytest.raises(UserError, match=r"FILE\.png.*FILE\.npz.*FOLDER/"):
-        export.destination(str(tmp_path / out))
+        destinations.destination(str(tmp_path / out))
 
 
 def test_a_file_in_no_folder_is_refused_before_drawing(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no folder"):
-        export.destination(str(tmp_path / "nowhere" / "a.png"))
-    grid = export.destination(str(tmp_path / "a.png"))
+        destinations.destination(str(tmp_path / "nowhere" / "a.png"))
+    grid = destinations.destination(str(tmp_path / "a.png"))
     with pytest.raises(UserError, match="no folder"):
-        export.check_trajectory(tmp_path / "nowhere" / "a.gif", grid)
+        destinations.check_trajectory(tmp_path / "nowhere" / "a.gif", grid)
     with pytest.raises(UserError, match=r"FILE\.gif.*FILE\.png"):
-        export.check_trajectory(tmp_path / "a.mp4", grid)
+        destinations.check_trajectory(tmp_path / "a.mp4", grid)
 
 
 def test_colour_images_have_their_channels_last(colour_run: Path) -> None:
@@ -325,53 +327,53 @@ def test_a_trajectory_goes_from_noise_to_the_image(
     run = request.getfixturevalue(fixture)
     stages = api.prepare(run, api.Request(n=2, steps=4)).stages(10)
     assert len(stages) == 5
-    assert (images.as_array(stages[-1]) == undiffuse.sample(run, n=2, steps=4)).all()
+    assert (as_array(stages[-1]) == undiffuse.sample(run, n=2, steps=4)).all()
     assert stages[0].float().std() > 70  # clipped noise: 0 and 255 far apart
 
-    export.save_trajectory(tmp_path / "way.gif", stages)
+    destinations.save_trajectory(tmp_path / "way.gif", stages)
     with Image.open(tmp_path / "way.gif") as gif:
         assert getattr(gif, "n_frames", 1) == 5
         gif.seek(4)
         last = np.asarray(gif.convert("RGB")).astype(int)
-    expected = np.asarray(images.grid(stages[-1], columns=2).convert("RGB")).astype(int)
+    expected = np.asarray(image_grid(stages[-1], columns=2).convert("RGB")).astype(int)
     assert np.abs(last - expected).mean() < 20  # a palette of 256 colours
 
-    export.save_trajectory(tmp_path / "way.png", stages)
+    destinations.save_trajectory(tmp_path / "way.png", stages)
     height, width = stages[0].shape[-2:]
     with Image.open(tmp_path / "way.png") as strip:
-        tiles = [np.asarray(t.resize((width, height), 0)) for t in images.tiles(strip, height, width)]
+        shown = [np.asarray(t.resize((width, height), 0)) for t in tiles(strip, height, width)]
     by_image = torch.stack(stages, dim=1).flatten(0, 1)  # a row an image
-    assert (np.stack(tiles) == images.as_array(by_image)).all()
+    assert (np.stack(shown) == as_array(by_image)).all()
 
 
 def test_a_long_trajectory_is_shown_in_twelve_pictures(tmp_path: Path) -> None:
     stages = [torch.full((1, 1, 4, 4), k, dtype=torch.uint8) for k in range(34)]
-    export.save_trajectory(tmp_path / "way.png", stages)
+    destinations.save_trajectory(tmp_path / "way.png", stages)
     with Image.open(tmp_path / "way.png") as strip:
-        levels = [np.asarray(tile).flat[0] for tile in images.tiles(strip, 4, 4)]
+        levels = [np.asarray(tile).flat[0] for tile in tiles(strip, 4, 4)]
     assert levels == list(range(0, 34, 3))
 
 
 def test_a_grid_has_a_column_a_class_and_is_about_square_without() -> None:
-    assert images.columns_for(100, classes=10) == 10
-    assert images.columns_for(40, classes=0) == 7
-    assert images.columns_for(16, classes=1) == 4  # a single label: no column sixteen images long
-    assert images.columns_for(5, classes=10) == 3
-    assert images.columns_for(40, classes=2) == 10  # no columns of twenty images
-    assert images.columns_for(40, classes=4) == 8
-    assert images.columns_for(40, classes=15) == 15
-    assert images.columns_for(5, classes=2) == 4
+    assert columns_for(100, classes=10) == 10
+    assert columns_for(40, classes=0) == 7
+    assert columns_for(16, classes=1) == 4  # a single label: no column sixteen images long
+    assert columns_for(5, classes=10) == 3
+    assert columns_for(40, classes=2) == 10  # no columns of twenty images
+    assert columns_for(40, classes=4) == 8
+    assert columns_for(40, classes=15) == 15
+    assert columns_for(5, classes=2) == 4
 
 
 def test_a_saved_grid_has_a_row_a_class(tmp_path: Path) -> None:
     """Images numbered by their order, of classes that cycle: 0, 1, 2, 0, 1, 2, 0; what is left of the last column is black."""
     numbered = torch.arange(1, 8, dtype=torch.uint8)[:, None, None, None].expand(-1, 1, 4, 4)
-    to = export.Destination(tmp_path / "x.png", "png")
-    export.save_images(to, numbered, torch.arange(7) % 3, ("a", "b", "c"))
+    to = destinations.Destination(tmp_path / "x.png", "png")
+    destinations.save_images(to, numbered, torch.arange(7) % 3, ("a", "b", "c"))
     with Image.open(to.path) as sheet:
-        found = [int(np.asarray(tile).flat[0]) for tile in images.tiles(sheet, 4, 4)]
+        found = [int(np.asarray(tile).flat[0]) for tile in tiles(sheet, 4, 4)]
     assert found == [1, 4, 7, 2, 5, 0, 3, 6, 0]
     for labels in ([0] * 7, [0, 0, 1, 0, 1, 0, 1]):  # one class, and classes that do not take turns: about a square
-        export.save_images(to, numbered, torch.tensor(labels), ("a", "b", "c"))
+        destinations.save_images(to, numbered, torch.tensor(labels), ("a", "b", "c"))
         with Image.open(to.path) as sheet:
-            assert [int(np.asarray(tile).flat[0]) for tile in images.tiles(sheet, 4, 4)] == [*range(1, 8), 0, 0]
+            assert [int(np.asarray(tile).flat[0]) for tile in tiles(sheet, 4, 4)] == [*range(1, 8), 0, 0]

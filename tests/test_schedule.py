@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from undiffuse.errors import UserError
-from undiffuse.schedule import LOG_SNR_BOUND, SCHEDULES, chain, log_snr, noise_level, time_of
+from undiffuse.base.errors import UserError
+from undiffuse.diffusion.schedule import LOG_SNR_BOUND, SCHEDULES, chain, log_snr, noise_level, time_of
 
 PRESERVING = ["linear", "cosine", "sigmoid", "log-linear"]  # alpha^2 + sigma^2 = 1
 T = [1, 2, 7, 50, 1000]

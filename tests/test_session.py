@@ -29,15 +29,26 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from conftest import as_flags, write_idx
-from undiffuse import api, data, features, images, machine, rng, session, training
-from undiffuse.clock import FINISH_SECONDS, Clock, Decision, lr_factor, snapshot_steps
-from undiffuse.config import Config, make_config, reasons
-from undiffuse.errors import UserError
-from undiffuse.files import save_tensors
-from undiffuse.optimizers import OPTIMIZERS
-from undiffuse.run import Run
-from undiffuse.session import Began, Stopped, train_session
-from undiffuse.training import Ended, SetBack, Snapshot, Stepped, Validated, quick_samples
+from undiffuse import api
+from undiffuse.base import engine, rng
+from undiffuse.base.errors import UserError
+from undiffuse.base.images import tiles
+from undiffuse.base.tensors import save_tensors
+from undiffuse.data import loading
+from undiffuse.data.dataset import Dataset
+from undiffuse.data.loading import load_dataset
+from undiffuse.data.splits import split_dataset, subset
+from undiffuse.runs import session
+from undiffuse.runs.folder import Run
+from undiffuse.runs.session import Began, train_session
+from undiffuse.runs.signals import Stopped
+from undiffuse.training import experiment, loop, probes
+from undiffuse.training.clock import FINISH_SECONDS, Clock, Decision, lr_factor, snapshot_steps
+from undiffuse.training.config import Config
+from undiffuse.training.events import Ended, SetBack, Snapshot, Stepped, Validated
+from undiffuse.training.optimizers import OPTIMIZERS
+from undiffuse.training.presets import make_config, reasons
+from undiffuse.training.probes import quick_samples
 
 Files = dict[str, tuple[bytes, int]]
 
@@ -141,7 +152,7 @@ def test_a_run_leaves_these_files_and_no_others(run: Path) -> None:
     ]
 
 
-def sha256(*parts: data.Dataset) -> str:
+def sha256(*parts: Dataset) -> str:
     """Of images and labels, a part after the other."""
     tensors = [x for part in parts for x in (part.images, part.labels) if x is not None]
     return hashlib.sha256(b"".join(x.numpy().tobytes() for x in tensors)).hexdigest()
@@ -149,7 +160,7 @@ def sha256(*parts: data.Dataset) -> str:
 
 def test_the_configuration_is_saved_with_its_reasons_and_its_data(run: Path, config: Config, digits: Path) -> None:
     content = json.loads((run / "config.json").read_bytes())
-    dataset, held_out = data.split(data.load(str(digits)), seed=0)
+    dataset, held_out = split_dataset(load_dataset(str(digits)), seed=0)
     assert content["config"] == json.loads(config.model_dump_json())
     assert content["reasons"] == reasons(config)
     assert content["data"] == {
@@ -185,7 +196,7 @@ def test_a_network_too_large_to_be_read_back_is_refused_first(
     """Where its checkpoint may just be as large as it is, it is trained."""
     whole = sum(value.nbytes for value in load_file(run / "checkpoint.safetensors").values())
     for most, refused in ((whole, False), (whole - 100, True)):
-        monkeypatch.setattr(session, "LARGEST", most + session.LARGEST_HEADER)
+        monkeypatch.setattr(experiment, "LARGEST", most + experiment.LARGEST_HEADER)
         folder = tmp_path / f"{refused}"
         if refused:
             with pytest.raises(UserError, match=r"checkpoints would take .* take fewer --channels"):
@@ -205,7 +216,7 @@ def test_there_are_twelve_snapshots_by_default(train: Callable[..., Path]) -> No
 def test_the_last_snapshot_is_what_the_run_draws(run: Path, config: Config) -> None:
     """From the same noise, with the same weights: read back from the picture, pixel by pixel."""
     with Image.open(run / "samples" / "step_000012.png") as sheet:
-        drawn = [np.asarray(tile.resize((8, 8), Image.Resampling.NEAREST)) for tile in images.tiles(sheet, 8, 8)]
+        drawn = [np.asarray(tile.resize((8, 8), Image.Resampling.NEAREST)) for tile in tiles(sheet, 8, 8)]
     expected = api.sample(run, n=4, seed=config.seed)
     assert np.abs(np.stack(drawn).astype(int) - expected).max() <= 1
     assert expected.std() > 10
@@ -280,9 +291,9 @@ def test_nothing_is_unpickled(tmp_path: Path, tiny: dict[str, Any], compiled: st
 
 def test_a_subset_is_recorded_and_is_the_documented_one(train: Callable[..., Path], digits: Path) -> None:
     def trained_on(seed: int) -> str:
-        chosen = data.subset(data.load(str(digits)), 40, seed)
+        chosen = subset(load_dataset(str(digits)), 40, seed)
         assert len(chosen) == 40
-        return sha256(*data.split(chosen, seed))
+        return sha256(*split_dataset(chosen, seed))
 
     run = Run(train(subset=40, seed=3, steps=2, snapshots=2))
     assert run.about().config.subset == 40
@@ -291,13 +302,13 @@ def test_a_subset_is_recorded_and_is_the_documented_one(train: Callable[..., Pat
 
 
 def test_mnists_test_images_are_never_read(monkeypatch: pytest.MonkeyPatch, train: Callable[..., Path]) -> None:
-    packaged, read = data._packaged, []
+    packaged, read = loading._packaged, []
 
     def spy(file: str, dimensions: int) -> Any:
         read.append(file)
         return packaged(file, dimensions)
 
-    monkeypatch.setattr(data, "_packaged", spy)
+    monkeypatch.setattr(loading, "_packaged", spy)
     train(data="mnist", subset=40, steps=2, snapshots=2)
     assert set(read) == {"train-images-idx3-ubyte", "train-labels-idx1-ubyte"}
 
@@ -361,8 +372,8 @@ def test_a_run_says_where_its_bits_will_not_be_the_same(
 
     stop(config, tmp_path / "run", at=3)
     assert notes() == []
-    facts = machine.facts()
-    monkeypatch.setattr(machine, "facts", lambda: {**facts, "threads": 64, "torch": "3.0"})
+    facts = engine.facts()
+    monkeypatch.setattr(engine, "facts", lambda: {**facts, "threads": 64, "torch": "3.0"})
     (note,) = notes()
     assert "(torch, threads): the result will not be the same to the bit" in note
 
@@ -377,8 +388,8 @@ def test_a_compiled_run_says_where_the_compiler_is_another(
     def begun(version: str, compiled: bool) -> list[str]:
         script.write_text(f"#!/bin/sh\necho 'c++ {version}'\necho 'and more'\n")
         script.chmod(0o755)
-        assert machine.compiler_version() == f"c++ {version}"
-        monkeypatch.setattr(machine, "resolve", lambda *_: ("fp32", compiled, []))
+        assert engine.compiler_version() == f"c++ {version}"
+        monkeypatch.setattr(engine, "resolve", lambda *_: ("fp32", compiled, []))
         with closing(train_session(config, tmp_path / f"run-{compiled}")) as events:
             began = next(events)
         assert isinstance(began, Began)
@@ -525,7 +536,7 @@ def test_a_signal_while_samples_are_scored_leaves_the_score_to_the_next_session(
     tmp_path: Path, tiny: dict[str, Any], monkeypatch: pytest.MonkeyPatch, at: int
 ) -> None:
     """At the end of the run, too."""
-    monkeypatch.setattr(features, "scorer", lambda whole: Eyes())
+    monkeypatch.setattr(session, "scorer_for", lambda whole: Eyes())
     config = make_config(**{**tiny, "score_share": 0.5})
     finish(config, tmp_path / "whole")
     assert at in [event["step"] for event in Run(tmp_path / "whole").events("score")]
@@ -536,7 +547,7 @@ def test_a_signal_while_samples_are_scored_leaves_the_score_to_the_next_session(
         yield from quick_samples(*arguments)
 
     with monkeypatch.context() as patched:
-        patched.setattr(training, "quick_samples", interrupted)
+        patched.setattr(probes, "quick_samples", interrupted)
         with pytest.raises(Stopped):
             finish(config, tmp_path / "run")
     kinds = {event["event"] for event in Run(tmp_path / "run").log() if event["step"] == at}
@@ -557,7 +568,7 @@ def test_a_snapshot_that_was_deleted_does_not_keep_a_run_from_its_end(
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(machine.compiler() is None, reason="there is no C++ compiler")
+@pytest.mark.skipif(engine.compiler() is None, reason="there is no C++ compiler")
 def test_compiled_conditional_runs_replay_and_resume_to_the_bit(tmp_path: Path) -> None:
     """The default network and arithmetic, on all threads: LOG.md tells of a gradient that was summed in any order."""
     script = """
@@ -565,9 +576,9 @@ import signal, sys
 from pathlib import Path
 import torch
 from undiffuse import api
-from undiffuse.config import make_config
-from undiffuse.session import Stopped
-from undiffuse.training import Stepped
+from undiffuse.training.presets import make_config
+from undiffuse.runs.signals import Stopped
+from undiffuse.training.events import Stepped
 torch.set_num_threads(2)
 path, stops = Path(sys.argv[1]), [int(step) for step in sys.argv[2].split(",") if step]
 config = make_config(conditional=True, steps=150, compile="on", precision="bf16", subset=3000, score_share=0.0, snapshots=2)
@@ -626,7 +637,7 @@ def test_changed_data_are_refused(tmp_path: Path, tiny: dict[str, Any]) -> None:
     stop(config, tmp_path / "run", at=1)
     before = files(tmp_path / "run")
     held_out = pixels.copy()
-    held_out[pixels.tolist().index(data.split(data.load(str(folder)), 0)[1].images[0, 0].tolist())] ^= 1
+    held_out[pixels.tolist().index(split_dataset(load_dataset(str(folder)), 0)[1].images[0, 0].tolist())] ^= 1
     halves = [n % 2 for n in range(30)]
     for changed, labels in ((pixels ^ 1, halves), (pixels, [n % 3 % 2 for n in range(30)]), (held_out, halves)):
         write_idx(folder, changed, labels)
@@ -826,7 +837,7 @@ def test_a_run_that_was_set_back_goes_on_and_replays_to_the_bit(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, config: Config, at: int | None
 ) -> None:
     """NaN in step 6, once; killed at no step, or after so many: the same run, and its replay, in which nothing is wrong, as well."""
-    monkeypatch.setattr(training, "KEPT_EVERY", 4)
+    monkeypatch.setattr(loop, "KEPT_EVERY", 4)
     normal, left = rng.normal, [math.nan]
 
     def poisoned(shape: Any, seed: int, purpose: str, *indices: int) -> Any:
@@ -852,7 +863,7 @@ def test_a_set_back_that_is_cut_off_is_made_again_or_forgotten(
     monkeypatch: pytest.MonkeyPatch, checkpointed: Path, tmp_path: Path
 ) -> None:
     """Killed between the checkpoint and the log: what went wrong does not come again here, so the run is as if it never had."""
-    monkeypatch.setattr(training, "KEPT_EVERY", 4)
+    monkeypatch.setattr(loop, "KEPT_EVERY", 4)
     config, normal, left = Run(checkpointed).about().config, rng.normal, [math.nan]
 
     def poisoned(shape: Any, seed: int, purpose: str, *indices: int) -> Any:
@@ -885,7 +896,7 @@ def ticking(monkeypatch: pytest.MonkeyPatch) -> Iterator[SimpleNamespace]:
         clock.now += 0.1
         return clock.now
 
-    for module in (session, training):
+    for module in (session, loop):
         monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=monotonic))
     yield clock
     monkeypatch.undo()

@@ -13,8 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from undiffuse import images
-from undiffuse.errors import UserError
+from undiffuse.base.errors import UserError
 from undiffuse.report import Report
 from undiffuse.report.blocks import Figure, Missing, Table, Text
 from undiffuse.report.content import verdicts
@@ -43,7 +42,7 @@ def test_pictures_are_of_the_same_noise_and_the_samplers_own(studied: Path) -> N
     tiles = {}
     for name in ("ddim-25", "ddpm-25"):
         with Image.open(studied / "study" / f"{name}.png") as sheet:
-            tiles[name] = np.stack([np.asarray(tile) for tile in images.tiles(sheet, 8, 8)[: samplers.SHOWN]])
+            tiles[name] = np.stack([np.asarray(tile) for tile in tiles(sheet, 8, 8)[: samplers.SHOWN]])
     assert (tiles["ddim-25"] != tiles["ddpm-25"]).any()
     assert tiles["ddim-25"].std() > 5
 

@@ -18,31 +18,21 @@ from safetensors.torch import save as pack
 from torch import Tensor
 
 from conftest import write_idx
-from undiffuse import data, machine, rng, training
-from undiffuse.clock import Clock, Cut, Decision, lr_factor, snapshot_steps
-from undiffuse.config import PRESETS, make_config
-from undiffuse.errors import UserError
+from undiffuse.base import engine, rng
+from undiffuse.base.errors import UserError
+from undiffuse.base.pixels import to_float
+from undiffuse.data.batches import batch_indices
 from undiffuse.nets import NETWORKS
-from undiffuse.run import build_network, make_denoiser
-from undiffuse.session import prepare, show_pictures, total_steps
-from undiffuse.training import (
-    MOST_CUTS,
-    QUICK_CALLS,
-    Ended,
-    Event,
-    SetBack,
-    Snapshot,
-    Stepped,
-    Uncompiled,
-    Validated,
-    ema_decay,
-    ema_exponent,
-    fit,
-    hide_labels,
-    new_state,
-    quick_samples,
-    score_plan,
-)
+from undiffuse.training import loop
+from undiffuse.training.averages import ema_decay, ema_exponent
+from undiffuse.training.clock import Clock, Cut, Decision, lr_factor, snapshot_steps
+from undiffuse.training.events import Ended, Event, SetBack, Snapshot, Stepped, Uncompiled, Validated
+from undiffuse.training.experiment import build_network, make_denoiser, prepare, show_pictures, total_steps
+from undiffuse.training.loop import MOST_CUTS, fit
+from undiffuse.training.presets import PRESETS, make_config
+from undiffuse.training.probes import QUICK_CALLS, quick_samples, score_plan
+from undiffuse.training.state import new_state
+from undiffuse.training.step import hide_labels
 
 Tensors = dict[str, Tensor]
 
@@ -135,7 +125,7 @@ def test_a_handful_of_images_is_learnt_by_heart(tmp_path: Path, tiny: dict[str, 
         "steps": 300, "batch_size": 32, "lr": 5e-3, "dropout": 0.0, "snapshots": 2,
     }  # fmt: skip
     losses = [event.loss for event in Trainer(**{**tiny, **fields})() if isinstance(event, Stepped)]
-    best_constant = data.to_float(torch.from_numpy(images)).var(dim=0, correction=0).mean().item()
+    best_constant = to_float(torch.from_numpy(images)).var(dim=0, correction=0).mean().item()
     assert np.mean(losses[-50:]) < best_constant / 3
 
 
@@ -274,7 +264,7 @@ def test_a_number_that_is_not_finite_sets_training_back(
     monkeypatch: pytest.MonkeyPatch, tiny: dict[str, Any], kind: str, step: int
 ) -> None:
     """Caught in its step; from the last kept state on, all is as if only the learning rate had been halved there."""
-    monkeypatch.setattr(training, "KEPT_EVERY", 4)
+    monkeypatch.setattr(loop, "KEPT_EVERY", 4)
     plant, what = PLANTS[kind]
     trainer, events, kept = Trainer(**tiny), [], {}
     kept[0] = trainer.tensors()
@@ -346,7 +336,7 @@ def test_the_network_is_shown_each_images_label_or_none(tiny: dict[str, Any], sh
     trainer.state.network.register_forward_pre_hook(lambda _, arguments: seen.append(arguments[2]))
     list(trainer())
     assert trainer.training.labels is not None
-    rows = [data.batch_indices(61, 8, step, trainer.config.seed) for step in range(12)]
+    rows = [batch_indices(61, 8, step, trainer.config.seed) for step in range(12)]
     labels, shown = trainer.training.labels[torch.cat(rows)], torch.cat(seen)
     assert ((shown == labels) | (shown == 10)).all()
     assert (shown == 10).sum().item() == pytest.approx(hidden, abs=20 if share == 0.5 else 0)  # 4 standard deviations
@@ -443,7 +433,7 @@ def test_a_network_that_cannot_be_built_says_why(net: str, options: dict[str, An
         network(net, (1, 8, 8), **options)
 
 
-@pytest.mark.skipif(not machine.has_bf16(), reason="this processor has no bfloat16 arithmetic")
+@pytest.mark.skipif(not engine.has_bf16(), reason="this processor has no bfloat16 arithmetic")
 @pytest.mark.parametrize("count", [1, 8])
 def test_bf16_is_close_to_fp32(count: int) -> None:
     """Trap 20: some shapes of convolution have given wrong results. These are the default network's."""
@@ -451,7 +441,7 @@ def test_bf16_is_close_to_fp32(count: int) -> None:
     x, log_snr, _ = inputs((1, 28, 28), 0, count)
 
     def gradients(precision: str) -> tuple[Tensor, list[Tensor]]:
-        with machine.arithmetic(precision):
+        with engine.arithmetic(precision):
             out = built(x, log_snr, None)
         assert out.dtype == torch.float32
         return out.detach(), list(torch.autograd.grad(out.square().mean(), list(built.parameters())))
@@ -515,19 +505,19 @@ def test_a_compiler_that_errs_without_a_word_is_done_without(
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(machine.compiler() is None, reason="there is no C++ compiler")
+@pytest.mark.skipif(engine.compiler() is None, reason="there is no C++ compiler")
 @pytest.mark.parametrize("preset", PRESETS)
 def test_every_presets_gradients_are_compiled_rightly(preset: str) -> None:
     """At its own size: torch 2.13 errs for large tensors only."""
     trainer = Trainer(
         preset=preset, compile="on", minutes=None, steps=1, subset=1000, groups=0, snapshots=2, snapshot_images=1
     )
-    precision = "bf16" if machine.has_bf16() else "fp32"
+    precision = "bf16" if engine.has_bf16() else "fp32"
     assert [event.step for event in trainer(precision=precision) if isinstance(event, Stepped)] == [1]
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(machine.compiler() is None, reason="there is no C++ compiler")
+@pytest.mark.skipif(engine.compiler() is None, reason="there is no C++ compiler")
 def test_the_compiled_network_learns_what_the_eager_one_does(tiny: dict[str, Any]) -> None:
     fields = {**tiny, "dropout": 0.0, "conditional": True}
     eager, compiled = (

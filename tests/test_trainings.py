@@ -15,14 +15,16 @@ import torch
 from torch import Tensor
 
 from conftest import write_idx
-from undiffuse import cli, data
-from undiffuse.denoiser import Denoiser
-from undiffuse.errors import UserError
+from undiffuse import cli
+from undiffuse.base.errors import UserError
+from undiffuse.data.dataset import Dataset
+from undiffuse.data.splits import left_out, subset
+from undiffuse.diffusion.denoiser import Denoiser
+from undiffuse.diffusion.schedule import SCHEDULES
 from undiffuse.report import Report
 from undiffuse.report.blocks import Figure, Missing, Table, Text
 from undiffuse.report.content import best_of
-from undiffuse.run import Run
-from undiffuse.schedule import SCHEDULES
+from undiffuse.runs.folder import Run
 from undiffuse.study import FORMAT, trainings
 from undiffuse.study.trainings import LEVELS, QUESTIONS, errors, training_study
 
@@ -171,9 +173,9 @@ def test_predictions_are_compared_where_all_are_possible() -> None:
 
 def test_left_out_images_are_not_in_the_subset() -> None:
     pixels = torch.arange(200, dtype=torch.uint8)[:, None, None, None]
-    whole = data.Dataset("numbers", pixels)
+    whole = Dataset("numbers", pixels)
     inside, outside = (
-        set(part.images.flatten().tolist()) for part in (data.subset(whole, 120, 4), data.left_out(whole, 120, 4, 50))
+        set(part.images.flatten().tolist()) for part in (subset(whole, 120, 4), left_out(whole, 120, 4, 50))
     )
     assert (len(inside), len(outside)) == (120, 50)
     assert not inside & outside

@@ -11,7 +11,7 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-from undiffuse import machine as _machine  # noqa: F401 - notes when the process started
+from undiffuse.base import engine as _engine  # noqa: F401 - notes when the process started
 
 __version__ = "0.1.0"
 
@@ -20,16 +20,16 @@ _PUBLIC = {
     "train": "api",
     "sample": "api",
     "load": "api",
-    "evaluate": "evaluation",
-    "Denoiser": "denoiser",
-    "UserError": "errors",
-    "SCHEDULES": "schedule",
-    "PREDICTIONS": "denoiser",
-    "WEIGHTINGS": "objective",
-    "SAMPLERS": "sampling",
-    "GRIDS": "sampling",
+    "evaluate": "runs.evaluation",
+    "Denoiser": "diffusion.denoiser",
+    "UserError": "base.errors",
+    "SCHEDULES": "diffusion.schedule",
+    "PREDICTIONS": "diffusion.denoiser",
+    "WEIGHTINGS": "diffusion.weightings",
+    "SAMPLERS": "diffusion.samplers",
+    "GRIDS": "diffusion.grids",
     "NETWORKS": "nets",
-    "DATASETS": "data",
+    "DATASETS": "data.loading",
 }
 
 __all__ = [*_PUBLIC, "__version__"]

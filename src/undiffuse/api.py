@@ -13,20 +13,26 @@ from typing import TYPE_CHECKING, Any, SupportsIndex
 import numpy as np
 import torch
 
-from undiffuse import data, images
-from undiffuse.config import Config, make_config
-from undiffuse.denoiser import Denoiser
-from undiffuse.errors import UserError
-from undiffuse.run import Run
-from undiffuse.sampling import SAMPLERS, Frame, steps_within, time_grid, trajectory
-from undiffuse.session import Began, train_session
-from undiffuse.training import Event, in_precision
+from undiffuse.base.errors import UserError
+from undiffuse.base.images import as_array
+from undiffuse.base.pixels import to_uint8
+from undiffuse.diffusion.denoiser import Denoiser
+from undiffuse.diffusion.grids import time_grid
+from undiffuse.diffusion.samplers import SAMPLERS
+from undiffuse.diffusion.sampling import Frame, steps_within, trajectory
+from undiffuse.runs.folder import Run
+from undiffuse.runs.session import Began, train_session
+from undiffuse.training.config import Config
+from undiffuse.training.events import Event
+from undiffuse.training.precision import in_precision
+from undiffuse.training.presets import make_config
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
 Where = str | os.PathLike[str]
+
 
 MOST_IMAGES = 10_000_000  # of one request: 8 GB of digits
 
@@ -116,12 +122,12 @@ class Drawing:
         size = self.request.batch_size
         for first in range(0, self.request.n, size):
             *_, last = self.frames(first, min(size, self.request.n - first))
-            yield data.to_uint8(last.x_s)
+            yield to_uint8(last.x_s)
 
     def stages(self, count: int) -> list[Tensor]:
         """The first `count` images at every time from 1 to 0, uint8 (count, C, H, W) each."""
         frames = list(self.frames(0, min(count, self.request.n)))
-        return [data.to_uint8(x) for x in (frames[0].x_t, *(frame.x_s for frame in frames))]
+        return [to_uint8(x) for x in (frames[0].x_t, *(frame.x_s for frame in frames))]
 
 
 def prepare(run: Where, request: Request) -> Drawing:
@@ -197,4 +203,4 @@ def sample(run: Where, n: int = 64, **request: Any) -> NDArray[np.uint8]:
     """Draw n images from a run: uint8 (n, H, W), or (n, H, W, 3) in colour. Other arguments: `Request`'s.
 
     The same seed gives the same images, whatever the batch size. Raises UserError for what the run cannot do."""
-    return images.as_array(torch.cat(list(prepare(run, Request(n=n, **request)).batches())))
+    return as_array(torch.cat(list(prepare(run, Request(n=n, **request)).batches())))

@@ -15,9 +15,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 import tyro
 from tyro.conf import OmitArgPrefixes, Positional
 
-from undiffuse import __version__, machine
-from undiffuse.config import Config, among, make_config, validated
-from undiffuse.errors import UserError
+from undiffuse import __version__
+from undiffuse.base import engine
+from undiffuse.base.errors import UserError
+from undiffuse.training.config import Config, among, validated
+from undiffuse.training.presets import make_config
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -53,10 +55,10 @@ def train_verb(preset: Any) -> Callable[..., None]:
             plan: time a few steps, print what the budget allows, and train nothing
         """
         from undiffuse import api
-        from undiffuse.console import Watcher, say
-        from undiffuse.plan import plan as make_plan
-        from undiffuse.run import Run
-        from undiffuse.session import Stopped
+        from undiffuse.console.progress import Watcher, say
+        from undiffuse.runs.folder import Run
+        from undiffuse.runs.plan import plan as make_plan
+        from undiffuse.runs.signals import Stopped
 
         console = stdout()
         if replay is not None:
@@ -73,8 +75,8 @@ def train_verb(preset: Any) -> Callable[..., None]:
         path = out or Path("runs") / config.preset
         done = Run(path).exists() and Run(path).finished()
         try:
-            with Watcher(config, path, console, machine.STARTED) as watcher:
-                api.train_config(config, path, replay=replay, started=machine.STARTED, watch=watcher)
+            with Watcher(config, path, console, engine.STARTED) as watcher:
+                api.train_config(config, path, replay=replay, started=engine.STARTED, watch=watcher)
         except Stopped as stopped:
             leave(stopped.signal, f"{path}: stopped by {stopped} and saved; the same command goes on from here")
         end = Run(path).finished()
@@ -125,13 +127,14 @@ def sample(
 
     import torch
 
-    from undiffuse import api, export
-    from undiffuse.console import say
+    from undiffuse import api
+    from undiffuse.console.progress import say
+    from undiffuse.runs import destinations
 
     ready = api.prepare(run, api.Request(n, sampler, steps, grid, label, guidance, clip, seed, batch_size, precision))
-    to = export.destination(out or str(run / "samples.png"))
+    to = destinations.destination(out or str(run / "samples.png"))
     if trajectory is not None:
-        export.check_trajectory(trajectory, to)
+        destinations.check_trajectory(trajectory, to)
     console = stdout()
     begin = time.monotonic()
     images: list[torch.Tensor] = []
@@ -140,14 +143,14 @@ def sample(
             images.append(batch)
             status.update(f"drawn {sum(map(len, images)):,} of {n:,}")
     seconds = time.monotonic() - begin
-    export.save_images(to, torch.cat(images), ready.label, ready.denoiser.classes, ready.note)
+    destinations.save_images(to, torch.cat(images), ready.label, ready.denoiser.classes, ready.note)
     say(
         console,
         f"{to}: {n:,} images by {ready.options['sampler']}, {ready.options['steps']} steps, {ready.calls} network calls each, "
         f"in {seconds:.1f} s",
     )
     if trajectory is not None:
-        export.save_trajectory(trajectory, ready.stages(10))
+        destinations.save_trajectory(trajectory, ready.stages(10))
         say(console, f"{trajectory}: the way from noise of the first {min(n, 10)}")
 
 
@@ -193,8 +196,9 @@ def evaluate(
         size: resize that data set, as in training
         out: where the metrics of --images go
     """
-    from undiffuse import evaluation
-    from undiffuse.console import Stages, say, scores
+    from undiffuse.console.progress import Stages, say
+    from undiffuse.console.results import scores
+    from undiffuse.runs import evaluation
 
     parts = evaluation.Parts(quality, likelihood, novelty)
     console = stdout()
@@ -241,8 +245,8 @@ def study(
         seeds: trainings with each choice
         seed: the first seed
     """
-    from undiffuse.console import Stages, say
-    from undiffuse.session import Stopped
+    from undiffuse.console.progress import Stages, say
+    from undiffuse.runs.signals import Stopped
     from undiffuse.study.samplers import sampler_study
     from undiffuse.study.trainings import training_study
 
@@ -270,7 +274,7 @@ def report(run: Positional[Path]) -> None:
     Args:
         run: the run folder
     """
-    from undiffuse.console import say
+    from undiffuse.console.progress import say
     from undiffuse.report import write_report
 
     console = stdout()
@@ -284,8 +288,8 @@ def info(run: Positional[Path]) -> None:
     Args:
         run: the run folder
     """
-    from undiffuse.console import describe
-    from undiffuse.run import Run
+    from undiffuse.console.info import describe
+    from undiffuse.runs.folder import Run
 
     stdout().print(describe(Run(run)))
 
@@ -302,7 +306,7 @@ def main() -> None:
     if arguments == ["--version"]:
         print(f"undiffuse {__version__}")
         return
-    machine.keep_freed_memory()
+    engine.keep_freed_memory()
     try:
         run_verb(arguments)
     except SystemExit as end:
@@ -353,7 +357,7 @@ def leave(number: int, sentence: str = "") -> NoReturn:
     for each in (signal.SIGINT, signal.SIGTERM):
         signal.signal(each, signal.SIG_IGN)
     if sentence:
-        from undiffuse.console import say
+        from undiffuse.console.progress import say
 
         say(stdout(), sentence)
     raise SystemExit(STOPPED + number) from None

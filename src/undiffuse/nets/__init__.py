@@ -17,8 +17,8 @@ import pkgutil
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from undiffuse.errors import UserError
-from undiffuse.registry import Table
+from undiffuse.base.errors import UserError
+from undiffuse.base.table import Table
 
 
 class NetworkTable(Table):

@@ -23,11 +23,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from undiffuse.data import to_float
+from undiffuse.base.pixels import to_float
 from undiffuse.nets import NETWORKS
 from undiffuse.nets.unet import UNet, zero
 
 EMBEDDING = 16  # channels for each value of the image
+
+
 PACE = 16.0  # of log p(v): one number a level, which must fall by ten or more, where an optimiser's step is of the learning rate's size
 
 

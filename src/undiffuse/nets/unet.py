@@ -19,9 +19,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from undiffuse.errors import UserError
-from undiffuse.layers import LabelEmbedding
+from undiffuse.base.errors import UserError
 from undiffuse.nets import NETWORKS
+from undiffuse.nets._layers import LabelEmbedding
 
 FEATURES = 64  # Fourier features of the log-SNR
 

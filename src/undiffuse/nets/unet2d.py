@@ -13,10 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from undiffuse.errors import UserError
-from undiffuse.layers import LabelEmbedding
+from undiffuse.base.errors import UserError
+from undiffuse.diffusion.schedule import linear_table
 from undiffuse.nets import NETWORKS
-from undiffuse.schedule import linear_table
+from undiffuse.nets._layers import LabelEmbedding
 
 try:
     from diffusers import UNet2DModel

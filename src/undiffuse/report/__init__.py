@@ -8,13 +8,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from undiffuse.errors import UserError
+from undiffuse.base.errors import UserError
 from undiffuse.report.blocks import Block, Code, Figure
 from undiffuse.report.content import blocks, read
 from undiffuse.report.document import compile_document
 from undiffuse.report.notebook import notebook, picture
 from undiffuse.report.pictures import PICTURES, svg
-from undiffuse.run import Run
+from undiffuse.runs.folder import Run
 
 
 class Report:

@@ -83,6 +83,7 @@ class Command:
 
 Block = Heading | Text | Equation | Figure | Table | Code | Missing | Command
 
+
 SPECIAL = re.compile(r"([\\#$*_`<>@\[\]=~\"'/-])")
 
 
@@ -95,8 +96,6 @@ def coded(words: object) -> str:
     """Words from outside, set as code."""
     return f"#raw({json.dumps(str(words), ensure_ascii=False)})"
 
-
-# --- Mathematics: from Typst's notation to LaTeX's, as far as the reports use it ---
 
 SYMBOLS = {
     "dot.c": r"\cdot",
@@ -122,6 +121,8 @@ SYMBOLS = {
     **{name: f"\\{name}" for name in ("alpha", "beta", "gamma", "sigma", "theta", "lambda", "mu", "eta", "tau", "pi")},
     "epsilon": r"\varepsilon",
 }
+
+
 FUNCTIONS = {
     "sqrt": r"\sqrt{%s}",
     "macron": r"\bar{%s}",
@@ -131,6 +132,8 @@ FUNCTIONS = {
     "norm": r"\lVert %s \rVert",
     "frac": r"\frac{%s}{%s}",
 }
+
+
 TOKEN = re.compile(r'"(?P<words>[^"]*)"|(?P<name>[A-Za-z]+(?:\.[a-z]+)*)|(?P<script>[_^])|(?P<other>\s+|.)')
 
 
@@ -186,8 +189,6 @@ def _name(text: str, name: str, at: int) -> tuple[str, int]:
         return SYMBOLS[name] + " ", at
     raise ValueError(f"no LaTeX is known for {name} in {text}")
 
-
-# --- Text: from Typst's marks to Markdown's ---
 
 MARKS = re.compile(
     r"\\(?P<escaped>.)|`(?P<code>[^`]*)`|\$(?P<mathematics>[^$]*)\$|\*(?P<strong>[^*]*)\*|(?<!\w)_(?P<emphasis>[^_]*)_(?!\w)"

@@ -12,13 +12,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import undiffuse
-from undiffuse.config import PRESETS, Config
-from undiffuse.errors import UserError
-from undiffuse.evaluation import FORMAT as METRICS_FORMAT
-from undiffuse.images import columns_for, note_of
+from undiffuse.base.errors import UserError
+from undiffuse.base.images import columns_for, note_of
 from undiffuse.report.blocks import Block, Code, Command, Equation, Figure, Heading, Missing, Table, Text, coded, plain
-from undiffuse.run import About, Run, build_network
+from undiffuse.runs.evaluation import FORMAT as METRICS_FORMAT
+from undiffuse.runs.folder import About, Run
 from undiffuse.study import FORMAT as STUDY_FORMAT
+from undiffuse.training.config import Config
+from undiffuse.training.experiment import build_network
+from undiffuse.training.presets import PRESETS
 
 if TYPE_CHECKING:
     from torch import nn
@@ -191,9 +193,6 @@ def distance(row: dict[str, Any]) -> tuple[str, str]:
     return number(row["frechet"]), f"{number(row['frechet_low'])} to {number(row['frechet_high'])}"
 
 
-# --- The parts ---
-
-
 def summary(source: Source) -> Iterator[Block]:
     facts = source.about.facts
     channels, height, width = facts.shape
@@ -257,8 +256,8 @@ def ideas(source: Source) -> Iterator[Block]:
 
 
 def process(source: Source) -> Iterator[Block]:
-    from undiffuse import process as forward
-    from undiffuse.schedule import SCHEDULES, chain
+    from undiffuse.diffusion import process as forward
+    from undiffuse.diffusion.schedule import SCHEDULES, chain
 
     config = source.config
     yield Heading(1, "The forward process: from image to noise")
@@ -321,18 +320,19 @@ def keeps_variance(schedule: str) -> bool:
     """Whether alpha^2 + sigma^2 = 1 at all times."""
     import torch
 
-    from undiffuse.schedule import SCHEDULES, noise_level
+    from undiffuse.diffusion.schedule import SCHEDULES, noise_level
 
     level = noise_level(SCHEDULES[schedule], torch.linspace(0, 1, 11, dtype=torch.float64))
     return bool(((level.alpha**2 + level.sigma**2 - 1).abs() < 1e-9).all())
 
 
 def model(source: Source) -> Iterator[Block]:
-    from undiffuse import objective
-    from undiffuse import process as forward
-    from undiffuse.denoiser import PREDICTIONS, Denoiser
+    from undiffuse.diffusion import objective, times
+    from undiffuse.diffusion import process as forward
+    from undiffuse.diffusion.denoiser import PREDICTIONS, Denoiser
+    from undiffuse.diffusion.times import TIMES
+    from undiffuse.diffusion.weightings import WEIGHTINGS
     from undiffuse.nets import NETWORKS
-    from undiffuse.objective import TIMES, WEIGHTINGS
 
     config = source.config
     yield Heading(1, "The model: from noise to image")
@@ -378,7 +378,7 @@ def model(source: Source) -> Iterator[Block]:
     yield from code(
         objective.loss,
         objective.regression,
-        objective.draw_times,
+        times.draw_times,
         WEIGHTINGS[config.weighting.partition(":")[0]],
         TIMES[config.times.partition(":")[0]],
     )
@@ -424,7 +424,8 @@ def model(source: Source) -> Iterator[Block]:
 
 
 def samplers(source: Source) -> Iterator[Block]:
-    from undiffuse import sampling
+    from undiffuse.diffusion import samplers as steps
+    from undiffuse.diffusion import sampling
 
     config = source.config
     yield Heading(1, "Drawing new images")
@@ -464,16 +465,16 @@ def samplers(source: Source) -> Iterator[Block]:
         "of which a step of DDIM is Euler's. Heun's method and DPM-Solver++ 2M are of second order: they err less where steps are small enough. The "
         f"stochastic DPM-Solver++ 2M is (8) with such a guess. This run's own is {coded(config.sampler)}."
     )
-    own = sampling.SAMPLERS[config.sampler.partition(":")[0]]
+    own = steps.SAMPLERS[config.sampler.partition(":")[0]]
     shown = [
-        sampling.mean,
-        sampling.ddpm,
-        sampling.ddpm_printed,
-        sampling.ddim,
-        sampling.euler,
-        sampling.heun,
-        sampling.dpmpp_2m,
-        sampling.second_order,
+        steps.mean,
+        steps.ddpm,
+        steps.ddpm_printed,
+        steps.ddim,
+        steps.euler,
+        steps.heun,
+        steps.dpmpp_2m,
+        steps.second_order,
     ]
     yield from code(*shown, *([] if own in shown else [own]), sampling.trajectory)
     if source.about.told:
@@ -484,11 +485,11 @@ def samplers(source: Source) -> Iterator[Block]:
             f"through the one with it, by a factor: above 1 the images are clearer, and of less variety. "
             + ("This run's are drawn without." if guidance == 1 else f"This run's are drawn with {number(guidance)}.")
         )
-        yield from code(sampling.Guide.x_0)
+        yield from code(steps.Guide.x_0)
 
 
 def evaluation(source: Source) -> Iterator[Block]:
-    from undiffuse import metrics, novelty
+    from undiffuse.measuring import distances, novelty
 
     yield Heading(1, "How it is measured")
     yield Text(
@@ -505,7 +506,7 @@ def evaluation(source: Source) -> Iterator[Block]:
         "_Novelty._ A drawn image should be like the training images, and not be one of them. For each, its two nearest training images are found; a copy is "
         "near one and far from all others, so the ratio of the two distances tells it."
     )
-    yield from code(metrics.frechet, novelty.audit)
+    yield from code(distances.frechet, novelty.audit)
 
 
 def hyperparameters(source: Source) -> Iterator[Block]:
@@ -597,7 +598,8 @@ def flops_an_image(source: Source) -> int:
 
 
 def training(source: Source) -> Iterator[Block]:
-    from undiffuse.training import descend, ema_decay, problem_of
+    from undiffuse.training.averages import ema_decay
+    from undiffuse.training.step import descend, problem_of
 
     yield Heading(1, "Training")
     validations, scores = source.of("validation"), source.of("score")

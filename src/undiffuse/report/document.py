@@ -9,7 +9,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Literal
 
-from undiffuse.errors import UserError
+from undiffuse.base.errors import UserError
 from undiffuse.report.blocks import Block, Code, Command, Equation, Figure, Heading, Missing, Table, Text, coded, plain
 
 ACCENTS = {"\u0304": "\u00af", "\u0302": "^"}

@@ -30,6 +30,7 @@ from undiffuse.report import Report
 run = Path()  # the notebook lies in its run folder
 report = Report(run)"""
 
+
 TRY_IT = """\
 from undiffuse import images
 import torch

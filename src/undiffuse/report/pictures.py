@@ -9,10 +9,14 @@ from functools import partial
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
-from undiffuse import data, figures, images, process, rng
-from undiffuse.registry import Table
+from undiffuse.base import rng
+from undiffuse.base.images import as_picture, tiles
+from undiffuse.base.pixels import to_float, to_uint8
+from undiffuse.base.table import Table
+from undiffuse.diffusion import process
+from undiffuse.diffusion.schedule import SCHEDULES, noise_level
 from undiffuse.report.content import STUDIES, WAYS
-from undiffuse.schedule import SCHEDULES, noise_level
+from undiffuse.runs import figures
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -42,10 +46,10 @@ def examples(source: Source, count: int) -> Tensor:
 
     channels, height, width = source.about.facts.shape
     with Image.open(io.BytesIO(source.pictures["data.png"])) as sheet:
-        tiles = images.tiles(sheet, height, width)[:count]
-    arrays = [np.asarray(tile.resize((width, height), Image.Resampling.NEAREST)) for tile in tiles]
-    pixels = torch.from_numpy(np.stack(arrays)).reshape(len(tiles), height, width, channels)
-    return data.to_float(pixels.movedim(-1, 1))
+        shown = tiles(sheet, height, width)[:count]
+    arrays = [np.asarray(tile.resize((width, height), Image.Resampling.NEAREST)) for tile in shown]
+    pixels = torch.from_numpy(np.stack(arrays)).reshape(len(shown), height, width, channels)
+    return to_float(pixels.movedim(-1, 1))
 
 
 def noised(source: Source, x_0: Tensor, t: float) -> Tensor:
@@ -57,7 +61,7 @@ def noised(source: Source, x_0: Tensor, t: float) -> Tensor:
 
 def show(axis: Axes, x: Tensor) -> None:
     """One image, float (C, H, W)."""
-    axis.imshow(images.picture(data.to_uint8(x)), cmap="gray", vmin=0, vmax=255)
+    axis.imshow(as_picture(to_uint8(x)), cmap="gray", vmin=0, vmax=255)
     axis.set_axis_off()
 
 
@@ -166,7 +170,7 @@ def below_one_another(source: Source, named: dict[str, str], count: int = 10) ->
         for axis in line:
             axis.set_axis_off()
         with Image.open(io.BytesIO(source.pictures[f"study-{name}"])) as sheet:
-            for axis, tile in zip(line, images.tiles(sheet, height, width), strict=False):
+            for axis, tile in zip(line, tiles(sheet, height, width), strict=False):
                 axis.imshow(tile, cmap="gray", vmin=0, vmax=255)
         line[0].text(-0.15, 0.5, words, ha="right", va="center", fontsize=8, transform=line[0].transAxes)
     return figure

@@ -14,19 +14,21 @@ import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from undiffuse import data, machine, metrics
-from undiffuse.errors import UserError
-from undiffuse.files import write_atomic
-from undiffuse.session import trained_on
+from undiffuse.base import engine
+from undiffuse.base.errors import UserError
+from undiffuse.base.files import write_atomic
+from undiffuse.data.loading import load_dataset
+from undiffuse.measuring import distances
+from undiffuse.runs.session import trained_on
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from torch import Tensor
 
-    from undiffuse.data import Dataset
-    from undiffuse.features import Scorer
-    from undiffuse.run import Run
+    from undiffuse.data.dataset import Dataset
+    from undiffuse.measuring.scorer import Scorer
+    from undiffuse.runs.folder import Run
 
 FORMAT = 4
 
@@ -58,7 +60,7 @@ class Sheet:
         self.save()
 
     def save(self) -> None:
-        content = {"format": FORMAT, **self.facts, "machine": machine.facts(), "rows": self.rows}
+        content = {"format": FORMAT, **self.facts, "machine": engine.facts(), "rows": self.rows}
         self.write(self.path.name, json.dumps(content, indent=2).encode())
 
     def write(self, name: str, content: bytes) -> None:
@@ -89,12 +91,12 @@ def check_minutes(minutes: float) -> None:
 def data_of(run: Run) -> Dataset:
     """The whole data set that a run was trained on. Raises UserError where its place holds other images now."""
     config = run.about().config
-    whole = data.load(config.data, config.size)
+    whole = load_dataset(config.data, config.size)
     trained_on(run, whole)
     return whole
 
 
 def distance_of(x: Tensor, scorer: Scorer, seed: int) -> dict[str, float]:
     """A row's Frechet distance, with its interval, of drawn images' features (n, D)."""
-    found = metrics.frechet_interval(x, scorer.moments, seed)
+    found = distances.frechet_interval(x, scorer.moments, seed)
     return {"frechet": found.value, "frechet_low": found.low, "frechet_high": found.high}

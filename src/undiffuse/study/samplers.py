@@ -9,12 +9,18 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from undiffuse import data, features, images, machine, process, rng
-from undiffuse.run import Run
-from undiffuse.sampling import draw_many, trajectory
-from undiffuse.session import prepare
+from undiffuse.base import engine, rng
+from undiffuse.base.images import image_grid, png_bytes
+from undiffuse.base.pixels import to_float, to_uint8
+from undiffuse.data.dataset import Dataset
+from undiffuse.data.splits import random_labels, random_part
+from undiffuse.diffusion import process
+from undiffuse.diffusion.sampling import draw_many, trajectory
+from undiffuse.measuring.scorer import scorer_for
+from undiffuse.runs.folder import Run
 from undiffuse.study import Sheet, check_minutes, data_of, distance_of, sheet
-from undiffuse.training import in_precision
+from undiffuse.training.experiment import prepare
+from undiffuse.training.precision import in_precision
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -22,16 +28,22 @@ if TYPE_CHECKING:
     from PIL import Image
     from torch import Tensor
 
-    from undiffuse.denoiser import Denoiser
+    from undiffuse.diffusion.denoiser import Denoiser
 
 SAMPLERS = ("mean", "ddpm-printed", "ddpm", "ddim", "heun", "dpmpp-2m", "dpmpp-2m-sde")
 """(7), (8) as printed and corrected, DDIM, and those of second order."""
 
+
 CALLS = (5, 10, 25)
 """Network calls an image, for each sampler; Heun's method takes one less of an even number."""
 
+
 FEWEST, MOST = 50, 2000  # images of each case
+
+
 SHOWN = 10
+
+
 BATCH = 250
 
 
@@ -57,7 +69,7 @@ class SamplerStudy:
 
     sheet: Sheet
     denoiser: Denoiser
-    whole: data.Dataset
+    whole: Dataset
     seconds: float
 
     @property
@@ -75,11 +87,11 @@ class SamplerStudy:
         """(what was done, the share of all that is done, its row); each row is written down first."""
         seed = self.sheet.facts["seed"]
         about = self.sheet.run.about()
-        scorer = features.scorer(self.whole)
-        label = data.random_labels(self.whole, self.n, seed, "study labels") if self.denoiser.classes else None
-        self.sheet.write("denoising.png", images.png_bytes(self.denoising(label)))
+        scorer = scorer_for(self.whole)
+        label = random_labels(self.whole, self.n, seed, "study labels") if self.denoiser.classes else None
+        self.sheet.write("denoising.png", png_bytes(self.denoising(label)))
         if about.guesses_unlabelled:
-            self.sheet.write("guesses.png", images.png_bytes(self.guesses()))
+            self.sheet.write("guesses.png", png_bytes(self.guesses()))
         total, done = sum(case.calls for case in cases()), 0
         for case in cases():
             done += case.calls
@@ -89,7 +101,7 @@ class SamplerStudy:
                 yield what, done / total, row
                 continue
             begin = time.monotonic()
-            drawn = data.to_uint8(
+            drawn = to_uint8(
                 draw_many(
                     self.denoiser,
                     self.n,
@@ -115,7 +127,7 @@ class SamplerStudy:
                     "classes": torch.bincount(probabilities.argmax(dim=1), minlength=len(self.whole.classes)).tolist(),
                     "confidence": probabilities.amax(dim=1).mean().item(),
                 }
-            self.sheet.write(str(row["picture"]), images.png_bytes(images.grid(drawn[:SHOWN], SHOWN)))
+            self.sheet.write(str(row["picture"]), png_bytes(image_grid(drawn[:SHOWN], SHOWN)))
             self.sheet.add(row)
             yield what, done / total, row
 
@@ -125,13 +137,13 @@ class SamplerStudy:
         frames = list(trajectory(self.denoiser, range(count), steps=50, label=label, seed=self.sheet.facts["seed"]))
         shown = [frames[round(k * (len(frames) - 1) / (columns - 1))] for k in range(columns)]
         both = torch.stack([torch.stack([frame.x_t, frame.x_0]) for frame in shown])  # (columns, 2, count, C, H, W)
-        return images.grid(data.to_uint8(both.permute(2, 1, 0, 3, 4, 5).flatten(0, 2)), columns)
+        return image_grid(to_uint8(both.permute(2, 1, 0, 3, 4, 5).flatten(0, 2)), columns)
 
     @torch.no_grad()
     def guesses(self, count: int = 3, columns: int = 11) -> Image.Image:
         """What the network sees at each noise level: for some images, held-out ones if there are any, a row of x_t, and below it one of the guess x_0_hat, told no label."""
         training, held_out, _ = prepare(self.sheet.run.about().config, self.whole)
-        x_0 = data.to_float(data.random_part(held_out if len(held_out) else training, count, 0).images)
+        x_0 = to_float(random_part(held_out if len(held_out) else training, count, 0).images)
         noise = rng.normal(x_0.shape, self.sheet.facts["seed"], "study noise")
         both = []
         for t in torch.linspace(1 / (columns - 1), 1, columns - 1, dtype=torch.float64):
@@ -139,7 +151,7 @@ class SamplerStudy:
             x_t = process.jump(x_0, noise, level.alpha, level.sigma)
             both.append(torch.stack([x_t, self.denoiser(x_t, t.expand(len(x_0)))]))
         both.insert(0, torch.stack([x_0, x_0]))
-        return images.grid(data.to_uint8(torch.stack(both).permute(2, 1, 0, 3, 4, 5).flatten(0, 2)), columns)
+        return image_grid(to_uint8(torch.stack(both).permute(2, 1, 0, 3, 4, 5).flatten(0, 2)), columns)
 
 
 def spread(drawn: Tensor, label: Tensor | None = None) -> float:
@@ -157,7 +169,7 @@ def sampler_study(path: Path, minutes: float = 2.0, seed: int = 0) -> SamplerStu
     run = Run(path)
     denoiser, step = run.denoiser()
     whole = data_of(run)
-    precision = "bf16" if machine.has_bf16() else "fp32"
+    precision = "bf16" if engine.has_bf16() else "fp32"
     quick = replace(denoiser, network=in_precision(denoiser.network, precision))
     label = torch.zeros(BATCH, dtype=torch.long) if denoiser.classes else None
 
@@ -170,8 +182,8 @@ def sampler_study(path: Path, minutes: float = 2.0, seed: int = 0) -> SamplerStu
     per_call = timed(4) / 4 / BATCH
     calls = sum(case.calls for case in cases())
     n = max(FEWEST, min(MOST, int(60 * minutes / (calls * per_call)), len(whole)))
-    real = data.random_part(whole, n, seed)
-    scorer = features.scorer(whole)
+    real = random_part(whole, n, seed)
+    scorer = scorer_for(whole)
     kept = sheet(
         run, "samplers", same=("seed", "step"), seed=seed, step=step, n=n, guidance=1.0, cases=len(list(cases())),
         real_frechet=None if scorer is None else scorer(real.images), real_spread=spread(real.images, real.labels if denoiser.classes else None),

@@ -14,16 +14,26 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from undiffuse import data, features, images, machine, novelty, process, rng
-from undiffuse.config import Config, validated
-from undiffuse.denoiser import PREDICTIONS, Denoiser
-from undiffuse.errors import UserError
-from undiffuse.run import Run, build_network
-from undiffuse.sampling import draw_many, steps_within
-from undiffuse.schedule import SCHEDULES, time_of
-from undiffuse.session import Began, prepare, train_session
+from undiffuse.base import engine, rng
+from undiffuse.base.errors import UserError
+from undiffuse.base.images import image_grid, png_bytes
+from undiffuse.base.pixels import to_float, to_uint8
+from undiffuse.data.loading import load_dataset
+from undiffuse.data.splits import left_out, random_labels, random_part
+from undiffuse.diffusion import process
+from undiffuse.diffusion.denoiser import PREDICTIONS, Denoiser
+from undiffuse.diffusion.sampling import draw_many, steps_within
+from undiffuse.diffusion.schedule import SCHEDULES, time_of
+from undiffuse.measuring import novelty
+from undiffuse.measuring.scorer import scorer_for
+from undiffuse.runs.folder import Run
+from undiffuse.runs.session import Began, train_session
 from undiffuse.study import Sheet, check_minutes, data_of, distance_of, sheet
-from undiffuse.training import Stepped, in_precision, rehearse
+from undiffuse.training.config import Config, validated
+from undiffuse.training.events import Stepped
+from undiffuse.training.experiment import build_network, prepare
+from undiffuse.training.precision import in_precision
+from undiffuse.training.rehearsal import rehearse
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -31,11 +41,22 @@ if TYPE_CHECKING:
 LEVELS = (-6.0, -4.0, -2.0, 0.0, 2.0, 4.0)
 """log-SNRs at which guesses are compared: the loss itself is not the same thing for two schedules or predictions."""
 
+
 DRAWN = 1000  # images of each training
+
+
 COMPARED = 500  # images whose guesses are compared, and images whose nearest training images are looked for
+
+
 SHOWN = 20
+
+
 BATCH = 250
+
+
 MEASURING = 45.0  # seconds, about, after each training
+
+
 SHORTEST = 15.0  # seconds of a training
 
 
@@ -101,7 +122,7 @@ class TrainingStudy:
                 yield f"measuring {what}", (number + 0.9) / len(self.trainings), {}
                 picture = f"{self.sheet.name}-{folder.name}.png"
                 found, sheet_of = measured(Run(folder))
-                self.sheet.write(picture, images.png_bytes(sheet_of))
+                self.sheet.write(picture, png_bytes(sheet_of))
                 row = {"value": value, "seed": seed, **found, "picture": picture}
                 self.sheet.add(row)
             yield what, (number + 1) / len(self.trainings), row
@@ -112,16 +133,16 @@ def measured(run: Run) -> tuple[dict[str, Any], Any]:
     config, end = run.about().config, run.finished()
     assert end is not None
     denoiser, _ = run.denoiser()
-    quick = replace(denoiser, network=in_precision(denoiser.network, "bf16" if machine.has_bf16() else "fp32"))
-    whole = data.load(config.data, config.size)
+    quick = replace(denoiser, network=in_precision(denoiser.network, "bf16" if engine.has_bf16() else "fp32"))
+    whole = load_dataset(config.data, config.size)
     training, held_out, _ = prepare(config, whole)
-    left_out = data.left_out(whole, config.subset or len(whole), config.seed, COMPARED)
-    unseen, seen = (data.random_part(part, COMPARED, 0) for part in (left_out if len(left_out) else held_out, training))
+    others = left_out(whole, config.subset or len(whole), config.seed, COMPARED)
+    unseen, seen = (random_part(part, COMPARED, 0) for part in (others if len(others) else held_out, training))
 
     drawing = config.drawing(end["step"], denoiser.told)
     steps = steps_within(config.sample_calls, denoiser, **drawing)
-    label = data.random_labels(training, DRAWN, config.seed, "study labels") if denoiser.classes else None
-    drawn = data.to_uint8(draw_many(quick, DRAWN, label=label, steps=steps, seed=config.seed, **drawing))
+    label = random_labels(training, DRAWN, config.seed, "study labels") if denoiser.classes else None
+    drawn = to_uint8(draw_many(quick, DRAWN, label=label, steps=steps, seed=config.seed, **drawing))
     found: dict[str, Any] = {
         "steps": end["step"],
         "images_seen": end["step"] * config.batch_size,
@@ -134,17 +155,17 @@ def measured(run: Run) -> tuple[dict[str, Any], Any]:
         own, real = (novelty.nearest_images(part[:COMPARED], training.images).ratio for part in (drawn, unseen.images))
         alarm = novelty.audit(own, real)
         found |= {"copies": alarm.raised, "near": alarm.share, "near_expected": alarm.expected}
-    scorer = features.scorer(whole)
+    scorer = scorer_for(whole)
     if scorer is not None:
         found |= distance_of(scorer.network(drawn)[0], scorer, config.seed)
         found["floor"] = scorer.floors.get(DRAWN)
-    return found, images.grid(drawn[:SHOWN], SHOWN // 2)
+    return found, image_grid(drawn[:SHOWN], SHOWN // 2)
 
 
 @torch.no_grad()
 def errors(denoiser: Denoiser, real: Tensor) -> list[float]:
     """The mean square of x_0_hat - x_0, in units of the range [-1, 1], at each of LEVELS, for images uint8 (n, C, H, W), told no label."""
-    x_0 = data.to_float(real)
+    x_0 = to_float(real)
     noise = rng.normal(x_0.shape, 0, "study noise")
     times = time_of(SCHEDULES[denoiser.schedule], torch.tensor(LEVELS, dtype=torch.float64))
     found = []

@@ -1,0 +1,107 @@
+"""Pictures of images: grids, strips and animations of uint8 tensors, as PIL images."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+    from PIL import Image
+    from torch import Tensor
+
+
+def as_picture(image: Tensor) -> Image.Image:
+    """One image, uint8 (C, H, W) with C = 1 or 3."""
+    from PIL import Image
+
+    array = image.numpy()
+    return Image.fromarray(array[0] if len(array) == 1 else array.transpose(1, 2, 0))
+
+
+def as_array(images: Tensor) -> NDArray[np.uint8]:
+    """(N, C, H, W) as (N, H, W) for one channel, (N, H, W, C) for several."""
+    array: NDArray[np.uint8] = (images[:, 0] if images.shape[1] == 1 else images.movedim(1, -1)).numpy()
+    return array
+
+
+def columns_for(count: int, classes: int = 0) -> int:
+    """Columns of a grid of `count` images: each of one class where labels cycle through the classes, else about a square."""
+    if 1 < classes <= min(count, 20):
+        return classes * max(1, min(10, count) // classes)
+    return math.ceil(math.sqrt(count))
+
+
+GAP = 2  # pixels between the images of a grid, before enlargement
+
+
+def enlargement(height: int, width: int) -> int:
+    """Whole factor by which images are enlarged in a grid: to about 56 pixels a side."""
+    return max(1, round(56 / max(height, width)))
+
+
+def image_grid(images: Tensor, columns: int, *, down: bool = False) -> Image.Image:
+    """Images uint8 (N, C, H, W), row by row, enlarged; with `down` column by column, in so many rows: one a class, where labels cycle."""
+    import torch
+
+    n, c, h, w = images.shape
+    places = [divmod(i, columns)[::-1] if down else divmod(i, columns) for i in range(n)]  # (row, column)
+    other = math.ceil(n / columns)
+    rows, columns = (columns, other) if down else (other, columns)
+    sheet = torch.zeros(c, rows * (h + GAP) + GAP, columns * (w + GAP) + GAP, dtype=torch.uint8)
+    for image, (row, column) in zip(images, places, strict=True):
+        top, left = GAP + row * (h + GAP), GAP + column * (w + GAP)
+        sheet[:, top : top + h, left : left + w] = image
+    scale = enlargement(h, w)
+    return as_picture(sheet.repeat_interleave(scale, 1).repeat_interleave(scale, 2))
+
+
+def tiles(sheet: Image.Image, height: int, width: int) -> list[Image.Image]:
+    """The inverse of `grid`: its images of height x width pixels, still enlarged, row by row; the last may be empty."""
+    scale = enlargement(height, width)
+    tops = range(GAP * scale, sheet.height, (height + GAP) * scale)
+    lefts = range(GAP * scale, sheet.width, (width + GAP) * scale)
+    return [sheet.crop((x, y, x + width * scale, y + height * scale)) for y in tops for x in lefts]
+
+
+def animation_bytes(frames: Sequence[Image.Image], milliseconds: int = 80) -> bytes:
+    """A looping GIF that rests on its last frame."""
+    import io
+
+    out = io.BytesIO()
+    durations = [milliseconds] * (len(frames) - 1) + [1500]
+    frames[0].save(out, format="GIF", save_all=True, append_images=frames[1:], duration=durations, loop=0)
+    return out.getvalue()
+
+
+NOTE = "undiffuse"  # the key of the text chunk of a PNG that says what the picture is
+
+
+def png_bytes(image: Image.Image, note: dict[str, Any] | None = None) -> bytes:
+    """note: what the picture is, kept in it for `note_of`."""
+    import io
+
+    from PIL.PngImagePlugin import PngInfo
+
+    out, info = io.BytesIO(), PngInfo()
+    if note is not None:
+        info.add_text(NOTE, json.dumps(note))
+    image.save(out, format="PNG", optimize=True, pnginfo=info)
+    return out.getvalue()
+
+
+def note_of(png: bytes) -> dict[str, Any]:
+    """What `png_bytes` was told of a picture; {} where it has no note, or is no picture."""
+    import io
+
+    from PIL import Image
+
+    try:
+        with Image.open(io.BytesIO(png), formats=["PNG"]) as picture:
+            found = json.loads(picture.info[NOTE])
+    except (KeyError, TypeError, ValueError, OSError, SyntaxError, RecursionError, Image.DecompressionBombError):
+        return {}
+    return found if isinstance(found, dict) else {}

@@ -1,0 +1,238 @@
+"""The feature network: a small classifier whose 64 penultimate features the metrics compare images by.
+
+Inception features mean little on digits. For MNIST a trained network is in the package: `digits-64`, pinned by its
+SHA-256; other weights would be another metric, under another name: that of a data set's own network ends in its hash. `train_classifier` made it (`make features`), and
+trains one, once, for any other data set with labels; it is kept in the cache.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from importlib import resources
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from undiffuse.base import engine, rng
+from undiffuse.base.cache import Stored, from_cache, to_cache
+from undiffuse.base.errors import UserError
+from undiffuse.base.pixels import images_at_once, to_float
+from undiffuse.base.tensors import load_tensors
+from undiffuse.data.batches import batch_indices
+
+if TYPE_CHECKING:
+    from undiffuse.data.dataset import Dataset
+
+FEATURES = 64
+
+
+DIGITS_NAME = "digits-64"
+
+
+DIGITS_SHA256 = "f1abf8eef997528ee901fc9a0505ecf053f549f5017ae33aee3956e36bf562cb"
+
+
+DIGITS_KEY = "d18cfd466eb143ac1097fde604dba9eec4116885869d04cc648b510949f9e88c"
+"""`dataset_key` of the images that `digits-64` is for: MNIST's training set."""
+
+
+RECIPE = 2
+"""Counts the changes to what `train_classifier` makes, so that an old cache is not taken for a new network."""
+
+
+class Classifier(nn.Module):
+    """Convolutions, batch norms and ReLUs, two to a stage, halving the resolution down to about 7 pixels a side; the mean
+    over all pixels gives the 64 features, and a linear layer the classes. (A linear layer before the features would let
+    them collapse onto as few directions as there are classes: see LOG.md.)
+
+    (B, C, H, W) float in [-1, 1] -> logits (B, K)."""
+
+    def __init__(self, shape: tuple[int, int, int], classes: int, width: int = 32) -> None:
+        super().__init__()
+        channels, height, width_px = shape
+        stages = 1 + max(0, round(math.log2(min(height, width_px) / 7)))
+        layers: list[nn.Module] = []
+        for stage in range(stages):
+            for half in range(2):
+                wide = FEATURES if (stage, half) == (stages - 1, 1) else width * min(stage + 1, 3)
+                layers += [nn.Conv2d(channels, wide, 3, padding=1, bias=False), nn.BatchNorm2d(wide), nn.ReLU()]
+                channels = wide
+            if stage + 1 < stages:
+                layers.append(nn.MaxPool2d(2))
+        self.convolutions = nn.Sequential(*layers)
+        self.classes = nn.Linear(FEATURES, classes)
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's annotations
+
+    def penultimate(self, x: Tensor) -> Tensor:
+        """The features (B, 64)."""
+        features: Tensor = self.convolutions(x.contiguous(memory_format=torch.channels_last)).mean(dim=(2, 3))
+        return features
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.classes(self.penultimate(x))
+        return logits
+
+
+def random_affine(x: Tensor, seed: int, step: int) -> Tensor:
+    """Images (B, C, H, W), each rotated by up to 10 degrees, scaled and sheared by up to a tenth, moved by up to 7%."""
+    u = torch.from_numpy(rng.stream(seed, "augmentation", step).uniform(-1, 1, (len(x), 5))).float()
+    angle, scale, shear = u[:, 0] * math.radians(10), 1 + u[:, 1] / 10, u[:, 2] / 10
+    matrix = torch.stack(
+        [
+            torch.stack([scale * angle.cos(), -scale * angle.sin() + shear, u[:, 3] * 0.14], dim=1),
+            torch.stack([scale * angle.sin(), scale * angle.cos(), u[:, 4] * 0.14], dim=1),
+        ],
+        dim=1,
+    )  # (B, 2, 3), in units of half an image
+    grid = F.affine_grid(matrix, list(x.shape), align_corners=False)
+    return F.grid_sample(x, grid, padding_mode="border", align_corners=False)
+
+
+def train_classifier(
+    dataset: Dataset,
+    *,
+    seed: int = 0,
+    width: int = 32,
+    epochs: float = 10,
+    batch_size: int = 128,
+    lr: float = 4e-3,
+    augment: bool = True,
+    watch: Callable[[float], None] = lambda done: None,
+) -> Classifier:
+    """A classifier of a labelled data set, in evaluation mode: AdamW, one cycle of the learning rate. At least 300 steps.
+
+    watch: called now and then with the share that is done."""
+    assert dataset.labels is not None
+    torch.manual_seed(seed)
+    network = Classifier(dataset.shape, len(dataset.classes), width).train()
+    steps = max(300, round(epochs * len(dataset) / batch_size))
+    optimizer = torch.optim.AdamW(network.parameters(), lr=lr, weight_decay=1e-3)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps, pct_start=0.2)
+    precision = "bf16" if engine.has_bf16() else "fp32"
+    for step in range(steps):
+        rows = batch_indices(len(dataset), min(batch_size, len(dataset)), step, seed)
+        x = to_float(dataset.images[rows])
+        if augment:
+            x = random_affine(x, seed, step)
+        with engine.arithmetic(precision):
+            logits = network(x)
+        F.cross_entropy(logits.float(), dataset.labels[rows]).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        schedule.step()
+        if step % 20 == 0:
+            watch(step / steps)
+    return network.eval()
+
+
+@dataclass(frozen=True)
+class FeatureNetwork:
+    """A trained classifier with its name, the SHA-256 of its weights' file, and the class names."""
+
+    name: str
+    sha256: str
+    network: Classifier
+    classes: tuple[str, ...]
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """(features (N, 64), class probabilities (N, K)), float32, of images uint8 (N, C, H, W)."""
+        count = images_at_once(images)
+        found = [self.network.penultimate(to_float(batch)) for batch in images.split(count)]
+        features = torch.cat(found)
+        return features, self.network.classes(features).softmax(dim=1)
+
+
+def correct(network: Classifier, dataset: Dataset) -> Tensor:
+    """Which images of a labelled data set the classifier gets right, bool (N,)."""
+    assert dataset.labels is not None
+    with torch.no_grad():
+        batches = dataset.images.split(images_at_once(dataset.images))
+        guesses = [network(to_float(images)).argmax(dim=1) for images in batches]
+    return torch.cat(guesses) == dataset.labels
+
+
+def network_from(
+    tensors: dict[str, Tensor], metadata: dict[str, str], shape: tuple[int, int, int], sha256: str
+) -> FeatureNetwork:
+    """The feature network that `stored_network` describes."""
+    network = Classifier(shape, len(tensors["classes.bias"]), tensors["convolutions.0.weight"].shape[0])
+    network.load_state_dict(tensors)
+    return FeatureNetwork(metadata["name"], sha256, network.eval(), tuple(metadata["classes"].split("\n")))
+
+
+def stored_network(network: Classifier, dataset: Dataset, name: str, seed: int) -> Stored:
+    metadata = {"name": name, "seed": str(seed), "data": dataset_key(dataset), "classes": "\n".join(dataset.classes)}
+    return dict(network.state_dict()), metadata
+
+
+def dataset_key(dataset: Dataset) -> str:
+    """The SHA-256 of a data set's images and labels."""
+    digest = hashlib.sha256(dataset.images.numpy().tobytes())
+    if dataset.labels is not None:
+        digest.update(dataset.labels.numpy().tobytes())
+    return digest.hexdigest()
+
+
+def digits_network() -> FeatureNetwork:
+    """The network in the package. Raises UserError where it isn't the pinned one."""
+    with resources.as_file(resources.files("undiffuse.measuring") / "weights" / f"{DIGITS_NAME}.safetensors") as path:
+        found = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "none"
+        if found != DIGITS_SHA256:
+            raise UserError(
+                f"the installed package is damaged ({DIGITS_NAME}.safetensors is not the pinned one); install it again"
+            )
+        return network_from(*load_tensors(path, sealed=False), shape=(1, 28, 28), sha256=found)
+
+
+def own_network(key: str, shape: tuple[int, int, int]) -> FeatureNetwork | None:
+    """The network of another data set, by its key, if the cache has it."""
+
+    def read(tensors: dict[str, Tensor], metadata: dict[str, str]) -> FeatureNetwork:
+        return network_from(tensors, metadata, shape, digest_of(tensors))
+
+    return from_cache(network_file(key), read)
+
+
+def digest_of(tensors: dict[str, Tensor]) -> str:
+    """The SHA-256 of tensors, in the order of their names."""
+    return hashlib.sha256(b"".join(tensors[name].numpy().tobytes() for name in sorted(tensors))).hexdigest()
+
+
+def network_file(key: str) -> str:
+    return f"features-{RECIPE}-{key[:32]}.safetensors"
+
+
+def feature_network(
+    whole: Dataset, training: Dataset | None = None, watch: Callable[[float], None] = lambda done: None
+) -> FeatureNetwork | None:
+    """The feature network for a data set: the pinned one for MNIST's training images, else one trained, once, on its part
+    `training` (by default all of it), and kept in the cache; None without labels, or with one class."""
+    if whole.labels is None or len(whole.classes) < 2:
+        return None
+    key = dataset_key(whole)
+    if key == DIGITS_KEY:
+        return digits_network()
+    found = own_network(key, whole.shape)
+    if found is None:
+        network = train_classifier(training or whole, watch=watch)
+        digest = digest_of(dict(network.state_dict()))
+        stored = stored_network(network, whole, f"own-64-{digest[:8]}", seed=0)
+        to_cache(network_file(key), stored)
+        found = network_from(*stored, shape=whole.shape, sha256=digest)
+    return replace(found, classes=whole.classes)
+
+
+def reference_features(network: FeatureNetwork, dataset: Dataset) -> tuple[Tensor, Tensor]:
+    """(features, probabilities) of a data set's images, from the cache if they were computed before."""
+    name = f"reference-{network.sha256[:16]}-{dataset_key(dataset)[:32]}.safetensors"
+    found = from_cache(name, lambda tensors, metadata: (tensors["features"], tensors["probabilities"]))
+    if found is None:
+        found = network(dataset.images)
+        to_cache(name, ({"features": found[0], "probabilities": found[1]}, {}))
+    return found

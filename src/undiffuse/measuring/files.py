@@ -1,0 +1,92 @@
+"""Evaluation: how good generated images are, how likely the model holds real ones, and whether it copies.
+
+Every figure comes with its 95% interval, and beside it the same figure of real images that were not trained on, at the
+same number of images: its control, or floor. What cannot be given for a data set is listed with the reason.
+"""
+
+from __future__ import annotations
+
+import math
+import zipfile
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+import torch
+
+from undiffuse.base.errors import UserError
+from undiffuse.data.dataset import MAX_BYTES, Dataset
+from undiffuse.measuring.reference import FEWEST
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+
+def read_images(file: Path, training: Dataset) -> tuple[Tensor, Tensor | None]:
+    """(images uint8 (n, C, H, W), labels (n,) or None) of an .npz file with `images`, (n, H, W) or (n, H, W, C), and maybe `labels`.
+
+    Raises UserError for anything that cannot be compared with the training images."""
+    import numpy as np
+
+    channels, height, width = training.shape
+    arrays: dict[str, Any] = {}
+    try:
+        with zipfile.ZipFile(file) as archive:
+            members = {name.removesuffix(".npy"): name for name in archive.namelist()}
+            if "images" not in members:
+                raise UserError(f"{file} has no array 'images'; it has: {', '.join(members) or 'none'}")
+            for name in ("images", "labels"):
+                if name in members:
+                    with archive.open(members[name]) as member:
+                        arrays[name] = read_array(member, f"{file}: {name}")
+    except UserError:
+        raise
+    except FileNotFoundError:
+        raise UserError(f"{file} does not exist; give an .npz file with an array 'images'") from None
+    except Exception as error:  # whatever a broken archive makes the reader trip over
+        raise UserError(f"{file} can't be read as an .npz file ({error or type(error).__name__})") from error
+    pixels, labels = arrays["images"], arrays.get("labels")
+    if pixels.dtype.kind == "f" and not np.isfinite(pixels).all():
+        raise UserError(f"{file}: images hold NaN or infinity; save them as uint8, 0 to 255")
+    if pixels.dtype != np.uint8:
+        raise UserError(f"{file}: images are {pixels.dtype}; save them as uint8, 0 to 255")
+    if pixels.ndim == 3:
+        pixels = pixels[..., None]
+    if pixels.ndim != 4 or pixels.shape[1:] != (height, width, channels):
+        raise UserError(
+            f"{file}: images have shape {pixels.shape}; those of '{training.name}' are (n, {height}, {width}"
+            f"{f', {channels}' if channels > 1 else ''})"
+        )
+    if len(pixels) < FEWEST:
+        raise UserError(f"{file}: {len(pixels)} images are too few for a statistic; give at least {FEWEST}")
+    generated = torch.from_numpy(np.array(pixels.transpose(0, 3, 1, 2), order="C"))
+    if labels is None or not training.classes:
+        return generated, None
+    if labels.shape != (len(pixels),) or labels.dtype.kind not in "iu":
+        raise UserError(
+            f"{file}: labels are {labels.dtype} {labels.shape}; save one whole number for each of the {len(pixels)} images"
+        )
+    if labels.min() < 0 or labels.max() >= len(training.classes):
+        raise UserError(
+            f"{file}: labels go from {labels.min()} to {labels.max()}, and there are {len(training.classes)} classes"
+        )
+    return generated, torch.from_numpy(labels.astype(np.int64))
+
+
+def read_array(member: IO[bytes], what: str) -> NDArray[Any]:
+    """One array of an .npz file: its header is read, and its size compared with what is sensible, before its content."""
+    import numpy as np
+
+    version = np.lib.format.read_magic(member)
+    read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, fortran, dtype = read_header(member)
+    if dtype.hasobject:
+        raise UserError(f"{what} holds Python objects; save an array of numbers")
+    size = math.prod(shape) * dtype.itemsize
+    if size > MAX_BYTES:
+        raise UserError(f"{what} needs {size:,} bytes, more than the {MAX_BYTES:,} that are read; give fewer images")
+    content = member.read(size + 1)
+    if len(content) != size:
+        raise UserError(f"{what} has another length than its header says; save it again")
+    array = np.frombuffer(content, dtype).reshape(shape[::-1] if fortran else shape)
+    return array.T if fortran else array

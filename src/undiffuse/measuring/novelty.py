@@ -1,0 +1,203 @@
+"""Novelty: are generated images new, or copies of the training images?
+
+For every image, the nearest and second-nearest (other) training images are found; d_1 and d_2 are its distances to them, in
+grey levels (root mean square over all values), the smallest over shifts of the image by up to one pixel. Real images
+that were not trained on are the control: MNIST is full of near-identical digits, so closeness alone says little.
+
+A copy is close to its original and far from everything else, so d_1/d_2 is small, whatever its shape. The alarm compares these ratios
+with the control's.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from undiffuse.base.pixels import images_at_once
+from undiffuse.data.clusters import coarse
+
+CANDIDATES = 12  # for which distances are computed at full resolution
+
+
+SAME = 2.0  # grey levels: training images no farther apart count as one
+
+
+RECIPE = 2  # counts the changes to what is found, so that an old cache is not used
+
+
+SHIFTS = [(dy, dx) for dy in (-1, 0, 1) for dx in (-1, 0, 1)]
+
+
+ALPHA = 0.01
+"""The audit's false alarms on real images are at most this share of all draws."""
+
+
+TAILS = (0.001, 0.01)
+"""Quantiles of the control's ratios below which audited ones are counted."""
+
+
+class Neighbours(NamedTuple):
+    """For each image the numbers (n, 2) of its two nearest training images, and the distances (n, 2)."""
+
+    nearest: Tensor
+    distance: Tensor
+
+    @property
+    def ratio(self) -> Tensor:
+        """d_1/d_2, (n,); 1 where both are 0."""
+        d_1, d_2 = self.distance.double().unbind(dim=1)
+        return torch.where(d_2 > 0, d_1 / d_2, 1.0)
+
+
+def shifted(images: Tensor) -> Tensor:
+    """Images (n, C, H, W) moved by -1, 0 and 1 pixels each way, borders repeated: (9, n, C, H, W)."""
+    _, _, height, width = images.shape
+    padded = F.pad(images, (1, 1, 1, 1), mode="replicate")
+    return torch.stack([padded[:, :, 1 + y : 1 + y + height, 1 + x : 1 + x + width] for y, x in SHIFTS])
+
+
+def nearest_images(queries: Tensor, training: Tensor, watch: Callable[[float], None] = lambda done: None) -> Neighbours:
+    """The two nearest training images (N, C, H, W) of each query (n, C, H, W), uint8.
+
+    Candidates are found at a resolution of 14 to 27 pixels a side, and compared at full resolution. Duplicates of the
+    nearest do not count as the second, or copies of images that were trained on twice would not be seen. There must be
+    at least two training images."""
+    everything = coarse(training)
+    squares = everything.square().sum(dim=1)
+    count = min(CANDIDATES, len(training))
+    nearest, distance = [], []
+    at_once = images_at_once(queries)
+    for done, batch in enumerate(queries.split(at_once)):
+        ways = shifted(batch.float())  # (9, b, C, H, W)
+        best: Tensor | None = None
+        for way in ways:
+            small = coarse(way)
+            d = torch.addmm(squares, small, everything.T, alpha=-2).add_(small.square().sum(dim=1, keepdim=True))
+            best = d if best is None else torch.minimum(best, d, out=best)
+        assert best is not None
+        candidates = best.topk(count, largest=False).indices  # (b, count)
+        originals = training[candidates].float()  # (b, count, C, H, W)
+        exact = torch.stack([(originals - way[:, None]).square().mean(dim=(2, 3, 4)) for way in ways]).amin(dim=0)
+        order = exact.sort(dim=1)
+        originals = originals.gather(1, order.indices[:, :, None, None, None].expand_as(originals))
+        another = (originals - originals[:, :1]).square().mean(dim=(2, 3, 4)).sqrt() > SAME  # (b, count)
+        another[:, -1] = True
+        second = another.int().argmax(dim=1, keepdim=True)  # the first of the others, or the last of all
+        chosen = torch.cat([torch.zeros_like(second), second], dim=1)
+        nearest.append(candidates.gather(1, order.indices).gather(1, chosen))
+        distance.append(order.values.gather(1, chosen).sqrt())
+        watch((done + 1) * at_once / len(queries))
+    return Neighbours(torch.cat(nearest), torch.cat(distance))
+
+
+def nearest_features(queries: Tensor, training: Tensor) -> Tensor:
+    """The distance of each query's features (n, D) to the nearest of training's (N, D): (n,)."""
+    return torch.cat([torch.cdist(batch, training).amin(dim=1) for batch in queries.split(500)])
+
+
+def chance_of_as_many(count: int, audited: int, control: int, rank: int) -> float:
+    """The chance that at least `count` of `audited` values lie below the `rank`-th smallest of `control` ones, where all
+    are draws of one distribution.
+
+    Exact and free of what distribution that is: `count` or more do if among the smallest count + rank - 1 of all there
+    are at most rank - 1 of the control, which is a hypergeometric probability."""
+    drawn, total = count + rank - 1, audited + control
+    if count <= 0:
+        return 1.0
+
+    def log_choose(n: int, k: int) -> float:
+        return math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1)
+
+    return min(
+        1.0,
+        sum(
+            math.exp(log_choose(control, j) + log_choose(audited, drawn - j) - log_choose(total, drawn))
+            for j in range(max(0, drawn - audited), min(rank - 1, control, drawn) + 1)
+        ),
+    )
+
+
+class Alarm(NamedTuple):
+    """raised: whether copies were found. p_value: the chance of so many small ratios in real images. share: of audited
+    images whose ratio is below `threshold`, which the share `expected` of the control's is."""
+
+    raised: bool
+    p_value: float
+    share: float
+    expected: float
+    threshold: float
+
+
+def audit(ratios: Tensor, control: Tensor, alpha: float = ALPHA) -> Alarm:
+    """Whether there are more ratios d_1/d_2 in the lower tail than among real images (m,), at level `alpha`.
+
+    Tests at each of TAILS, alpha being divided between them; the least likely one is reported."""
+    found = []
+    for tail in TAILS:
+        rank = max(1, round(tail * len(control)))
+        threshold = control.sort().values[rank - 1].item()
+        below = int((ratios < threshold).sum())
+        p = chance_of_as_many(below, len(ratios), len(control), rank)
+        found.append(
+            Alarm(
+                len(TAILS) * p <= alpha, min(1.0, len(TAILS) * p), below / len(ratios), rank / len(control), threshold
+            )
+        )
+    return min(found, key=lambda alarm: alarm.p_value)
+
+
+def detectable_share(audited: int, control: int, alpha: float = ALPHA) -> float:
+    """The smallest share of copies that raises the alarm, where all copies have ratios below the control's tail and the other
+    images are as real ones on average; 1 where even all would not."""
+    shares = [1.0]
+    for tail in TAILS:
+        rank = max(1, round(tail * control))
+        by_chance = audited * rank / control
+        for count in range(math.ceil(by_chance), audited + 1):
+            if len(TAILS) * chance_of_as_many(count, audited, control, rank) <= alpha:
+                shares.append((count - by_chance) / audited)
+                break
+    return min(shares)
+
+
+def c_t(generated: Tensor, test: Tensor, cells: tuple[Tensor, Tensor] | None = None) -> float:
+    """C_T of Meehan, Chaudhuri & Dasgupta 2020 (arXiv:2004.05675): the Mann-Whitney z-score of "a generated image is nearer to
+    the training set than a test image is", averaged over cells weighted by their test images.
+
+    generated, test: distances (n,), (m,) to the nearest training image. cells: each one's cell (here: its class). Far below 0 is
+    data-copying, far above 0 is generated images being farther away than real ones. Cells with fewer than 20 of
+    either are left out; nan if there are no others."""
+    if cells is None:
+        cells = torch.zeros(len(generated)), torch.zeros(len(test))
+    total, weight = 0.0, 0
+    for cell in cells[1].unique():
+        q, p = generated[cells[0] == cell], test[cells[1] == cell]
+        if min(len(q), len(p)) >= 20:
+            total += len(p) * mann_whitney(q, p)
+            weight += len(p)
+    return total / weight if weight else math.nan
+
+
+def mann_whitney(q: Tensor, p: Tensor) -> float:
+    """The z-score of the number of pairs with q > p (ties count half): positive where q is larger."""
+    ordered = p.sort().values
+    below = torch.searchsorted(ordered, q, right=False).double()
+    equal = torch.searchsorted(ordered, q, right=True).double() - below
+    u = (below + equal / 2).sum().item()
+    n, m = len(q), len(p)
+    return (u - n * m / 2) / math.sqrt(n * m * (n + m + 1) / 12)
+
+
+def nearer_share(generated: Tensor, test: Tensor, quantile: float = 0.01) -> float:
+    """The share of generated images nearer to the training set than all but `quantile` of the test images are."""
+    return (generated < test.double().quantile(quantile)).double().mean().item()
+
+
+def closest(neighbours: Neighbours, count: int) -> Tensor:
+    """The numbers (count,) of the images with the smallest d_1/d_2: the likeliest copies."""
+    return neighbours.ratio.argsort()[:count]

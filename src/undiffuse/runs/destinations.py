@@ -1,0 +1,122 @@
+"""Where drawn images go: a grid, an archive, a folder of PNGs, an animation or a strip."""
+
+from __future__ import annotations
+
+import io
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from undiffuse.base.errors import UserError
+from undiffuse.base.files import cannot_write, write_atomic
+from undiffuse.base.images import animation_bytes, as_array, as_picture, columns_for, image_grid, png_bytes
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Destination:
+    """A file or folder to write images to; kind: "png", "npz" or "folder"."""
+
+    path: Path
+    kind: str
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+
+def destination(text: str, flag: str = "--out") -> Destination:
+    """FILE.png, FILE.npz, or FOLDER/ (a slash at its end, or a folder that exists). Raises UserError, which names the flag, for
+    anything else."""
+    path = Path(text)
+    if text.endswith("/") or path.is_dir():
+        kind = "folder"
+    elif path.suffix.lower() in (".png", ".npz"):
+        kind = path.suffix.lower()[1:]
+    else:
+        raise UserError(
+            f"{flag} {text}: write FILE.png for a grid, FILE.npz for an archive, or FOLDER/ for one PNG an image"
+        )
+    if kind == "folder" and path.exists() and not path.is_dir():
+        raise UserError(f"{flag} {text}: {path} is a file, not a folder; choose another name")
+    if kind == "folder" and path.exists() and any(path.iterdir()):
+        raise UserError(
+            f"{flag} {text}: the folder is not empty; choose a new one, so that old images don't mix with new ones"
+        )
+    if kind != "folder" and not path.parent.is_dir():
+        raise UserError(f"{flag} {text}: there is no folder {path.parent}")
+    return Destination(path, kind)
+
+
+def classes_in_turn(labels: Tensor | None) -> int:
+    """How many classes take turns in labels (N,), so that a grid can have a row for each; 0 where they do not, or are more than 20."""
+    import torch
+
+    if labels is None:
+        return 0
+    asked = len(set(labels.tolist()))
+    take_turns = torch.equal(labels, labels[torch.arange(len(labels)) % asked])
+    return asked if take_turns and 1 < asked <= 20 else 0
+
+
+def save_images(
+    to: Destination, images: Tensor, labels: Tensor | None, classes: tuple[str, ...], note: dict[str, Any] | None = None
+) -> None:
+    """Write images uint8 (N, C, H, W), and their class numbers (N,) with the classes' names where there are some. A file is written whole or
+    not at all; a folder is filled when all of its images are made. note: on a grid, what it is."""
+    if to.kind == "png":
+        rows = classes_in_turn(labels)
+        sheet = image_grid(images, rows or columns_for(len(images)), down=rows > 0)
+        write_atomic(to.path, png_bytes(sheet, {**note, "rows": rows} if note else None))
+    elif to.kind == "npz":
+        import numpy as np
+
+        arrays: dict[str, Any] = {"images": as_array(images)}
+        if labels is not None:
+            arrays |= {"labels": labels.numpy(), "classes": np.array(classes)}
+        out = io.BytesIO()
+        np.savez_compressed(out, **arrays)
+        write_atomic(to.path, out.getvalue())
+    else:
+        try:
+            to.path.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=to.path, prefix=".") as place:
+                for i, image in enumerate(images):
+                    name = f"{i:05d}.png" if labels is None else f"{i:05d}_{safe(classes[labels[i]])}.png"
+                    Path(place, name).write_bytes(png_bytes(as_picture(image)))
+                for file in Path(place).iterdir():
+                    file.rename(to.path / file.name)
+        except OSError as error:
+            raise cannot_write(to.path, error) from error
+
+
+def safe(name: str) -> str:
+    """A class name as part of a file name."""
+    return "".join(c if c.isalnum() or c in "-." else "_" for c in name)[:60]
+
+
+def check_trajectory(path: Path, images: Destination) -> None:
+    """UserError unless a trajectory can be written to `path`, beside its images."""
+    if path.suffix.lower() not in (".gif", ".png"):
+        raise UserError(f"--trajectory {path}: write FILE.gif for an animation or FILE.png for a strip")
+    if not path.parent.is_dir():
+        raise UserError(f"--trajectory {path}: there is no folder {path.parent}")
+    if path.resolve() == images.path.resolve():
+        raise UserError(f"--trajectory {path}: that is where the images go; give it another name")
+
+
+def save_trajectory(path: Path, stages: list[Tensor]) -> None:
+    """Write the stages from noise to images, uint8 (N, C, H, W) each: as a GIF, or as a PNG with a row an image."""
+    if path.suffix.lower() == ".gif":
+        frames = [
+            image_grid(stage, columns=len(stage)).convert("P" if stage.shape[1] == 3 else "L") for stage in stages
+        ]
+        write_atomic(path, animation_bytes(frames))
+    else:
+        import torch
+
+        shown = [stages[round(k * (len(stages) - 1) / 11)] for k in range(12)] if len(stages) > 12 else stages
+        sheet = torch.stack(shown, dim=1).flatten(0, 1)  # (N * stages, C, H, W)
+        write_atomic(path, png_bytes(image_grid(sheet, columns=len(shown))))

@@ -1,0 +1,255 @@
+"""Evaluation: how good generated images are, how likely the model holds real ones, and whether it copies.
+
+Every figure comes with its 95% interval, and beside it the same figure of real images that were not trained on, at the
+same number of images: its control, or floor. What cannot be given for a data set is listed with the reason.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from undiffuse import __version__, api
+from undiffuse.base import engine
+from undiffuse.base.errors import UserError
+from undiffuse.base.files import write_atomic
+from undiffuse.base.images import image_grid, png_bytes
+from undiffuse.data.splits import random_labels
+from undiffuse.measuring import features
+from undiffuse.measuring.bits import bits_per_dim
+from undiffuse.measuring.copies import novelty_figures
+from undiffuse.measuring.files import read_images
+from undiffuse.measuring.quality import quality
+from undiffuse.measuring.reference import FEWEST, Reference, reference
+from undiffuse.measuring.watch import Stopwatch, Watch, unwatched
+from undiffuse.runs import destinations, figures
+from undiffuse.runs.folder import Run
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Which parts of an evaluation are wanted."""
+
+    quality: bool = True
+    likelihood: bool = True
+    novelty: bool = True
+
+
+def evaluate(run: api.Where, n: int = 10_000, **options: Any) -> dict[str, Any]:
+    """Evaluate a run: the content of its metrics.json, which is written, as the command `undiffuse evaluate RUN` does.
+
+    options: `evaluate_run`'s."""
+    return evaluate_run(Path(run), n, **options)
+
+
+def evaluate_run(
+    path: Path,
+    n: int = 10_000,
+    *,
+    sampler: str | None = None,
+    steps: int | None = None,
+    grid: str | None = None,
+    guidance: float | None = None,
+    seed: int = 0,
+    precision: str = "fp32",
+    parts: Parts = Parts(),
+    bits_images: int | None = None,
+    ode_images: int = 500,
+    save: str | None = None,
+    watch: Watch = unwatched,
+) -> dict[str, Any]:
+    """Draw n images from a run, measure them, and write metrics.json and the pictures into the run folder.
+
+    A conditional run's labels are drawn at random from those of the training set, as real images have theirs: exact
+    proportions would make its figures better than those of as many real images, their control. Raises UserError before anything is
+    written; where the drawn images can't be saved, when the figures are."""
+    watch = stopwatch = Stopwatch(watch)
+    run = Run(path)
+    about = run.about()
+    drawing = parts.quality or parts.novelty or save is not None
+    check(parts, n, seed, bits_images, ode_images)
+    to = None if save is None else destinations.destination(save, "--save")
+    denoiser, step = run.denoiser()
+    real = reference(about.config.data, about.config.size, run)
+    labels = random_labels(real.training, n, seed, "labels").tolist() if denoiser.classes else None
+    request = api.Request(n, sampler, steps, grid, labels, guidance, seed=seed, precision=precision)
+    ready = api.prepare(path, request)
+    found: dict[str, Any] = {}
+    # With groups the likelihood is that of all of them together: the network is told none.
+    unknown = bool(denoiser.groups) and not about.config.label_dropout
+    if parts.likelihood and not unknown:
+        found["bits_per_dim"] = bits_per_dim(
+            denoiser, real, chain=about.config.chain, n=bits_images, ode_images=ode_images, seed=seed, watch=watch
+        )
+    generated: Tensor | None = None
+    if drawing:
+        begin, drawn = time.monotonic(), []
+        for batch in ready.batches():
+            drawn.append(batch)
+            watch("drawing images", sum(map(len, drawn)) / n)
+        generated = torch.cat(drawn)
+        found["sampling"] = {
+            **{key: ready.options[key] for key in ("sampler", "steps", "grid", "guidance", "clip", "seed")},
+            "n": n,
+            "network_calls": ready.calls,
+            "precision": precision,
+            "seconds": time.monotonic() - begin,
+        }
+    of = {"run": path.resolve().name, "step": step, "conditional": bool(denoiser.classes)}
+    content, pictures = assembled(of, found, generated, ready.label, real, parts, seed, watch)
+    if parts.likelihood and unknown:
+        content["missing"]["bits_per_dim"] = "trained with --label-dropout 0, the network can't guess without a group"
+    content["seconds"] = stopwatch.seconds()
+    content = with_earlier(run.path / "metrics.json", content, parts)
+    for name, picture in pictures.items():
+        run.write(name, picture)
+    write_metrics(run.path / "metrics.json", content)
+    if to is not None and generated is not None:  # last: it may fail, and the metrics took longer
+        destinations.save_images(to, generated, ready.label, denoiser.classes)
+    return content
+
+
+def evaluate_images(
+    file: Path,
+    spec: str,
+    out: Path,
+    *,
+    size: int | None = None,
+    parts: Parts = Parts(),
+    seed: int = 0,
+    watch: Watch = unwatched,
+) -> dict[str, Any]:
+    """Measure the images of an .npz file, from whatever program, against the data set `spec`; write the metrics to `out`."""
+    parts = replace(parts, likelihood=False)  # there is no model to ask
+    check(parts, FEWEST, seed, None, 0)
+    if out.is_dir() or not out.name or out.resolve() == file.resolve():
+        raise UserError(f"--out {out}: give the name of a file for the metrics, such as metrics.json")
+    if not out.parent.is_dir():
+        raise UserError(f"--out {out}: there is no folder {out.parent}")
+    real = reference(spec, size)
+    generated, label = read_images(file, real.training)
+    content, pictures = assembled(
+        {"images": file.name, "sha256": hashlib.sha256(file.read_bytes()).hexdigest()},
+        {},
+        generated,
+        label,
+        real,
+        parts,
+        seed,
+        watch,
+    )
+    for name, picture in pictures.items():
+        write_atomic(out.with_name(f"{out.stem}-{name}"), picture)
+    write_metrics(out, content)
+    return content
+
+
+def assembled(
+    of: dict[str, Any],
+    found: dict[str, Any],
+    generated: Tensor | None,
+    label: Tensor | None,
+    real: Reference,
+    parts: Parts,
+    seed: int,
+    watch: Watch,
+) -> tuple[dict[str, Any], dict[str, bytes]]:
+    """(the content of metrics.json, pictures by file name) for generated images and what was found before."""
+    missing: dict[str, str] = {}
+    warnings: list[str] = []
+    pictures = {"bits.png": figures.bits_by_level(found["bits_per_dim"])} if "bits_per_dim" in found else {}
+    network = None
+    if generated is not None:
+        if parts.quality or parts.novelty:
+            network = features.feature_network(
+                real.whole, real.training, lambda done: watch("training the feature network", done)
+            )
+            if network is None:
+                why = "has no labels" if not real.training.classes else "has one class only"
+                missing["quality"] = (
+                    f"the data set {why}, so no feature network can be trained on it; novelty is given in pixels"
+                )
+        if parts.quality and network is not None:
+            measured, warnings = quality(generated, label, real, network, seed=seed, watch=watch)
+            found |= measured
+            worst = generated[[entry["image"] for entry in measured["least_sure"]]]
+            pictures["unsure.png"] = png_bytes(image_grid(worst, columns=10))
+            if label is None:
+                missing["train_on_synthetic"] = missing["label_agreement"] = "the images were drawn without labels"
+        if parts.novelty:
+            found["novelty"], pairs = novelty_figures(generated, real, network, watch=watch)
+            pictures["novelty.png"] = png_bytes(image_grid(pairs, columns=10))
+    head = {
+        "format": FORMAT,
+        "undiffuse": __version__,
+        "of": of,
+        "seed": seed,
+        "features": None if network is None else {"name": network.name, "sha256": network.sha256},
+        "reference": {
+            "name": real.training.name,
+            "training": len(real.training),
+            "test": len(real.test),
+            "seen": len(real.seen),
+            "unseen": len(real.unseen),
+            "control": real.control,
+        },
+        "machine": engine.facts(),
+        "warnings": warnings,
+        "missing": missing,
+    }
+    return {**head, **found}, pictures
+
+
+def with_earlier(path: Path, content: dict[str, Any], parts: Parts) -> dict[str, Any]:
+    """The content, with what an earlier evaluation of the same weights found of the likelihood, or of the rest, where that was not wanted this time."""
+    try:
+        old = json.loads(path.read_bytes())
+        if (old["format"], old["of"]) != (content["format"], content["of"]):
+            return content
+    except (OSError, ValueError, KeyError, TypeError):
+        return content
+    if not parts.quality and not parts.novelty:
+        return {**old, **({"bits_per_dim": content["bits_per_dim"]} if "bits_per_dim" in content else {})}
+    if not parts.likelihood and "bits_per_dim" in old:
+        return {**content, "bits_per_dim": old["bits_per_dim"]}
+    return content  # quality and novelty go together: they are of the same images
+
+
+def write_metrics(path: Path, content: dict[str, Any]) -> None:
+    write_atomic(path, json.dumps(finite(content), indent=2, allow_nan=False).encode())
+
+
+def finite(content: Any) -> Any:
+    """The content with None for every number that JSON has none for."""
+    if isinstance(content, dict):
+        return {key: finite(value) for key, value in content.items()}
+    if isinstance(content, list):
+        return [finite(value) for value in content]
+    return None if isinstance(content, float) and not math.isfinite(content) else content
+
+
+def check(parts: Parts, n: int, seed: int, bits_images: int | None, ode_images: int) -> None:
+    """UserError for numbers that make no evaluation."""
+    if not (parts.quality or parts.likelihood or parts.novelty):
+        raise UserError(
+            "with neither quality nor likelihood nor novelty there is nothing to measure; leave one of them on"
+        )
+    if n < FEWEST:
+        raise UserError(f"{n} images are too few for a statistic; give at least {FEWEST}")
+    api.check_numbers(n, seed)
+    if (bits_images is not None and bits_images < 2) or ode_images < 0 or ode_images == 1:
+        raise UserError(
+            "--bits-images must be at least 2, and --ode-images 0 or at least 2: one image gives no interval"
+        )

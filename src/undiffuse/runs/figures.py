@@ -1,0 +1,161 @@
+"""Figures of a run, drawn from its folder: the loss curve, and the timeline of samples."""
+
+from __future__ import annotations
+
+import io
+from typing import TYPE_CHECKING, Any
+
+from undiffuse.base.images import columns_for, image_grid, png_bytes, tiles
+from undiffuse.runs.folder import Run
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from undiffuse.data.dataset import Dataset
+
+COLOURS = ("#9ab3c9", "#1f4e79", "#c8501e")  # told apart in grey too
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """A figure without a window: no global state, no display."""
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), layout="constrained", dpi=120)
+
+
+def png(figure: Figure) -> bytes:
+    out = io.BytesIO()
+    figure.savefig(out, format="png", metadata={"Software": None})
+    return out.getvalue()
+
+
+def in_decimals(axis: Axes) -> None:
+    """A logarithmic axis of y with numbers as one says them."""
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    low, high = axis.get_ylim()
+    axis.yaxis.set_major_locator(
+        LogLocator(subs=(1, 2, 5) if high > 3 * low else (*range(1, 10), 1.1, 1.2, 1.3, 1.4, 1.5))
+    )
+    axis.yaxis.set_major_formatter("{x:g}")
+    axis.yaxis.set_minor_formatter(NullFormatter())
+
+
+def loss_curve(run: Run) -> None:
+    """loss.png: the training loss of each step and its running mean, the validation loss, and that by noise level; and the
+    quality of samples, where it was scored."""
+    import numpy as np
+
+    steps = run.events("step")
+    validations = run.events("validation")
+    scores = run.events("score")
+    figure = new_figure(7.2, 4.7 if scores else 2.9)
+    panels = figure.subplot_mosaic("LR;QQ" if scores else "LR")
+    left, right = panels["L"], panels["R"]
+    x = np.array([e["step"] for e in steps])
+    y = np.array([e["loss"] for e in steps])
+    window = max(1, len(y) // 50)
+    left.plot(x, y, color=COLOURS[0], linewidth=0.6, label="training loss of a step")
+    if len(y) > window:
+        smooth = np.convolve(y, np.ones(window) / window, mode="valid")
+        left.plot(x[window - 1 :], smooth, color=COLOURS[1], label=f"mean of {window} steps")
+    if validations:
+        left.plot(
+            [e["step"] for e in validations],
+            [e["loss"] for e in validations],
+            "o-",
+            color=COLOURS[2],
+            markersize=3,
+            label="held-out images",
+        )
+    left.set(xlabel="step", ylabel="weighted loss", yscale="log", title="Loss")
+    left.legend(fontsize=8)
+    shown = [e for e in validations if e["step"] > 0] or validations
+    for i, event in enumerate(shown):
+        levels = sorted(event["levels"])
+        shade = str(round(0.85 - 0.85 * (i + 1) / len(shown), 3))
+        ends = i in (0, len(shown) - 1)
+        right.plot(
+            [a for a, _ in levels],
+            [b for _, b in levels],
+            ".-",
+            color=shade,
+            label=f"step {event['step']}" if ends else None,
+        )
+    right.set(
+        xlabel="log-SNR (left: noise, right: image)", ylabel="held-out loss", yscale="log", title="Loss by noise level"
+    )
+    if shown:
+        right.legend(fontsize=8)
+    else:
+        right.text(0.5, 0.5, "no held-out images", ha="center", transform=right.transAxes)
+    if scores:
+        axis = panels["Q"]
+        axis.plot([e["step"] for e in scores], [e["frechet"] for e in scores], "o-", color=COLOURS[1], label="samples")
+        axis.axhline(scores[0]["floor"], color=COLOURS[2], linestyle="--", label="floor: as many real images")
+        axis.set(
+            xlabel="step", ylabel="Fréchet distance", yscale="log", title=f"Quality of {scores[0]['n']:,} quick samples"
+        )
+        axis.legend(fontsize=8)
+    for axis in panels.values():
+        in_decimals(axis)
+    run.write("loss.png", png(figure))
+
+
+def examples(training: Dataset, classes: tuple[str, ...], count: int = 40) -> bytes:
+    """data.png: some training images; a column a class, where there are not too many."""
+    import torch
+
+    columns = columns_for(count, len(classes))
+    chosen = torch.arange(min(count, len(training)))
+    if training.labels is not None and len(classes) > 1 and columns % len(classes) == 0:
+        each = count // len(classes)
+        of_class = [(training.labels == label).nonzero()[:each, 0] for label in range(len(classes))]
+        rows = range(min(len(own) for own in of_class))
+        chosen = torch.tensor([own[row] for row in rows for own in of_class], dtype=torch.long) if rows else chosen
+    return png_bytes(image_grid(training.images[chosen], columns))
+
+
+def timeline(run: Run, each: int = 10) -> None:
+    """timeline.png: the first images of every snapshot, a row a snapshot: the same noise, as training goes on."""
+    from PIL import Image
+
+    _, height, width = run.about().facts.shape
+    rows = []
+    for event in run.events("snapshot"):
+        if not (run.path / event["file"]).is_file():
+            continue  # somebody removed it: no reason not to finish
+        with Image.open(run.path / event["file"]) as sheet:
+            rows.append((event["step"], tiles(sheet, height, width)[:each]))
+    if not rows:
+        return
+    figure = new_figure(0.5 * each + 1.2, 0.5 * len(rows) + 0.5)
+    axes = figure.subplots(len(rows), each, squeeze=False)
+    for row, (step, shown) in zip(axes, rows, strict=True):
+        for axis in row:
+            axis.set_axis_off()
+        for axis, tile in zip(row, shown, strict=False):
+            axis.imshow(tile, cmap="gray", vmin=0, vmax=255)
+        row[0].text(-0.15, 0.5, f"step {step:,}", ha="right", va="center", fontsize=10, transform=row[0].transAxes)
+    figure.suptitle("The same noise, as training goes on", fontsize=11)
+    run.write("timeline.png", png(figure))
+
+
+def bits_by_level(found: dict[str, Any]) -> bytes:
+    """bits.png: where on the log-SNR axis the bits of the bound are spent, from `bits_per_dim` of metrics.json."""
+    figure = new_figure(5.2, 3.2)
+    axis = figure.subplots()
+    levels = [level for level, *_ in found["levels"]]
+    bits = [bit for _, bit, _ in found["levels"]]
+    axis.fill_between(levels, bits, color=COLOURS[0])
+    axis.plot(levels, bits, ".-", color=COLOURS[1])
+    terms = ", ".join(f"{name} {found[name]['value']:.3f}" for name in ("prior", "diffusion", "reconstruction"))
+    axis.set(
+        xlabel="log-SNR (left: noise, right: image)",
+        ylabel="bits/dim per unit of log-SNR",
+        title=f"{found['test']:.3f} bits/dim on test images:\n{terms}",
+        ylim=(0, None),
+    )
+    axis.title.set_fontsize(9)
+    return png(figure)

@@ -1,0 +1,45 @@
+"""One session of training: begins or resumes a run folder, and writes into it what `fit` yields.
+
+A run is what the same command makes, in however many sessions. A session ends when the budget is used up, or on
+Ctrl-C or SIGTERM, after which the same command goes on.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+from typing import Any
+
+
+class Stopped(BaseException):
+    """A signal ended the session before the run was finished; the run can go on. signal: its number.
+
+    A BaseException, like KeyboardInterrupt, since it may be raised inside of the compiler, which catches others."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(signal.Signals(number).name)
+        self.signal = number
+
+
+class Signals:
+    """Within: Ctrl-C and SIGTERM raise Stopped while there is nothing to save, and are remembered once there is. All but the first
+    change nothing."""
+
+    def __init__(self) -> None:
+        self.something_to_save = False
+        self.received = 0
+        self.handlers: dict[int, Any] = {}
+
+    def __enter__(self) -> Signals:
+        if threading.current_thread() is threading.main_thread():
+            self.handlers = {number: signal.signal(number, self.receive) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self.handlers.items():
+            signal.signal(number, handler)
+
+    def receive(self, number: int, frame: object) -> None:
+        first, self.received = not self.received, self.received or number
+        if first and not self.something_to_save:
+            raise Stopped(number)

@@ -1,0 +1,128 @@
+"""Optimisers: how the gradient becomes a step.
+
+To add one: a function (network, config) -> torch.optim.Optimizer with `@OPTIMIZERS.add`. Training sets each step's learning
+rate in all of its groups. Its state must be tensors, which checkpoints hold by parameter name.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Protocol
+
+from undiffuse.base import engine
+from undiffuse.base.errors import UserError
+from undiffuse.base.table import Table
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+OPTIMIZERS = Table("optimizer")
+
+
+class Settings(Protocol):
+    """What an optimiser reads of the configuration."""
+
+    @property
+    def lr(self) -> float: ...
+    @property
+    def beta_1(self) -> float: ...
+    @property
+    def beta_2(self) -> float: ...
+    @property
+    def weight_decay(self) -> float: ...
+
+
+@OPTIMIZERS.add
+def adamw(network: nn.Module, config: Settings) -> torch.optim.Optimizer:
+    """Loshchilov & Hutter 2019 (arXiv:1711.05101)."""
+    import torch
+
+    return torch.optim.AdamW(network.parameters(), **adamw_options(config))
+
+
+def adamw_options(config: Settings) -> dict[str, Any]:
+    return {
+        "lr": config.lr,
+        "betas": (config.beta_1, config.beta_2),
+        "weight_decay": config.weight_decay,
+        "fused": True,
+    }
+
+
+@OPTIMIZERS.add
+def muon(network: nn.Module, config: Settings, *, momentum: float = 0.9) -> torch.optim.Optimizer:
+    """Jordan et al. 2024 (kellerjordan.github.io/posts/muon) for the weights of linear layers and convolutions, AdamW for the rest.
+
+    The momentum of each weight, as a matrix of output by all input values, is replaced by the nearest orthogonal one: every direction is
+    learnt at the same pace. It is scaled to an entry's root mean square of 0.2, about AdamW's, so that one learning rate serves both:
+    Liu et al. 2025 (arXiv:2502.16982), (4). Matrices with fewer than 16 rows or columns are left to AdamW."""
+    import torch
+    from torch import nn
+
+    if not 0 <= momentum < 1:
+        raise UserError(f"optimizer muon: momentum must be at least 0 and below 1, not {momentum}")
+
+    class Muon(torch.optim.AdamW):
+        def step(self, closure: None = None) -> None:  # type: ignore[override]
+            """Muon's parameters first; without gradient then, AdamW passes over them."""
+            for group in self.param_groups:
+                if group["muon"]:
+                    self.orthogonal_step(group)
+            super().step()
+
+        @torch.no_grad()
+        def orthogonal_step(self, group: dict[str, Any]) -> None:
+            alike: dict[tuple[int, int], list[Tensor]] = {}
+            for p in group["params"]:
+                if p.grad is not None:
+                    alike.setdefault(matrix_shape(p), []).append(p)
+            for (rows, columns), parameters in alike.items():
+                directions = []
+                for p in parameters:
+                    gradient, state = p.grad, self.state[p]
+                    assert gradient is not None
+                    if not state:
+                        state["momentum"] = torch.zeros_like(p)
+                    state["momentum"].lerp_(gradient, 1 - momentum)
+                    directions.append(gradient.lerp(state["momentum"], momentum).reshape(rows, columns))  # Nesterov's
+                scale = -group["lr"] * 0.2 * max(rows, columns) ** 0.5
+                for p, update in zip(parameters, orthogonal(torch.stack(directions)), strict=True):
+                    p.mul_(1 - group["lr"] * group["weight_decay"]).add_(update.view(p.shape), alpha=scale)
+                    p.grad = None
+
+    weights = {
+        id(module.weight)
+        for module in network.modules()
+        if isinstance(module, nn.Linear | nn.Conv2d) and min(matrix_shape(module.weight)) >= 16
+    }
+    parts: tuple[list[Tensor], list[Tensor]] = ([], [])
+    for p in network.parameters():
+        parts[id(p) in weights].append(p)
+    groups = [{"params": part, "muon": chosen} for chosen, part in enumerate(parts) if part]
+    return Muon(groups, **adamw_options(config))
+
+
+def matrix_shape(weight: Tensor) -> tuple[int, int]:
+    """(output values, all input values) of a weight."""
+    return len(weight), weight[0].numel()
+
+
+NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
+
+
+def orthogonal(matrices: Tensor, iterations: int = 5) -> Tensor:
+    """About the nearest orthogonal matrix to each of (K, R, C): singular values of more than a few hundredths of the matrix's norm
+    are moved to about 0.7 to 1.2, by the quintic Newton-Schulz iteration X <- a X + (b S + c S^2) X, S = X X^T, in bfloat16 where the
+    processor has it."""
+    import torch
+
+    a, b, c = NEWTON_SCHULZ
+    tall = matrices.shape[1] > matrices.shape[2]
+    x = matrices.mT if tall else matrices
+    x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
+    if engine.has_bf16():
+        x = x.bfloat16()
+    for _ in range(iterations):
+        square = x @ x.mT
+        x = torch.baddbmm(x, torch.baddbmm(square, square, square, beta=b, alpha=c), x, beta=a)
+    return (x.mT if tall else x).float()
