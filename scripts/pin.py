@@ -67,7 +67,7 @@ def measured(source: Path, flags: list[str], folder: Path) -> dict[str, Any]:
     """What a run of twelve steps computes."""
     run = folder / "run"
     command(source, "train", *COMMON, *flags, "--out", run)
-    command(source, "sample", run, "--n", "20", "--seed", "1", "--out", folder / "samples.npz")
+    command(source, "sample", run, "--n", "8", "--seed", "1", "--out", folder / "samples.npz")
     lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
     return {
         "losses": [line["loss"] for line in lines if line["event"] == "step"],

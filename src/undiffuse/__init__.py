@@ -1,9 +1,10 @@
-"""undiffuse: understand, train and trust a small diffusion model, on a laptop's CPU.
+"""undiffuse: understand, train and trust a small diffusion model.
 
 import undiffuse
 run = undiffuse.train("runs/mine", minutes=10, conditional=True)
 images = undiffuse.sample(run, n=64, sampler="ddim", steps=25)  # uint8 (64, 28, 28)
-denoiser = undiffuse.load(run)  # (x_t, t, label) -> the guess at x_0
+model = undiffuse.load(run)
+x_0_hat = model(x_t, t, classes=[7, 7])  # denoised images
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import Any
 
 from undiffuse.base import engine as _engine  # noqa: F401 - notes when the process started
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 # Imported when they are first used: `undiffuse --help` must not wait for torch.
 _PUBLIC = {
@@ -21,14 +22,19 @@ _PUBLIC = {
     "sample": "api",
     "load": "api",
     "evaluate": "runs.evaluation",
-    "Denoiser": "diffusion.denoiser",
+    "Model": "model",
+    "Config": "training.config",
+    "SessionOptions": "training.options",
     "UserError": "base.errors",
     "SCHEDULES": "diffusion.schedule",
     "PREDICTIONS": "diffusion.denoiser",
     "WEIGHTINGS": "diffusion.weightings",
+    "TIMES": "diffusion.times",
+    "OBJECTIVES": "diffusion.objectives",
     "SAMPLERS": "diffusion.samplers",
     "GRIDS": "diffusion.grids",
     "NETWORKS": "nets",
+    "OPTIMIZERS": "training.optimizers",
     "DATASETS": "data.loading",
 }
 

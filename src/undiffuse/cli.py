@@ -6,7 +6,9 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, field, make_dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -18,24 +20,86 @@ from tyro.conf import OmitArgPrefixes, Positional
 from undiffuse import __version__
 from undiffuse.base import engine
 from undiffuse.base.errors import UserError
-from undiffuse.training.config import Config, among, validated
+from undiffuse.base.lazy import lazy
+from undiffuse.study import STUDIES, make_study
+from undiffuse.training.config import FORMER, Config, among
+from undiffuse.training.options import SessionOptions, make_options
 from undiffuse.training.presets import make_config
 
 if TYPE_CHECKING:
+    import torch
+    from rich import console as rich_console
     from rich.console import Console
+
+    from undiffuse import api
+    from undiffuse import report as reports
+    from undiffuse.console import info as info_table
+    from undiffuse.console import progress, results
+    from undiffuse.runs import destinations, evaluation, folder, signals
+    from undiffuse.runs import plan as plans
+else:
+    torch = lazy("torch")
+    rich_console = lazy("rich.console")
+    api, reports = lazy("undiffuse.api"), lazy("undiffuse.report")
+    info_table, progress = lazy("undiffuse.console.info"), lazy("undiffuse.console.progress")
+    results = lazy("undiffuse.console.results")
+    destinations, evaluation = (
+        lazy("undiffuse.runs.destinations"),
+        lazy("undiffuse.runs.evaluation"),
+    )
+    folder, plans = lazy("undiffuse.runs.folder"), lazy("undiffuse.runs.plan")
+    signals = lazy("undiffuse.runs.signals")
 
 STOPPED = 128  # plus the signal's number: 130 after Ctrl-C, 143 after SIGTERM
 
+NETWORK = {
+    "channels": (
+        tuple[int, ...],
+        "channels of each level of the network: --net NAME:channels=64/128",
+    ),
+    "blocks": (tuple[int, ...], "residual blocks of each level"),
+    "attention": (tuple[bool, ...], "attention at each level"),
+    "heads": (int, "attention heads"),
+    "dropout": (float, "dropout inside the blocks"),
+}
+"""Flags that stand for options of the network's spec."""
+
+FORMER_FLAGS = {new: f"--{old.replace('_', '-')}" for old, new in FORMER.items()}
+
 
 def flags_of(preset: Config) -> Any:
-    """The fields of a configuration as a plain dataclass, with the preset's values.
+    """The flags of `train` as a plain dataclass: hyperparameters, network and session options.
 
-    The parser sees to their types only: what fits together is `validated`'s business, and its complaint one sentence."""
-    described = [
-        (name, Annotated[hyper.annotation, tyro.conf.arg(help=hyper.description)], field(default=getattr(preset, name)))
+    The parser sees to their types only: what fits together is the configuration's business, and its
+    complaint one sentence."""
+
+    def flag(name: str, kind: Any, text: str | None, default: Any) -> tuple[str, Any, Any]:
+        aliases = [FORMER_FLAGS[name]] if name in FORMER_FLAGS else None
+        return (
+            name,
+            Annotated[kind, tyro.conf.arg(help=text, aliases=aliases)],
+            field(default=default),
+        )
+
+    own = [
+        flag(name, hyper.annotation, hyper.description, getattr(preset, name))
         for name, hyper in Config.model_fields.items()
     ]
-    return make_dataclass("hyperparameters", described, frozen=True)()
+    network = [flag(name, kind | None, text, None) for name, (kind, text) in NETWORK.items()]
+    session = [
+        flag(name, option.annotation, option.description, option.default)
+        for name, option in SessionOptions.model_fields.items()
+    ]
+    return make_dataclass("hyperparameters", [*own, *network, *session], frozen=True)()
+
+
+def chosen(flags: Any) -> tuple[Config, SessionOptions]:
+    """(the configuration, the session's options) of the flags. Raises UserError."""
+    values = asdict(flags)
+    options = {name: values.pop(name) for name in SessionOptions.model_fields}
+    preset = values.pop("preset")
+    with named_as_flags():
+        return make_config(preset, **values), make_options(**options)
 
 
 def train_verb(preset: Any) -> Callable[..., None]:
@@ -47,59 +111,67 @@ def train_verb(preset: Any) -> Callable[..., None]:
         replay: Path | None = None,
         plan: bool = False,
     ) -> None:
-        """Train a diffusion model, or go on with an unfinished run: the same command again resumes it.
+        """Train a diffusion model, or go on with a run: the same command again resumes it.
 
         Args:
             out: the run folder (default: runs/PRESET)
             replay: repeat this finished run step by step, to the same weights; needs --out
             plan: time a few steps, print what the budget allows, and train nothing
         """
-        from undiffuse import api
-        from undiffuse.console.progress import Watcher, say
-        from undiffuse.runs.folder import Run
-        from undiffuse.runs.plan import plan as make_plan
-        from undiffuse.runs.signals import Stopped
-
-        console = stdout()
+        config, options = chosen(flags)
         if replay is not None:
-            if out is None:
-                raise UserError("--replay needs --out, a new folder for the repeated run")
-            if plan or asdict(flags) != make_config().model_dump():
-                raise UserError("--replay repeats the other run's configuration, so it takes no flag beside --out")
-            config = Run(replay).about().config
-        else:
-            config = validated(asdict(flags))
+            config = replayed(replay, config, out, plan)
         if plan:
-            say(console, make_plan(config))
+            say(plans.plan(config, options))
             return
         path = out or Path("runs") / config.preset
-        done = Run(path).exists() and Run(path).finished()
+        done = folder.Run(path).exists() and folder.Run(path).finished()
         try:
-            with Watcher(config, path, console, engine.STARTED) as watcher:
-                api.train_config(config, path, replay=replay, started=engine.STARTED, watch=watcher)
-        except Stopped as stopped:
-            leave(stopped.signal, f"{path}: stopped by {stopped} and saved; the same command goes on from here")
-        end = Run(path).finished()
+            with progress.Watcher(config, path, stdout()) as watcher:
+                api.train_config(
+                    config, path, options, replay=replay, started=engine.STARTED, watch=watcher
+                )
+        except signals.Interrupted as stop:
+            leave(
+                stop.signal,
+                f"{path}: stopped by {stop} and saved; the same command goes on from here",
+            )
+        end = folder.Run(path).finished()
         assert end is not None
         state = "was already finished" if done else "finished"
-        say(console, f"{path}: {state}, {end['step']:,} steps in {end['time'] / 60:.1f} minutes")
-        say(console, f"  {path}/samples/step_{end['step']:06d}.png  its last samples")
-        say(console, f"  {path}/timeline.png, {path}/loss.png")
-        say(console, f"  {sys.argv[0] if '/' in sys.argv[0] else 'undiffuse'} sample {path}  draws more")
+        say(f"{path}: {state}, {end.step:,} steps in {end.time / 60:.1f} minutes")
+        say(f"  {path}/samples/step_{end.step:06d}.png  its last samples")
+        say(f"  {path}/timeline.png, {path}/loss.png")
+        say(f"  {sys.argv[0] if '/' in sys.argv[0] else 'undiffuse'} sample {path}  samples more")
 
     train.__annotations__["flags"] = OmitArgPrefixes[type(preset)]  # type: ignore[misc]  # a type made at run time
     return train
 
 
+def replayed(run: Path, asked: Config, out: Path | None, plan: bool) -> Config:
+    """The configuration of a run to replay. UserError for flags that do not go with that."""
+    if out is None:
+        raise UserError("--replay needs --out, a new folder for the repeated run")
+    if plan or asked != make_config():
+        raise UserError(
+            "--replay repeats the other run's configuration, so it takes no flag of a "
+            "hyperparameter, no --preset and no --plan"
+        )
+    return folder.Run(run).about().config
+
+
 def sample(
     run: Positional[Path],
     n: int = 64,
-    sampler: Annotated[str | None, tyro.conf.arg(help=f"{among('sampler')} (default: the run's)")] = None,
+    sampler: Annotated[
+        str | None, tyro.conf.arg(help=f"{among('sampler')} (default: the run's)")
+    ] = None,
     steps: int | None = None,
     grid: Annotated[
-        str | None, tyro.conf.arg(help=f"{among('grid', 'the times visited: ')} (default: the run's)")
+        str | None,
+        tyro.conf.arg(help=f"{among('grid', 'the times visited: ')} (default: the run's)"),
     ] = None,
-    label: tuple[str, ...] | None = None,
+    classes: Annotated[tuple[str, ...] | None, tyro.conf.arg(aliases=["--label"])] = None,
     guidance: float | None = None,
     clip: bool = True,
     seed: int = 0,
@@ -108,50 +180,45 @@ def sample(
     out: str | None = None,
     trajectory: Path | None = None,
 ) -> None:
-    """Draw new images from a run.
+    """Sample new images from a run.
 
     Args:
         run: the run folder
         n: how many images
         steps: sampling steps, any number; each is one network call (heun: two, the last one) (default: as many as the run's sample_calls allow)
-        label: only this class, or these, by name or number, in a conditional run (default: all in turn)
+        classes: only these classes, by name or number, in a conditional run (default: all in turn)
         guidance: classifier-free guidance, 1 is none; two network calls a step (default: the run's)
-        clip: clip the guessed image to the range of images
-        seed: the same seed draws the same images, whatever the batch size
+        clip: clip the denoised image to the range of images
+        seed: the same seed gives the same images, whatever the batch size
         batch_size: images at a time
-        precision: bf16 is faster where the processor has it, and moves grey levels by a few
+        precision: bf16 is faster where the CPU has it, and moves 8-bit values by a few
         out: a grid FILE.png, an archive FILE.npz (images, labels), or FOLDER/ for one PNG an image (default: RUN/samples.png)
-        trajectory: also draw the way from noise to image of the first ten, as FILE.gif or as FILE.png
+        trajectory: also show the way from noise to image of the first ten, as FILE.gif or as FILE.png
     """
-    import time
-
-    import torch
-
-    from undiffuse import api
-    from undiffuse.console.progress import say
-    from undiffuse.runs import destinations
-
-    ready = api.prepare(run, api.Request(n, sampler, steps, grid, label, guidance, clip, seed, batch_size, precision))
+    with named_as_flags():
+        request = api.load(run).request(
+            n, classes, sampler=sampler, steps=steps, grid=grid, guidance=guidance, clip=clip,
+            seed=seed, batch_size=batch_size, precision=precision,
+        )  # fmt: skip
     to = destinations.destination(out or str(run / "samples.png"))
     if trajectory is not None:
         destinations.check_trajectory(trajectory, to)
-    console = stdout()
     begin = time.monotonic()
     images: list[torch.Tensor] = []
-    with console.status(f"drawing {n} images") as status:
-        for batch in ready.batches():
+    with stdout().status(f"sampling {n} images") as status:
+        for batch in request.batches():
             images.append(batch)
-            status.update(f"drawn {sum(map(len, images)):,} of {n:,}")
+            status.update(f"sampled {sum(map(len, images)):,} of {n:,}")
     seconds = time.monotonic() - begin
-    destinations.save_images(to, torch.cat(images), ready.label, ready.denoiser.classes, ready.note)
+    names = request.model.classes
+    destinations.save_images(to, torch.cat(images), request.classes, names, request.note)
     say(
-        console,
-        f"{to}: {n:,} images by {ready.options['sampler']}, {ready.options['steps']} steps, {ready.calls} network calls each, "
-        f"in {seconds:.1f} s",
+        f"{to}: {n:,} images by {request.sampling.sampler}, {request.steps} steps, "
+        f"{request.calls} network calls each, in {seconds:.1f} s"
     )
     if trajectory is not None:
-        destinations.save_trajectory(trajectory, ready.stages(10))
-        say(console, f"{trajectory}: the way from noise of the first {min(n, 10)}")
+        destinations.save_trajectory(trajectory, request.stages(10))
+        say(f"{trajectory}: the way from noise of the first {min(n, 10)}")
 
 
 def evaluate(
@@ -179,58 +246,59 @@ def evaluate(
     Args:
         run: the run folder
         images: in place of a run: FILE.npz with `images`, uint8 (n, H, W) or (n, H, W, 3), and maybe `labels`; needs --data, --out
-        n: how many images to draw
+        n: how many images to sample
         sampler: as for undiffuse sample (default: the run's)
         steps: sampling steps (default: as many as the run's sample_calls allow)
         grid: the times visited (default: the run's)
         guidance: classifier-free guidance (default: the run's)
-        seed: of the drawn images, and of every random choice in the measurements
-        precision: of the drawing; bf16 is faster where the processor has it
-        quality: Frechet and kernel distances, precision and recall, class balance, train on synthetic
+        seed: of the samples, and of every random choice in the measurements
+        precision: of the sampling; bf16 is faster where the CPU has it
+        quality: Frechet and kernel distances, precision and recall, class balance, classification accuracy score
         likelihood: bits per dimension: the variational bounds and the ODE's
         novelty: the audit for copies of training images. Quality and novelty are of the same images: where only one is measured, what metrics.json had of the other goes
         bits_images: test images for the bounds (default: all)
         ode_images: test images for the ODE's likelihood, 0 for none
-        save: also keep the drawn images: FILE.npz, FILE.png or FOLDER/
+        save: also keep the samples: FILE.npz, FILE.png or FOLDER/
         data: the data set to compare --images with
         size: resize that data set, as in training
         out: where the metrics of --images go
     """
-    from undiffuse.console.progress import Stages, say
-    from undiffuse.console.results import scores
-    from undiffuse.runs import evaluation
-
     parts = evaluation.Parts(quality, likelihood, novelty)
-    console = stdout()
     if (run is None) == (images is None):
         raise UserError("give either a run folder, or --images FILE.npz with --data and --out")
     if images is not None and (data is None or out is None):
-        raise UserError("--images needs --data, what to compare with, and --out, the file for the metrics")
+        raise UserError(
+            "--images needs --data, what to compare with, and --out, the file for the metrics"
+        )
     if run is not None and (data is not None or size is not None or out is not None):
-        raise UserError("--data, --size and --out go with --images; a run knows its data, and keeps its metrics.json")
+        raise UserError(
+            "--data, --size and --out go with --images; a run knows its data, and keeps its metrics.json"
+        )
     if images is not None and (n, sampler, steps, grid, guidance, bits_images, ode_images, save, precision) != (
         10_000, None, None, None, None, None, 500, None, "fp32",
     ):  # fmt: skip
         raise UserError(
             "--images are measured as they are: only --data, --size, --out, --seed and the parts go with them"
         )
-    with Stages(console) as stages:
+    with progress.Stages(stdout()) as stages:
         if images is not None:
             assert data is not None
             assert out is not None
-            found = evaluation.evaluate_images(images, data, out, size=size, parts=parts, seed=seed, watch=stages)
+            found = evaluation.evaluate_images(
+                images, data, out, size=size, parts=parts, seed=seed, watch=stages
+            )
         else:
             assert run is not None
             found = evaluation.evaluate_run(
                 run, n, sampler=sampler, steps=steps, grid=grid, guidance=guidance, seed=seed, precision=precision,
                 parts=parts, bits_images=bits_images, ode_images=ode_images, save=save, watch=stages,
             )  # fmt: skip
-    console.print(scores(found))
-    say(console, f"{out or f'{run}/metrics.json'}: all of it")
+    stdout().print(results.figures_table(found))
+    say(f"{out or f'{run}/metrics.json'}: all of it")
 
 
 def study(
-    what: Positional[Literal["samplers", "schedules", "predictions", "subset"]],
+    what: Positional[Literal[STUDIES]],  # type: ignore[valid-type]  # names of a table
     run: Positional[Path],
     minutes: float | None = None,
     seeds: int = 1,
@@ -245,27 +313,15 @@ def study(
         seeds: trainings with each choice
         seed: the first seed
     """
-    from undiffuse.console.progress import Stages, say
-    from undiffuse.runs.signals import Stopped
-    from undiffuse.study.samplers import sampler_study
-    from undiffuse.study.trainings import training_study
-
-    console = stdout()
-    if what == "samplers" and seeds != 1:
-        raise UserError("the samplers are compared on one run, so --seeds does not go with them")
-    ready = (
-        sampler_study(run, 2.0 if minutes is None else minutes, seed)
-        if what == "samplers"
-        else training_study(run, what, 30.0 if minutes is None else minutes, seeds, seed)
-    )
-    say(console, ready.plan())
+    ready = make_study(what, run, minutes, seeds, seed)
+    say(ready.plan())
     try:
-        with Stages(console) as stages:
+        with progress.Stages(stdout()) as stages:
             for doing, done, _ in ready.rows():
                 stages(doing, done)
-    except Stopped as stopped:
-        leave(stopped.signal, f"{run}: study stopped by {stopped}; the same command goes on from here")
-    say(console, f"{ready.sheet.path}: all of it; undiffuse report {run} takes it in")
+    except signals.Interrupted as stop:
+        leave(stop.signal, f"{run}: study stopped by {stop}; the same command goes on from here")
+    say(f"{ready.sheet.path}: all of it; undiffuse report {run} takes it in")
 
 
 def report(run: Positional[Path]) -> None:
@@ -274,12 +330,8 @@ def report(run: Positional[Path]) -> None:
     Args:
         run: the run folder
     """
-    from undiffuse.console.progress import say
-    from undiffuse.report import write_report
-
-    console = stdout()
-    for path in write_report(run):
-        say(console, str(path))
+    for path in reports.write_report(run):
+        say(str(path))
 
 
 def info(run: Positional[Path]) -> None:
@@ -288,16 +340,16 @@ def info(run: Positional[Path]) -> None:
     Args:
         run: the run folder
     """
-    from undiffuse.console.info import describe
-    from undiffuse.runs.folder import Run
-
-    stdout().print(describe(Run(run)))
+    stdout().print(info_table.describe(folder.Run(run)))
 
 
 def stdout() -> Console:
-    from rich.console import Console
+    return rich_console.Console(markup=False, emoji=False)
 
-    return Console(markup=False, emoji=False)
+
+def say(line: str) -> None:
+    """Print a line as one line."""
+    progress.say(stdout(), line)
 
 
 def main() -> None:
@@ -347,9 +399,13 @@ def run_verb(arguments: list[str]) -> None:
             raise
         fail(f"{error.filename} can't be used ({error.strerror}); give another path, or mend that")
     except (MemoryError, RuntimeError) as error:
-        if not isinstance(error, MemoryError) and "can't allocate memory" not in str(error):  # so torch says it
+        if not isinstance(error, MemoryError) and "can't allocate memory" not in str(
+            error
+        ):  # so torch says it
             raise
-        fail("there is not enough memory for this; take fewer or smaller images at a time, or a smaller network")
+        fail(
+            "there is not enough memory for this; take fewer or smaller images at a time, or a smaller network"
+        )
 
 
 def leave(number: int, sentence: str = "") -> NoReturn:
@@ -357,10 +413,28 @@ def leave(number: int, sentence: str = "") -> NoReturn:
     for each in (signal.SIGINT, signal.SIGTERM):
         signal.signal(each, signal.SIG_IGN)
     if sentence:
-        from undiffuse.console.progress import say
-
-        say(stdout(), sentence)
+        say(sentence)
     raise SystemExit(STOPPED + number) from None
+
+
+@contextmanager
+def named_as_flags() -> Iterator[None]:
+    """Within: an error that names a parameter, as the library does, names the flag."""
+    try:
+        yield
+    except UserError as error:
+        names = (
+            *Config.model_fields,
+            *SessionOptions.model_fields,
+            *NETWORK,
+            "n",
+            "classes",
+            "steps",
+        )
+        flags = {name: f"--{name.replace('_', '-')}" for name in names}
+        first, space, rest = str(error).partition(" ")
+        name = first.rstrip(":")
+        raise UserError(f"{flags.get(name, name)}{first[len(name) :]}{space}{rest}") from error
 
 
 def fail(sentence: str) -> None:

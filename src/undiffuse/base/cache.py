@@ -42,4 +42,6 @@ def to_cache(name: str, stored: Stored) -> None:
     try:
         save_tensors(cache_folder() / name, *stored)
     except (UserError, RuntimeError, OSError) as error:
-        warnings.warn(f"the cache can't be used, so this is computed anew each time: {error}", stacklevel=2)
+        warnings.warn(
+            f"the cache can't be used, so this is computed anew each time: {error}", stacklevel=2
+        )

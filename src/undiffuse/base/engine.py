@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import ctypes
 import os
 import platform
 import shutil
@@ -11,13 +12,20 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
+
+from undiffuse.base.lazy import lazy
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from contextlib import AbstractContextManager
 
-    from undiffuse.training.config import Config
+    import torch
+    from torch import Tensor
+else:
+    torch = lazy("torch")
 
 STARTED = time.monotonic()
 """When the package was imported: the start of the process, to within its first tenth of a second."""
@@ -28,8 +36,6 @@ def keep_freed_memory() -> None:
 
     It would come back zeroed, page by page: a third of a step of the network `categorical`. For whole processes, so the
     command does it, and the library leaves it to its user. Where there is no glibc it does nothing."""
-    import ctypes
-
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is not None:
         m_trim_threshold, m_mmap_threshold = -1, -3  # of malloc.h
@@ -39,10 +45,12 @@ def keep_freed_memory() -> None:
 
 def has_bf16() -> bool:
     """Whether the processor multiplies bfloat16 itself (AVX512-BF16, AMX), so that it is the faster of the two."""
-    import torch
-
     probes = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
-    return any(probe() for probe in (getattr(torch.cpu, name, None) for name in probes) if probe is not None)
+    return any(
+        probe()
+        for probe in (getattr(torch.cpu, name, None) for name in probes)
+        if probe is not None
+    )
 
 
 def compiler() -> str | None:
@@ -54,7 +62,11 @@ def compiler_version() -> str | None:
     """What the C++ compiler calls itself, in a line; None where there is none, or where it does not say."""
     name = compiler()
     try:
-        said = subprocess.run([name, "--version"], capture_output=True, text=True, timeout=20).stdout if name else ""
+        said = (
+            subprocess.run([name, "--version"], capture_output=True, text=True, timeout=20).stdout
+            if name
+            else ""
+        )
     except (OSError, ValueError, subprocess.SubprocessError):
         return None
     return next(iter(said.splitlines()), None)
@@ -83,48 +95,47 @@ def prepare_compiler(folder: Path) -> None:
     # torch 2.13 has the headers elsewhere, whatever the variable says, and needs openssl to name them.
     headers = Path(os.environ[variable], "precompiled_headers")
     codecache._HEADER_DIR, codecache._HEADER_LOCK_DIR = str(headers), str(headers / "locks")
-    config.cpp_cache_precompile_headers = config.cpp_cache_precompile_headers and shutil.which("openssl") is not None
+    config.cpp_cache_precompile_headers = (
+        config.cpp_cache_precompile_headers and shutil.which("openssl") is not None
+    )
     if config.cpp.vec_isa_ok is None:
         config.cpp.vec_isa_ok = True
 
 
-WORTH_COMPILING = 50_000
-"""Images to be trained on from which compiling, 15 to 60 seconds, is won back."""
-
-
-def resolve(config: Config, images: int | None, cache: Path) -> tuple[str, bool, list[str]]:
-    """(precision, whether to compile, what to tell the user of it) of a run on this machine. cache: undiffuse's own, for the compiler's.
-
-    images: how many the run trains on, every epoch counted; None with a budget of minutes."""
-    notes = []
-    precision = config.precision
-    if precision == "auto":
-        precision = "bf16" if has_bf16() else "fp32"
-        if precision == "fp32":
-            notes.append("this processor has no bfloat16 arithmetic, so training runs in fp32, more slowly")
-    long_enough = config.minutes >= 2 if config.minutes is not None else (images or 0) >= WORTH_COMPILING
-    compiled = config.compile == "on" or (config.compile == "auto" and long_enough)
-    if compiled and compiler() is None:
-        compiled = False
-        notes.append(
-            "no C++ compiler was found, so the network is not compiled; training is slower (see README); install g++ for full speed"
-        )
-    if compiled:
-        prepare_compiler(cache / "compiler")
-    return precision, compiled, notes
-
-
 def arithmetic(precision: str) -> AbstractContextManager[Any]:
     """The context in which the network computes: autocast to bfloat16, or nothing."""
-    import torch
+    return (
+        torch.autocast("cpu", torch.bfloat16) if precision == "bf16" else contextlib.nullcontext()
+    )
 
-    return torch.autocast("cpu", torch.bfloat16) if precision == "bf16" else contextlib.nullcontext()
+
+def in_precision(network: Callable[..., Tensor], precision: str) -> Callable[..., Tensor]:
+    """The network, computing in `precision` ("bf16" or "fp32").
+
+    Its input and output are float32 either way."""
+
+    def call(x: Tensor, log_snr: Tensor, condition: Tensor | None) -> Tensor:
+        with arithmetic(precision):
+            out = network(x, log_snr, condition)
+        return out.float()
+
+    return call
 
 
-def facts() -> dict[str, Any]:
+@dataclass(frozen=True)
+class Engine:
+    """How the network's arithmetic is run: in which precision, and whether compiled."""
+
+    precision: Literal["bf16", "fp32"] = "fp32"
+    compiled: bool = False
+
+    def arithmetic(self) -> AbstractContextManager[Any]:
+        """The context in which the network computes."""
+        return arithmetic(self.precision)
+
+
+def machine_facts() -> dict[str, Any]:
     """What a resumed run compares, because bits depend on it; and what a reader of the run wants to know."""
-    import torch
-
     from undiffuse import __version__
 
     return {

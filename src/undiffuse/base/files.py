@@ -32,4 +32,6 @@ def write_atomic(path: Path, content: bytes) -> None:
 
 
 def cannot_write(path: Path, error: OSError) -> UserError:
-    return UserError(f"{path} could not be written ({error.strerror}); make room there, or choose another folder")
+    return UserError(
+        f"{path} could not be written ({error.strerror}); make room there, or choose another folder"
+    )

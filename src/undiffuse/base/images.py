@@ -7,11 +7,17 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from undiffuse.base.lazy import lazy
+
 if TYPE_CHECKING:
     import numpy as np
+    import torch
     from numpy.typing import NDArray
     from PIL import Image
     from torch import Tensor
+else:
+    np = lazy("numpy")
+    torch = lazy("torch")
 
 
 def as_picture(image: Tensor) -> Image.Image:
@@ -24,7 +30,9 @@ def as_picture(image: Tensor) -> Image.Image:
 
 def as_array(images: Tensor) -> NDArray[np.uint8]:
     """(N, C, H, W) as (N, H, W) for one channel, (N, H, W, C) for several."""
-    array: NDArray[np.uint8] = (images[:, 0] if images.shape[1] == 1 else images.movedim(1, -1)).numpy()
+    array: NDArray[np.uint8] = (
+        images[:, 0] if images.shape[1] == 1 else images.movedim(1, -1)
+    ).numpy()
     return array
 
 
@@ -45,10 +53,10 @@ def enlargement(height: int, width: int) -> int:
 
 def image_grid(images: Tensor, columns: int, *, down: bool = False) -> Image.Image:
     """Images uint8 (N, C, H, W), row by row, enlarged; with `down` column by column, in so many rows: one a class, where labels cycle."""
-    import torch
-
     n, c, h, w = images.shape
-    places = [divmod(i, columns)[::-1] if down else divmod(i, columns) for i in range(n)]  # (row, column)
+    places = [
+        divmod(i, columns)[::-1] if down else divmod(i, columns) for i in range(n)
+    ]  # (row, column)
     other = math.ceil(n / columns)
     rows, columns = (columns, other) if down else (other, columns)
     sheet = torch.zeros(c, rows * (h + GAP) + GAP, columns * (w + GAP) + GAP, dtype=torch.uint8)
@@ -73,7 +81,9 @@ def animation_bytes(frames: Sequence[Image.Image], milliseconds: int = 80) -> by
 
     out = io.BytesIO()
     durations = [milliseconds] * (len(frames) - 1) + [1500]
-    frames[0].save(out, format="GIF", save_all=True, append_images=frames[1:], duration=durations, loop=0)
+    frames[0].save(
+        out, format="GIF", save_all=True, append_images=frames[1:], duration=durations, loop=0
+    )
     return out.getvalue()
 
 
@@ -102,6 +112,14 @@ def note_of(png: bytes) -> dict[str, Any]:
     try:
         with Image.open(io.BytesIO(png), formats=["PNG"]) as picture:
             found = json.loads(picture.info[NOTE])
-    except (KeyError, TypeError, ValueError, OSError, SyntaxError, RecursionError, Image.DecompressionBombError):
+    except (
+        KeyError,
+        TypeError,
+        ValueError,
+        OSError,
+        SyntaxError,
+        RecursionError,
+        Image.DecompressionBombError,
+    ):
         return {}
     return found if isinstance(found, dict) else {}

@@ -1,19 +1,20 @@
-"""Images to learn from: the embedded MNIST, IDX files, folders of PNG or JPEG images; and the order of the batches.
-
-A data set is one uint8 tensor held whole, (N, C, H, W). A batch is a choice of its rows, and which rows is a function
-of (seed, step). Networks see floats in [-1, 1]: x = u / 127.5 - 1 for a byte u, here and nowhere else.
-
-IDX is the format of the MNIST files: two zero bytes, the element type (8: unsigned byte), the number of dimensions,
-each dimension as a big-endian 32-bit number, then the elements, the last index fastest. A file is trusted for nothing:
-what it promises is compared with its length before memory is asked for.
-"""
+"""Images as bytes and as floats: x = u / 127.5 - 1 for a byte u, here and nowhere else."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import math
+from typing import TYPE_CHECKING, Any
+
+from undiffuse.base.errors import UserError
+from undiffuse.base.lazy import lazy
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import torch
     from torch import Tensor
+else:
+    torch = lazy("torch")
 
 
 def to_float(images: Tensor) -> Tensor:
@@ -23,11 +24,30 @@ def to_float(images: Tensor) -> Tensor:
 
 def to_uint8(x: Tensor) -> Tensor:
     """Floats in [-1, 1], clamped to that, to the nearest bytes: the inverse of `to_float`, exactly."""
-    import torch
-
     return ((x.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
 
 
-def images_at_once(images: Tensor) -> int:
-    """How many of (N, C, H, W) to compute with at a time: 500 digits, or as many bytes."""
-    return max(1, 500 * 28 * 28 // images[0].numel()) if len(images) else 1
+def images_at_once(shape: Sequence[int]) -> int:
+    """How many images (C, H, W) to compute with at a time: 500 digits, or as many bytes."""
+    return max(1, 500 * 28 * 28 // math.prod(shape))
+
+
+def from_array(images: Any, shape: tuple[int, int, int]) -> Tensor:
+    """Images as users have them, as uint8 (N, C, H, W) of `shape` (C, H, W).
+
+    They may be (N, H, W), (N, H, W, C) or (N, C, H, W), arrays or tensors. Raises UserError."""
+    found = torch.as_tensor(images)
+    if found.dtype != torch.uint8:
+        raise UserError(f"images must be uint8, 0 to 255, not {str(found.dtype).partition('.')[2]}")
+    channels, height, width = shape
+    given = tuple(found.shape[1:])
+    if found.ndim >= 3 and given == shape:
+        return found
+    if found.ndim == 4 and given == (height, width, channels):
+        return found.movedim(-1, 1)
+    if found.ndim == 3 and channels == 1 and given == (height, width):
+        return found[:, None]
+    raise UserError(
+        f"images must be (n, {height}, {width}{f', {channels}' if channels > 1 else ''}), not "
+        f"{tuple(found.shape)}"
+    )

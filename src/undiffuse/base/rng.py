@@ -10,11 +10,17 @@ from __future__ import annotations
 import hashlib
 from typing import TYPE_CHECKING
 
+from undiffuse.base.lazy import lazy
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     import numpy as np
+    import torch
     from torch import Tensor
+else:
+    torch = lazy("torch")
+    np = lazy("numpy")
 
 
 def stream(seed: int, purpose: str, *indices: int) -> np.random.Generator:
@@ -22,8 +28,6 @@ def stream(seed: int, purpose: str, *indices: int) -> np.random.Generator:
 
     The key is a hash of seed and purpose. The indices are the upper counter words: streams of other indices
     start 2^128 blocks away, so they never overlap."""
-    import numpy as np
-
     if len(indices) > 2:
         raise ValueError("a stream has at most two indices")
     digest = hashlib.blake2b(f"{seed}/{purpose}".encode(), digest_size=16).digest()
@@ -34,17 +38,15 @@ def stream(seed: int, purpose: str, *indices: int) -> np.random.Generator:
 
 def normal(shape: Sequence[int], seed: int, purpose: str, *indices: int) -> Tensor:
     """Standard normal numbers, float32, of `shape`, from one stream."""
-    import numpy as np
-    import torch
+    return torch.from_numpy(
+        stream(seed, purpose, *indices).standard_normal(tuple(shape), dtype=np.float32)
+    )
 
-    return torch.from_numpy(stream(seed, purpose, *indices).standard_normal(tuple(shape), dtype=np.float32))
 
-
-def normal_each(samples: Sequence[int], shape: Sequence[int], seed: int, purpose: str, step: int) -> Tensor:
+def normal_each(
+    samples: Sequence[int], shape: Sequence[int], seed: int, purpose: str, step: int
+) -> Tensor:
     """Standard normal numbers (len(samples), *shape): one stream a sample, so the batch never changes a sample."""
-    import numpy as np
-    import torch
-
     noise = np.empty((len(samples), *shape), dtype=np.float32)
     for row, sample in zip(noise, samples, strict=True):
         stream(seed, purpose, step, sample).standard_normal(dtype=np.float32, out=row)

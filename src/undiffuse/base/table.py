@@ -1,7 +1,7 @@
-"""Tables: how one new schedule, sampler, weighting, ... is added in one place.
+"""Tables: how one new schedule, sampler, network, ... is added in one place.
 
-A table maps a name to a function. One string such as `cosine:s=0.008` is at once the flag's value, what the
-run's configuration saves, and the call that it stands for.
+A table maps a name to a function. One string such as `cosine:s=0.008` is at once the flag's value,
+what the run's configuration saves, and the call that it stands for.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, NoReturn, TypeVar
 
@@ -18,20 +19,22 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 class Table:
-    """Functions by name. A function's keyword-only parameters, all numbers, are what a spec may set.
+    """Functions by name. A spec may set a function's keyword-only parameters that have defaults.
 
     @SCHEDULES.add
     def cosine(t, *, s=0.008): ...
 
     SCHEDULES["cosine:s=0.01"]  # partial(cosine, s=0.01)
-    """
+
+    Parameters are numbers, or tuples of numbers, which are written 64/128. Those that are bool are
+    written 0 or 1."""
 
     def __init__(self, kind: str) -> None:
         self.kind = kind
         self._functions: dict[str, Callable[..., Any]] = {}
 
     def add(self, function: F) -> F:
-        """Decorator: register `function` under its own name, in lower case and with dashes for underscores."""
+        """Decorator: register `function` under its own name, in lower case, with dashes for "_"."""
         return self.named(function.__name__.lower().replace("_", "-"))(function)
 
     def named(self, name: str) -> Callable[[F], F]:
@@ -45,6 +48,17 @@ class Table:
 
         return register
 
+    @contextmanager
+    def added(self, function: Callable[..., Any], name: str | None = None) -> Iterator[None]:
+        """Within: `function` is in the table, as for a test or an experiment."""
+        before = dict(self._functions)
+        self.named(name)(function) if name else self.add(function)
+        try:
+            yield
+        finally:
+            self._functions.clear()
+            self._functions.update(before)
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._functions)
 
@@ -52,7 +66,7 @@ class Table:
         return name in self._functions
 
     def check(self, spec: str) -> None:
-        """UserError unless `spec` is a known name with known parameters. Imports nothing."""
+        """Raises UserError unless `spec` is a known name with known parameters."""
         name, colon, _ = spec.partition(":")
         if name not in self:
             self.unknown(name)
@@ -62,29 +76,82 @@ class Table:
     def unknown(self, name: str) -> NoReturn:
         raise UserError(f"there is no {self.kind} called '{name}'; there are: {', '.join(self)}")
 
-    def defaults(self, name: str) -> dict[str, float]:
+    def function(self, name: str) -> Callable[..., Any]:
+        """The function registered under `name`, without parameters. Raises UserError for none."""
+        if name not in self._functions:
+            self.unknown(name)
+        return self._functions[name]
+
+    def defaults(self, name: str) -> dict[str, Any]:
         """The parameters that a spec of `name` may set, with their default values."""
-        parameters = inspect.signature(self._functions[name]).parameters.values()
-        return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
+        parameters = inspect.signature(self.function(name)).parameters.values()
+        return {
+            p.name: p.default
+            for p in parameters
+            if p.kind is p.KEYWORD_ONLY and p.default is not p.empty
+        }
+
+    def options(self, spec: str) -> dict[str, Any]:
+        """The parameters that a spec sets, with their values. Raises as `table[spec]` does."""
+        name, _, arguments = spec.partition(":")
+        known = self.defaults(name)
+        chosen: dict[str, Any] = {}
+        for argument in filter(None, arguments.split(",")):
+            key, equals, value = argument.partition("=")
+            if not equals or key not in known:
+                listed = ", ".join(f"{k}={written(v)}" for k, v in known.items()) or "none"
+                raise UserError(
+                    f"{self.kind} '{name}' has no parameter '{key}' (in '{spec}'); it has: {listed}"
+                )
+            try:
+                chosen[key] = parsed(value, known[key])
+            except ValueError as error:
+                raise UserError(
+                    f"{self.kind} '{spec}': {key} must be {error}, not '{value}'"
+                ) from None
+        return chosen
+
+    def canonical(self, spec: str) -> str:
+        """The spec with the parameters that differ from their defaults, in the function's order."""
+        name = spec.partition(":")[0]
+        chosen = self.options(spec)
+        changed = {k: chosen[k] for k, v in self.defaults(name).items() if chosen.get(k, v) != v}
+        return f"{name}{':' * bool(changed)}{','.join(f'{k}={written(v)}' for k, v in changed.items())}"
 
     def __getitem__(self, spec: str) -> Callable[..., Any]:
         """The function that a spec `name` or `name:k=v,k=v` stands for.
 
-        Raises UserError for an unknown name or parameter, or a value that is no finite number."""
-        name, _, arguments = spec.partition(":")
-        if name not in self._functions:
-            self.unknown(name)
-        known = self.defaults(name)
-        chosen: dict[str, float] = {}
-        for argument in filter(None, arguments.split(",")):
-            key, equals, value = argument.partition("=")
-            if not equals or key not in known:
-                listed = ", ".join(f"{k}={v}" for k, v in known.items()) or "none"
-                raise UserError(f"{self.kind} '{name}' has no parameter '{key}' (in '{spec}'); it has: {listed}")
-            try:
-                chosen[key] = float(value)
-            except ValueError:
-                chosen[key] = math.nan
-            if not math.isfinite(chosen[key]):
-                raise UserError(f"{self.kind} '{spec}': {key} must be a finite number, not '{value}'")
-        return partial(self._functions[name], **chosen) if chosen else self._functions[name]
+        Raises UserError for an unknown name or parameter, or a value of another kind."""
+        function = self.function(spec.partition(":")[0])
+        chosen = self.options(spec)
+        return partial(function, **chosen) if chosen else function
+
+
+def parsed(text: str, default: Any) -> Any:
+    """A parameter's value, of the kind of its default. Raises ValueError: what it must be."""
+    if isinstance(default, tuple):
+        if not text:
+            raise ValueError("numbers with / between them")
+        return tuple(parsed(part, default[0]) for part in text.split("/"))
+    if isinstance(default, bool):
+        if text.lower() not in ("0", "1", "false", "true"):
+            raise ValueError("0 or 1")
+        return text.lower() in ("1", "true")
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise ValueError("a finite number")
+    if isinstance(default, int):
+        if value != int(value):
+            raise ValueError("a whole number")
+        return int(value)
+    return value
+
+
+def written(value: Any) -> str:
+    """A parameter's value as a spec has it."""
+    if isinstance(value, (tuple, list)):
+        return "/".join(map(written, value))
+    return str(int(value)) if isinstance(value, bool) else str(value)

@@ -30,7 +30,9 @@ def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str
     """Write tensors by name, safetensors, with a seal in the metadata: the SHA-256 of the whole file, in which the seal itself is zeros."""
     from safetensors.torch import save
 
-    content = save({k: v.contiguous() for k, v in tensors.items()}, metadata=metadata or {"format": "pt"})
+    content = save(
+        {k: v.contiguous() for k, v in tensors.items()}, metadata=metadata or {"format": "pt"}
+    )
     end = 8 + int.from_bytes(content[:8], "little")
     # Put there by hand: the library writes several metadata in a new order each time.
     header = content[8:end].rstrip().replace(METADATA, METADATA + UNSEALED + b",", 1)
@@ -40,7 +42,9 @@ def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str
     write_atomic(path, content.replace(UNSEALED, seal, 1))
 
 
-def load_tensors(path: Path, prefix: str = "", *, sealed: bool = True) -> tuple[dict[str, Tensor], dict[str, str]]:
+def load_tensors(
+    path: Path, prefix: str = "", *, sealed: bool = True
+) -> tuple[dict[str, Tensor], dict[str, str]]:
     """(the tensors whose names begin with `prefix`, without it; the file's metadata). UserError for a damaged file.
 
     sealed: whether its seal is checked; not for files that are pinned by another hash."""
@@ -51,7 +55,9 @@ def load_tensors(path: Path, prefix: str = "", *, sealed: bool = True) -> tuple[
             check_seal(path)
         with safe_open(path, framework="pt") as file:
             names = [name for name in file.keys() if name.startswith(prefix)]  # noqa: SIM118 - no mapping
-            return {name.removeprefix(prefix): file.get_tensor(name) for name in names}, dict(file.metadata() or {})
+            return {name.removeprefix(prefix): file.get_tensor(name) for name in names}, dict(
+                file.metadata() or {}
+            )
     except (SafetensorError, TypeError, ValueError, OSError) as error:
         raise UserError(f"{path} is damaged or no checkpoint: {error}") from error
 

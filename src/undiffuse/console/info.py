@@ -1,43 +1,81 @@
-"""What the terminal shows of a session: a live line where there is a terminal, a line now and then where there is none."""
+"""What `undiffuse info` shows: a run's state, data and hyperparameters."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
 
 from rich import box
 from rich.console import Group
 from rich.table import Table
 
-from undiffuse.runs.folder import Run
+from undiffuse.nets import NETWORKS
+from undiffuse.runs.folder import About, Run
+from undiffuse.training.records import SessionStarted, StepTaken, Validation
 
 
 def describe(run: Run) -> Group:
     """A run's state, data and hyperparameters, for the terminal."""
     about = run.about()
-    config, facts = about.config, about.facts
-    steps, end = run.events("step"), run.finished()
-    spent = max((event["time"] for event in run.log()), default=0.0)
-    state = "finished" if end else "unfinished; the same command goes on with it"
-    shape = "x".join(str(n) for n in (*facts.shape[1:], facts.shape[0]))
-    lines = {
-        "state": f"{state}; {len(steps):,} steps in {spent / 60:.1f} minutes",
-        "data": f"{facts.name}, {facts.training:,} images of {shape} to train on, {facts.validation:,} held out",
-        "classes": ", ".join(facts.classes) or "none",
-        "groups": f"{len(facts.groups)} of similar images" + (", parts of the classes" * bool(facts.class_of))
-        if facts.groups
-        else "none",
-        "loss": f"{steps[-1]['loss']:.4f} at the last step" if steps else "none yet",
-    }
-    for event in run.events("validation")[-1:]:
-        lines["held-out loss"] = f"{event['loss']:.4f} at step {event['step']:,}"
-    for event in run.events("session")[-1:]:
-        lines["machine"] = ", ".join(f"{key} {value}" for key, value in event["machine"].items())
-    if about.replay_of:
-        lines["replays"] = about.replay_of
-    summary = Table(box=None, show_header=False, title=str(run.path), title_justify="left", title_style="bold")
-    for key, value in lines.items():
+    summary = Table(
+        box=None, show_header=False, title=str(run.path), title_justify="left", title_style="bold"
+    )
+    for key, value in state_of(run, about).items():
         summary.add_row(key, value)
     table = Table("hyperparameter", "value", "why", box=box.SIMPLE_HEAD)
-    drawing = config.drawing(steps[-1]["step"] if steps else 0, about.told)
-    for name, why in about.reasons.items():
-        value = drawing.get(name, getattr(config, name))
-        table.add_row(name.replace("_", "-"), "-" if value is None else str(value), why)
+    for row in hyperparameters(run, about):
+        table.add_row(*row)
     return Group(summary, table)
+
+
+def state_of(run: Run, about: About) -> dict[str, str]:
+    """What a run is, by heading."""
+    facts, conditioning = about.facts, about.conditioning
+    steps, end = run.of(StepTaken), run.finished()
+    spent = max((record.time for record in run.records()), default=0.0)
+    state = "finished" if end else "unfinished; the same command goes on with it"
+    shape = "x".join(str(n) for n in (*facts.shape[1:], facts.shape[0]))
+    within = ", parts of the classes" if conditioning.class_of_cluster else ""
+    clusters = f"{len(conditioning.clusters)} of similar images{within}"
+    lines = {
+        "state": f"{state}; {len(steps):,} steps in {spent / 60:.1f} minutes",
+        "data": f"{facts.name}, {facts.training:,} images of {shape} to train on, "
+        f"{facts.validation:,} held out",
+        "classes": ", ".join(facts.classes) or "none",
+        "clusters": clusters if conditioning.clusters else "none",
+        "loss": f"{steps[-1].loss:.4f} at the last step" if steps else "none yet",
+    }
+    for validation in run.of(Validation)[-1:]:
+        lines["held-out loss"] = f"{validation.loss:.4f} at step {validation.step:,}"
+    for session in run.of(SessionStarted)[-1:]:
+        machine = session.machine.items()
+        lines["machine"] = ", ".join(f"{key} {value}" for key, value in machine)
+    if about.replay_of:
+        lines["replays"] = about.replay_of
+    return lines
+
+
+def hyperparameters(run: Run, about: About) -> Iterator[tuple[str, str, str]]:
+    """(name, value, reason) of each, the network's own options below it."""
+    config = about.config
+    steps = run.of(StepTaken)
+    usual = config.sampling(steps[-1].step if steps else 0, about.conditioning)
+    for name, why in about.reasons.items():
+        value = (
+            getattr(usual, name, getattr(config, name))
+            if name == "guidance"
+            else getattr(config, name)
+        )
+        yield name.replace("_", "-"), "-" if value is None else str(value), why
+        if name == "net":
+            yield from network_options(config.net)
+
+
+def network_options(net: str) -> Iterator[tuple[str, str, str]]:
+    """(name, value, reason) of a network's options."""
+    network = NETWORKS.function(net.partition(":")[0])
+    chosen = NETWORKS.options(net)
+    for option, default in NETWORKS.defaults(net.partition(":")[0]).items():
+        why = getattr(network, "reasons", {}).get(option, "").partition(" - ")[2]
+        value = chosen.get(option, default)
+        shown = " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+        yield f"  {option}", shown, why if value == default else "chosen for this run"

@@ -26,7 +26,13 @@ FIGURES = {
 
 def scores(found: dict[str, Any]) -> Group:
     """The content of metrics.json for the terminal: each figure, its 95% interval, and the same of real images."""
-    table = Table("figure", "value", "95% interval", f"real ({found['reference']['control']})", box=box.SIMPLE_HEAD)
+    table = Table(
+        "figure",
+        "value",
+        "95% interval",
+        f"real ({found['reference']['control']})",
+        box=box.SIMPLE_HEAD,
+    )
 
     def number(x: float | None) -> str:
         return "-" if x is None else f"{x:.4g}"
@@ -40,13 +46,18 @@ def scores(found: dict[str, Any]) -> Group:
             row(name, found[key], found[key].get("floor", found[key].get("control")))
         if key == "frechet" and key in found:
             ratio = {
-                name: found[key][f"ratio{part}"] for name, part in (("value", ""), ("low", "_low"), ("high", "_high"))
+                name: found[key][f"ratio{part}"]
+                for name, part in (("value", ""), ("low", "_low"), ("high", "_high"))
             }
             row("  over that of real images, its floor", ratio, 1)
     lines = []
     bits = found.get("bits_per_dim")
     if bits:
-        row(f"bits/dim, test: bound of the {bits['chain']}-step chain", {**bits, "value": bits["test"]}, None)
+        row(
+            f"bits/dim, test: bound of the {bits['chain']}-step chain",
+            {**bits, "value": bits["test"]},
+            None,
+        )
         row("  training images", bits["training"], None)
         row(
             f"  continuous-time bound, {bits['continuous']['n']:,} test images",
@@ -54,7 +65,11 @@ def scores(found: dict[str, Any]) -> Group:
             None,
         )
         if "ode" in bits:
-            row("  probability-flow ODE, test (another model)", {**bits["ode"], "value": bits["ode"]["test"]}, None)
+            row(
+                "  probability-flow ODE, test (another model)",
+                {**bits["ode"], "value": bits["ode"]["test"]},
+                None,
+            )
         lines.append(f"the bound is that of {bits['assumes']}")
         if "ode" in bits:
             lines.append(f"the ODE's is that of {bits['ode']['assumes']}: neither bounds the other")
@@ -63,8 +78,17 @@ def scores(found: dict[str, Any]) -> Group:
         for what in ("pixels", "features"):
             if what in audit:
                 near, c_t = audit[what]["nearer"], audit[what]["c_t"]
-                row(f"share nearer to training images than 99% of real ones, {what}", near, near["control"])
-                table.add_row(f"C_T, {what} (far below 0: copies)", number(c_t["value"]), "", number(c_t["control"]))
+                row(
+                    f"share nearer to training images than 99% of real ones, {what}",
+                    near,
+                    near["control"],
+                )
+                table.add_row(
+                    f"C_T, {what} (far below 0: copies)",
+                    number(c_t["value"]),
+                    "",
+                    number(c_t["control"]),
+                )
         verdict = (
             "ALARM: some images are copies of training images"
             if audit["alarm"]

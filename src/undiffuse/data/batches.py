@@ -13,10 +13,14 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
+from undiffuse.base.lazy import lazy
 from undiffuse.base.rng import stream
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
+else:
+    torch = lazy("torch")
 
 
 def batch_indices(n: int, batch_size: int, step: int, seed: int) -> Tensor:
@@ -24,15 +28,13 @@ def batch_indices(n: int, batch_size: int, step: int, seed: int) -> Tensor:
 
     Epochs, each a permutation of all n images, follow one another endlessly, and batches are cut from them without
     regard to where one ends: a batch may span several, and every image is seen once an epoch."""
-    import torch
-
     start, stop = step * batch_size, (step + 1) * batch_size
     epochs = range(start // n, (stop - 1) // n + 1)
-    return torch.cat([_permutation(n, seed, e)[max(start - e * n, 0) : stop - e * n] for e in epochs])
+    return torch.cat(
+        [_permutation(n, seed, e)[max(start - e * n, 0) : stop - e * n] for e in epochs]
+    )
 
 
 @lru_cache(maxsize=4)
 def _permutation(n: int, seed: int, epoch: int) -> Tensor:
-    import torch
-
     return torch.from_numpy(stream(seed, "shuffle", epoch).permutation(n))

@@ -1,69 +1,140 @@
-"""Images to learn from: the embedded MNIST, IDX files, folders of PNG or JPEG images; and the order of the batches.
-
-A data set is one uint8 tensor held whole, (N, C, H, W). A batch is a choice of its rows, and which rows is a function
-of (seed, step). Networks see floats in [-1, 1]: x = u / 127.5 - 1 for a byte u, here and nowhere else.
-
-IDX is the format of the MNIST files: two zero bytes, the element type (8: unsigned byte), the number of dimensions,
-each dimension as a big-endian 32-bit number, then the elements, the last index fastest. A file is trusted for nothing:
-what it promises is compared with its length before memory is asked for.
-"""
+"""A data set: a store of images, and which of its rows it is, with their labels."""
 
 from __future__ import annotations
 
+import hashlib
 import math
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from undiffuse.base.errors import UserError
+from undiffuse.base.lazy import lazy
+from undiffuse.base.pixels import images_at_once
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     import numpy as np
+    import torch
     from numpy.typing import NDArray
     from torch import Tensor
+else:
+    torch = lazy("torch")
+    np = lazy("numpy")
 
 MAX_BYTES = 4 << 30  # of one data set, unpacked
 
 
-@dataclass(frozen=True, eq=False)
-class Dataset:
-    """Images, uint8 (N, C, H, W), with labels, int64 (N,) in [0, len(classes)), or None."""
+class Store(Protocol):
+    """Where images are: N of them, each uint8 of `shape` (C, H, W), read by row."""
 
-    name: str
-    images: Tensor
-    labels: Tensor | None = None
-    classes: tuple[str, ...] = ()
+    shape: tuple[int, int, int]
+
+    def __len__(self) -> int: ...
+
+    def read(self, rows: Tensor) -> Tensor:
+        """The images at int64 rows (n,): uint8 (n, C, H, W)."""
+
+
+class MemoryStore:
+    """Images that are held in memory, uint8 (N, C, H, W)."""
+
+    def __init__(self, images: Tensor) -> None:
+        self.images = images
+        _, channels, height, width = images.shape
+        self.shape = (channels, height, width)
 
     def __len__(self) -> int:
         return len(self.images)
 
+    def read(self, rows: Tensor) -> Tensor:
+        return self.images[rows]
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """Images with labels: rows of a store, so that a part of a data set copies nothing.
+
+    rows: int64 (N,), None for all rows in order. labels: int64 (N,) in [0, len(classes)), or None,
+    the class of each image."""
+
+    name: str
+    store: Store
+    labels: Tensor | None = None
+    classes: tuple[str, ...] = ()
+    rows: Tensor | None = None
+
+    @classmethod
+    def of(
+        cls,
+        name: str,
+        images: Tensor,
+        labels: Tensor | None = None,
+        classes: tuple[str, ...] = (),
+    ) -> Dataset:
+        """A data set of images in memory, uint8 (N, C, H, W)."""
+        return cls(name, MemoryStore(images), labels, classes)
+
+    def __len__(self) -> int:
+        return len(self.store) if self.rows is None else len(self.rows)
+
     @property
     def shape(self) -> tuple[int, int, int]:
         """(C, H, W) of one image."""
-        _, channels, height, width = self.images.shape
-        return channels, height, width
+        return self.store.shape
+
+    def read(self, indices: Tensor) -> Tensor:
+        """The images at `indices`, int64 (n,): uint8 (n, C, H, W)."""
+        return self.store.read(indices if self.rows is None else self.rows[indices])
+
+    def chunks(self) -> Iterator[Tensor]:
+        """All images in order, uint8 (n, C, H, W), about as many bytes as 500 digits at a time."""
+        for indices in torch.arange(len(self)).split(images_at_once(self.shape)):
+            yield self.read(indices)
+
+    @property
+    def images(self) -> Tensor:
+        """All images, uint8 (N, C, H, W), as one tensor in memory."""
+        if self.rows is None and isinstance(self.store, MemoryStore):
+            return self.store.images
+        return self.read(torch.arange(len(self)))
 
     def take(self, indices: Tensor) -> Dataset:
         """The images at `indices`, int64 (n,), as a data set with the same classes."""
-        labels = None if self.labels is None else self.labels[indices]
-        return replace(self, images=self.images[indices], labels=labels)
+        return replace(
+            self,
+            rows=indices if self.rows is None else self.rows[indices],
+            labels=None if self.labels is None else self.labels[indices],
+        )
+
+    def hash_into(self, digest: hashlib._Hash) -> None:
+        """Add the bytes of the images, and then those of the labels, to a hash."""
+        for images in self.chunks():
+            digest.update(images.numpy().tobytes())
+        if self.labels is not None:
+            digest.update(self.labels.numpy().tobytes())
 
 
 def _dataset(
-    name: str, pixels: NDArray[np.uint8], labels: NDArray[np.uint8] | None, known: NDArray[np.uint8] | None
+    name: str,
+    pixels: NDArray[np.uint8],
+    labels: NDArray[np.uint8] | None,
+    known: NDArray[np.uint8] | None,
 ) -> Dataset:
     """Pixels (N, H, W) or (N, H, W, C) and labels (N,), whose numbers are all among `known`, as a data set."""
-    import numpy as np
-    import torch
-
-    images = torch.from_numpy(pixels.reshape(*pixels.shape[:3], -1)).permute(0, 3, 1, 2).contiguous()
+    images = (
+        torch.from_numpy(pixels.reshape(*pixels.shape[:3], -1)).permute(0, 3, 1, 2).contiguous()
+    )
     if labels is None or known is None:
-        return Dataset(name, images)
+        return Dataset.of(name, images)
     numbers = np.unique(known)
     ids = np.searchsorted(numbers, labels).astype(np.int64)
-    return Dataset(name, images, torch.from_numpy(ids), tuple(str(number) for number in numbers))
+    return Dataset.of(name, images, torch.from_numpy(ids), tuple(str(number) for number in numbers))
 
 
 def _check_room(source: Any, *shape: int) -> None:
     if math.prod(shape) > MAX_BYTES:
         need = f"{' x '.join(map(str, shape))} = {math.prod(shape)} bytes"
-        raise UserError(f"{source} needs {need}, more than the {MAX_BYTES} of a data set; use fewer or smaller images")
+        raise UserError(
+            f"{source} needs {need}, more than the {MAX_BYTES} of a data set; use fewer or smaller images"
+        )

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from undiffuse.base.errors import UserError
+from undiffuse.base.lazy import lazy
 from undiffuse.data.dataset import Dataset, _check_room, _dataset
 
 if TYPE_CHECKING:
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 
     import numpy as np
     from numpy.typing import NDArray
+else:
+    np = lazy("numpy")
 
 MAX_DEFLATE = 1100  # deflate packs at most 1032 bytes into one (zlib's technical notes)
 
@@ -39,39 +42,51 @@ class NoTestSet(UserError):
 
 def _read_idx_folder(folder: Path, files: dict[Path, int], split: str) -> Dataset:
     """The IDX files of `folder`, given with their numbers of dimensions."""
-    import numpy as np
-
     named = {re.split(r"[-.]idx", file.name)[0]: file for file in files}
     roles = [f"{part}-{kind}" for part in ("train", "t10k") for kind in ("images", "labels")]
     missing = [role for role in roles if role not in named]
     if split == "test" and missing:
-        raise NoTestSet(f"{folder} has no test set: of the four MNIST files it lacks {', '.join(missing)}")
+        raise NoTestSet(
+            f"{folder} has no test set: of the four MNIST files it lacks {', '.join(missing)}"
+        )
     labels: Path | None
     known: Path | None  # the labels whose numbers are the classes
     if "train-images" in named and "train-labels" in named:
         part = {"train": "train", "test": "t10k"}[split]
-        images, labels, known = named[f"{part}-images"], named[f"{part}-labels"], named["train-labels"]
+        images, labels, known = (
+            named[f"{part}-images"],
+            named[f"{part}-labels"],
+            named["train-labels"],
+        )
     else:
         of_images = [file for file, dimensions in files.items() if dimensions > 1]
         of_labels = [file for file, dimensions in files.items() if dimensions == 1]
         if len(of_images) != 1 or len(of_labels) > 1:
             held = f"{len(of_images)} of images and {len(of_labels)} of labels"
-            raise UserError(f"{folder} holds {held}; IDX files are read as one of images with at most one of labels")
+            raise UserError(
+                f"{folder} holds {held}; IDX files are read as one of images with at most one of labels"
+            )
         images, labels = of_images[0], of_labels[0] if of_labels else None
         known = labels
 
     pixels = _read_idx(images, 3, 4)
     if pixels.ndim == 4 and pixels.shape[3] not in (1, 3):
-        raise UserError(f"{images} has {pixels.shape[3]} channels; images (N, H, W, C) must have 1 or 3, C last")
+        raise UserError(
+            f"{images} has {pixels.shape[3]} channels; images (N, H, W, C) must have 1 or 3, C last"
+        )
     name = folder.resolve().name
     if labels is None or known is None:
         return _dataset(name, pixels, None, None)
     numbers, known_numbers = _read_idx(labels, 1), _read_idx(known, 1)
     if len(numbers) != len(pixels):
-        raise UserError(f"{labels} has {len(numbers)} labels for the {len(pixels)} images of {images}; get both again")
+        raise UserError(
+            f"{labels} has {len(numbers)} labels for the {len(pixels)} images of {images}; get both again"
+        )
     strange = np.setdiff1d(numbers, known_numbers)
     if len(strange):
-        raise UserError(f"{labels} has the label {strange[0]}, which {known} lacks; give both the same classes")
+        raise UserError(
+            f"{labels} has the label {strange[0]}, which {known} lacks; give both the same classes"
+        )
     return _dataset(name, pixels, numbers, known_numbers)
 
 
@@ -96,22 +111,24 @@ def _idx_dimensions(path: Path) -> int:
 
 def _read_idx(path: Path, *dimensions: int) -> NDArray[np.uint8]:
     """The bytes of an IDX file that has one of these numbers of dimensions, in its shape."""
-    import numpy as np
-
     stored = path.stat().st_size
     try:
         with _open(path) as file:
             magic = file.read(4)
             if magic not in [bytes((0, 0, 8, d)) for d in dimensions]:
                 wanted = " or ".join(f"0000080{d}" for d in dimensions)
-                raise UserError(f"{path} starts with '{magic.hex()}', an IDX file of bytes with {wanted}; get it again")
+                raise UserError(
+                    f"{path} starts with '{magic.hex()}', an IDX file of bytes with {wanted}; get it again"
+                )
             header = file.read(4 * magic[3])
             if len(header) < 4 * magic[3]:
                 raise UserError(f"{path} ends within its header; get it again")
             shape = struct.unpack(f">{magic[3]}I", header)
             promised = math.prod(shape)
             if promised == 0:
-                raise UserError(f"{path} is empty: its header says {' x '.join(map(str, shape))}; get it again")
+                raise UserError(
+                    f"{path} is empty: its header says {' x '.join(map(str, shape))}; get it again"
+                )
             _check_room(path, *shape)
             if promised > stored * (MAX_DEFLATE if isinstance(file, gzip.GzipFile) else 1):
                 raise UserError(
@@ -123,9 +140,13 @@ def _read_idx(path: Path, *dimensions: int) -> NDArray[np.uint8]:
                 array[filled : filled + len(chunk)] = np.frombuffer(chunk, np.uint8)
                 filled += len(chunk)
             if filled < promised:
-                raise UserError(f"{path} is cut short: {filled} of {promised} bytes are there; get it again")
+                raise UserError(
+                    f"{path} is cut short: {filled} of {promised} bytes are there; get it again"
+                )
             if file.read(1):  # at the end of a gzip stream this also compares its checksum
-                raise UserError(f"{path} goes on after the {promised} bytes that its header promises; get it again")
+                raise UserError(
+                    f"{path} goes on after the {promised} bytes that its header promises; get it again"
+                )
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise UserError(f"{path} is a damaged gzip file ({error}); get it again") from error
     return array.reshape(shape)

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from undiffuse.base.errors import UserError
+from undiffuse.base.lazy import lazy
 from undiffuse.base.table import Table
 from undiffuse.data.dataset import Dataset, _dataset
 from undiffuse.data.idx import NoTestSet, _idx_dimensions, _read_idx, _read_idx_folder
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 
     import numpy as np
     from numpy.typing import NDArray
+else:
+    np = lazy("numpy")
 
 DATASETS = Table("data set")
 
@@ -66,17 +69,23 @@ def load_dataset(spec: str, size: int | None = None, split: str = "train") -> Da
     if split not in ("train", "test"):
         raise UserError(f"the split of a data set is 'train' or 'test', not '{split}'")
     if size is not None and size not in SIZES:
-        raise UserError(f"images can be resized to {SIZES[0]} to {SIZES[-1]} pixels a side, not {size}")
+        raise UserError(
+            f"images can be resized to {SIZES[0]} to {SIZES[-1]} pixels a side, not {size}"
+        )
     if spec in DATASETS:
         return _resized(DATASETS[spec](split), size)
     folder = Path(spec)
     try:
         if not spec or not folder.is_dir():
             known = ", ".join(DATASETS)
-            raise UserError(f"'{spec}' is neither a data set (there are: {known}) nor a folder of images; give either")
+            raise UserError(
+                f"'{spec}' is neither a data set (there are: {known}) nor a folder of images; give either"
+            )
         return _read_folder(folder, size, split)
     except OSError as error:
-        raise UserError(f"{error.filename or spec} cannot be read: {error.strerror or error}") from error
+        raise UserError(
+            f"{error.filename or spec} cannot be read: {error.strerror or error}"
+        ) from error
 
 
 @DATASETS.add
@@ -98,14 +107,18 @@ def _packaged(file: str, dimensions: int) -> NDArray[np.uint8]:
     except (OSError, UserError):
         intact = False
     if not intact:
-        raise UserError(f"the installed package is damaged ({file}.gz is not as published); install it again")
+        raise UserError(
+            f"the installed package is damaged ({file}.gz is not as published); install it again"
+        )
     return array
 
 
 def _read_folder(folder: Path, size: int | None, split: str) -> Dataset:
     files = list(_files(folder))
     pictures = [file for file in files if file.suffix.lower() in ENDINGS]
-    others = [file for file in files if file.parent == folder and file.suffix.lower() not in ENDINGS]
+    others = [
+        file for file in files if file.parent == folder and file.suffix.lower() not in ENDINGS
+    ]
     idx = {file: dimensions for file in others if (dimensions := _idx_dimensions(file))}
     if idx and pictures:
         raise UserError(
@@ -114,7 +127,9 @@ def _read_folder(folder: Path, size: int | None, split: str) -> Dataset:
     if idx:
         return _resized(_read_idx_folder(folder, idx, split), size)
     if not pictures:
-        raise UserError(f"{folder} holds no images; files that are read: {', '.join(ENDINGS)} and IDX")
+        raise UserError(
+            f"{folder} holds no images; files that are read: {', '.join(ENDINGS)} and IDX"
+        )
     if split == "test":
         raise NoTestSet(f"{folder} has no test set: only a folder of the four MNIST files has one")
     return _read_pictures(folder, pictures, size)
@@ -130,5 +145,7 @@ def _files(folder: Path, above: frozenset[Path] = frozenset()) -> Iterator[Path]
             continue
         if entry.is_dir():
             yield from _files(entry, above | {here})
-        elif entry.is_file() or not entry.exists():  # a link to nothing: to read it says so, to skip it would hide it
+        elif (
+            entry.is_file() or not entry.exists()
+        ):  # a link to nothing: to read it says so, to skip it would hide it
             yield entry

@@ -16,26 +16,31 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from undiffuse.base.errors import UserError
+from undiffuse.base.lazy import lazy
 from undiffuse.data.dataset import Dataset, _check_room, _dataset
 
 if TYPE_CHECKING:
     import numpy as np
+    import torch
     from numpy.typing import NDArray
     from PIL import Image
+else:
+    torch = lazy("torch")
+    np = lazy("numpy")
 
 MAX_PIXELS = 4096 * 4096  # of one image file
 
 
 def _read_pictures(folder: Path, paths: list[Path], size: int | None) -> Dataset:
-    import numpy as np
-    import torch
     from PIL import Image
 
     parents = [path.relative_to(folder).parts[0] if path.parent != folder else "" for path in paths]
     classes = tuple(sorted({*parents} - {""}))
     if classes and "" in parents:
         loose = paths[parents.index("")].name
-        raise UserError(f"{folder} holds images ({loose}) beside sub-folders of images ({classes[0]}); keep one kind")
+        raise UserError(
+            f"{folder} holds images ({loose}) beside sub-folders of images ({classes[0]}); keep one kind"
+        )
 
     pictures: list[NDArray[np.uint8]] = []  # each (H, W, 1) or (H, W, 3)
     with warnings.catch_warnings():
@@ -44,7 +49,9 @@ def _read_pictures(folder: Path, paths: list[Path], size: int | None) -> Dataset
             pictures.append(_read_picture(path, size))
             (height, width, _), (h, w, _) = pictures[0].shape, pictures[-1].shape
             if (h, w) != (height, width):
-                raise UserError(f"{path} is {w} x {h} and {paths[0]} {width} x {height}; set a size for all")
+                raise UserError(
+                    f"{path} is {w} x {h} and {paths[0]} {width} x {height}; set a size for all"
+                )
             _check_room(folder, len(paths), *pictures[-1].shape)
 
     channels = max(picture.shape[2] for picture in pictures)
@@ -52,12 +59,13 @@ def _read_pictures(folder: Path, paths: list[Path], size: int | None) -> Dataset
     dataset = _dataset(folder.resolve().name, pixels, None, None)
     if not classes:
         return dataset
-    return replace(dataset, labels=torch.tensor([classes.index(parent) for parent in parents]), classes=classes)
+    return replace(
+        dataset, labels=torch.tensor([classes.index(parent) for parent in parents]), classes=classes
+    )
 
 
 def _read_picture(path: Path, size: int | None) -> NDArray[np.uint8]:
     """An image file as bytes (H, W, 1) if it is grey, else (H, W, 3)."""
-    import numpy as np
     from PIL import Image, ImageOps
 
     with path.open("rb") as file:
@@ -67,7 +75,9 @@ def _read_picture(path: Path, size: int | None) -> NDArray[np.uint8]:
                 raise Image.DecompressionBombError
             image = ImageOps.exif_transpose(image)
             if image.mode.startswith("I"):  # 16 bits: 65535 = 257 * 255
-                sixteen = np.asarray(image) * (np.asarray(image) != image.info.get("transparency", -1))
+                sixteen = np.asarray(image) * (
+                    np.asarray(image) != image.info.get("transparency", -1)
+                )
                 image = Image.fromarray(np.rint(sixteen / 257).astype(np.uint8))
             opaque = "L" if image.mode in ("1", "L", "LA") else "RGB"
             if image.has_transparency_data:
@@ -77,9 +87,13 @@ def _read_picture(path: Path, size: int | None) -> NDArray[np.uint8]:
                 image = black
             image = image.convert(opaque)
         except Image.DecompressionBombError:
-            raise UserError(f"{path} has more than {MAX_PIXELS} pixels; make it smaller or remove it") from None
+            raise UserError(
+                f"{path} has more than {MAX_PIXELS} pixels; make it smaller or remove it"
+            ) from None
         except Exception as error:  # whatever the decoder trips over in a broken file
-            raise UserError(f"{path} is broken or no PNG or JPEG image; mend or remove it") from error
+            raise UserError(
+                f"{path} is broken or no PNG or JPEG image; mend or remove it"
+            ) from error
     if size is not None:
         image = _square(image, size)
     pixels: NDArray[np.uint8] = np.asarray(image)
@@ -92,12 +106,12 @@ def _square(image: Image.Image, size: int) -> Image.Image:
 
     side = min(image.size)
     left, top = (image.width - side) // 2, (image.height - side) // 2
-    return image.resize((size, size), Image.Resampling.LANCZOS, box=(left, top, left + side, top + side))
+    return image.resize(
+        (size, size), Image.Resampling.LANCZOS, box=(left, top, left + side, top + side)
+    )
 
 
 def _resized(dataset: Dataset, size: int | None) -> Dataset:
-    import numpy as np
-    import torch
     from PIL import Image
 
     channels, height, width = dataset.shape
@@ -108,4 +122,5 @@ def _resized(dataset: Dataset, size: int | None) -> Dataset:
     resized = np.empty((len(planes), size, size), np.uint8)
     for plane, out in zip(planes, resized, strict=True):
         out[:] = np.asarray(_square(Image.fromarray(plane), size))
-    return replace(dataset, images=torch.from_numpy(resized).view(len(dataset), channels, size, size))
+    images = torch.from_numpy(resized).view(len(dataset), channels, size, size)
+    return Dataset.of(dataset.name, images, dataset.labels, dataset.classes)

@@ -1,4 +1,4 @@
-"""The denoiser: from a network F to its guess of the image, x_0_hat.
+"""The denoiser: from a network F to the denoised image x_0_hat.
 
     x_0_hat = c_skip x_t + c_out F(c_in x_t, log-SNR)
 
@@ -11,16 +11,19 @@ To add a prediction: a function (alpha, sigma) -> (c_skip, c_out, c_in) with `@P
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 from undiffuse.base.errors import UserError
+from undiffuse.base.lazy import lazy
 from undiffuse.base.table import Table
 from undiffuse.diffusion import process
+from undiffuse.diffusion.conditioning import Conditioning
 from undiffuse.diffusion.schedule import SCHEDULES, NoiseLevel, noise_level
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
 
+    import torch
     from torch import Tensor
 
 if TYPE_CHECKING:
@@ -29,13 +32,11 @@ if TYPE_CHECKING:
 
 if TYPE_CHECKING:
     Network: TypeAlias = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+else:
+    torch = lazy("torch")
 
 
 PREDICTIONS = Table("prediction")
-
-
-Told: TypeAlias = Literal["class", "part", "group"]
-"""What a label of a network may be: a class, a group that is part of one, or a group of any images."""
 
 
 @PREDICTIONS.add
@@ -71,43 +72,23 @@ def edm(alpha: Tensor, sigma: Tensor, *, sigma_data: float = 0.5) -> Coefficient
     return alpha * sigma_data**2 / norm**2, sigma * sigma_data / norm, 1 / norm
 
 
-def told(classes: Sequence[str], groups: Sequence[int]) -> Told | None:
-    """What a network is told that is asked for `classes`, and knows `groups`; None for neither."""
-    if groups:
-        return "part" if classes else "group"
-    return "class" if classes else None
-
-
 @dataclass(frozen=True)
 class Denoiser:
     """A network with a schedule and a prediction: (x_t, t) -> x_0_hat.
 
-    network: (x (B, C, H, W), log-SNR (B,), label (B,) or None) -> (B, C, H, W).
-    schedule, prediction: specs such as "cosine:s=0.01" and "v".
-    shape: (C, H, W) of an image. classes: their names, empty where there are none to ask for. groups: the sizes of the hidden groups
-    that take the labels' place (groups.py); class_of: the class of each, where there are classes. Label number `labels` is "no label".
+    network: (x (B, C, H, W), log-SNR (B,), condition (B,) or None) -> (B, C, H, W).
+    schedule, prediction: specs such as "cosine:s=0.01" and "v". shape: (C, H, W) of an image.
+    conditioning: what the network is conditioned on.
     Raises UserError for a prediction that the schedule makes impossible."""
 
     network: Network
     schedule: str
     prediction: str
     shape: tuple[int, int, int]
-    classes: tuple[str, ...] = ()
-    groups: tuple[int, ...] = ()
-    class_of: tuple[int, ...] = ()
+    conditioning: Conditioning = Conditioning()
 
     def __post_init__(self) -> None:
         refuse_zero_snr(self.schedule, self.prediction)
-
-    @property
-    def labels(self) -> int:
-        """How many labels the network knows, beside "no label"; 0 where it takes none."""
-        return len(self.groups) or len(self.classes)
-
-    @property
-    def told(self) -> Told | None:
-        """What a label of the network is; None where it takes none."""
-        return told(self.classes, self.groups)
 
     def noise_level(self, t: Tensor) -> NoiseLevel:
         """The noise level at times t, any shape."""
@@ -118,22 +99,21 @@ class Denoiser:
         c_skip, c_out, c_in = PREDICTIONS[self.prediction](level.alpha, level.sigma)
         return c_skip, c_out, c_in
 
-    def __call__(self, x_t: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
-        """x_0_hat for noisy images x_t (B, C, H, W) at times t (B,) in (0, 1]; labels (B,) where it knows some:
-        numbers of groups, where there are groups, else of classes; None for "no label"."""
-        if label is None and self.labels:
-            import torch
+    def __call__(self, x_t: Tensor, t: Tensor, *, condition: Tensor | None = None) -> Tensor:
+        """x_0_hat for noisy images x_t (B, C, H, W) at times t (B,) in (0, 1].
 
-            label = torch.full((len(x_t),), self.labels)
+        condition: (B,) numbers of conditions, as `Conditioning.sample` gives them; None for
+        "unconditional"."""
+        if condition is None and self.conditioning.count:
+            condition = torch.full((len(x_t),), self.conditioning.count)
         level = self.noise_level(t)
         c_skip, c_out, c_in = (process.expand(c, x_t) for c in self.coefficients(level))
-        return c_skip * x_t + c_out * self.network(c_in * x_t, level.log_snr.to(x_t.dtype), label)
+        out = self.network(c_in * x_t, level.log_snr.to(x_t.dtype), condition)
+        return c_skip * x_t + c_out * out
 
 
 def refuse_zero_snr(schedule: str, prediction: str) -> None:
-    """UserError where the prediction divides by an alpha(1) that is zero."""
-    import torch
-
+    """Raises UserError where the prediction divides by an alpha(1) that is zero."""
     alpha, sigma = SCHEDULES[schedule](torch.ones((), dtype=torch.float64))
     c_skip, _, _ = PREDICTIONS[prediction](alpha, sigma)
     if not c_skip.abs() < 1e6:

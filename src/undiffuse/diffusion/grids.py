@@ -1,11 +1,8 @@
-"""Sampling: from noise to images, one step of time at a time.
+"""Time grids: the times that sampling visits.
 
-A time grid is a list of K + 1 times, t_0 = 1 > t_1 > ... > t_K = 0. A sampler is a function from a `Step`, which
-holds x_t and the times t > s, to x_s. The step asks the denoiser for x_0_hat when it is first read, counts the call,
-and derives eps from it, so that a sampler is the line of mathematics that it is in the papers.
+A grid is a list of K + 1 times, t_0 = 1 > t_1 > ... > t_K = 0.
 
-To add a sampler: a function Step -> x_s with `@SAMPLERS.add`. To add a grid: a function (schedule, K) -> times with
-`@GRIDS.add`.
+To add one: a function (schedule, K) -> times (K + 1,), float64, with `@GRIDS.add`.
 """
 
 from __future__ import annotations
@@ -14,14 +11,17 @@ import math
 from typing import TYPE_CHECKING
 
 from undiffuse.base.errors import UserError
+from undiffuse.base.lazy import lazy
 from undiffuse.base.table import Table
 from undiffuse.diffusion.schedule import SCHEDULES, Schedule, log_snr, time_of
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
+else:
+    torch = lazy("torch")
 
 MOST_STEPS = 100_000
-
 
 GRIDS = Table("time grid")
 
@@ -29,29 +29,32 @@ GRIDS = Table("time grid")
 @GRIDS.add
 def uniform(schedule: Schedule, steps: int) -> Tensor:
     """Equal steps of t. With as many steps as the chain has, its own times i/T."""
-    import torch
-
     return torch.arange(steps, -1, -1, dtype=torch.float64) / steps
 
 
 @GRIDS.named("log-snr")
-def uniform_log_snr(schedule: Schedule, steps: int, *, low: float = -8.0, high: float = 8.0) -> Tensor:
+def uniform_log_snr(
+    schedule: Schedule, steps: int, *, low: float = -8.0, high: float = 8.0
+) -> Tensor:
     """Equal steps of the log-SNR from the schedule's own level at t = 1, `low` at the least, up to `high`; then to 0.
 
     Lu et al. 2022 (arXiv:2206.00927), section 3.4."""
-    import torch
-
-    return times_at(schedule, torch.linspace(first_level(schedule, low), high, steps, dtype=torch.float64))
+    return times_at(
+        schedule, torch.linspace(first_level(schedule, low), high, steps, dtype=torch.float64)
+    )
 
 
 @GRIDS.add
 def karras(
-    schedule: Schedule, steps: int, *, rho: float = 7.0, sigma_min: float = 0.02, sigma_max: float = 80.0
+    schedule: Schedule,
+    steps: int,
+    *,
+    rho: float = 7.0,
+    sigma_min: float = 0.02,
+    sigma_max: float = 80.0,
 ) -> Tensor:
     """sigma/alpha falls as a power, from the schedule's own at t = 1, `sigma_max` at the most: Karras et al. 2022
     (arXiv:2206.00364), (5)."""
-    import torch
-
     if not 0 < sigma_min < sigma_max or rho <= 0:
         raise UserError(
             f"time grid karras: 0 < sigma_min < sigma_max and 0 < rho do not hold for {sigma_min}, {sigma_max}, {rho}"
@@ -63,15 +66,11 @@ def karras(
 
 def first_level(schedule: Schedule, low: float) -> float:
     """The log-SNR at t = 1, or `low` where that is lower."""
-    import torch
-
     return max(low, log_snr(*schedule(torch.ones((), dtype=torch.float64))).item())
 
 
 def times_at(schedule: Schedule, levels: Tensor) -> Tensor:
     """The times of rising log-SNR levels (K,), the first of them taken for t = 1, and then t = 0."""
-    import torch
-
     times = time_of(schedule, levels)
     times[0] = 1.0
     return torch.cat([times, torch.zeros(1, dtype=torch.float64)])
@@ -84,8 +83,12 @@ def time_grid(grid: str, schedule: str, steps: int) -> Tensor:
     try:
         times: Tensor = GRIDS[grid](SCHEDULES[schedule], steps)
     except ArithmeticError as error:
-        raise UserError(f"time grid '{grid}' can't be computed ({error}); give its parameters other values") from error
-    if not (len(times) == steps + 1 and times[0] == 1 and times[-1] == 0 and (times.diff() < 0).all()):
+        raise UserError(
+            f"time grid '{grid}' can't be computed ({error}); give its parameters other values"
+        ) from error
+    if not (
+        len(times) == steps + 1 and times[0] == 1 and times[-1] == 0 and (times.diff() < 0).all()
+    ):
         raise UserError(
             f"time grid '{grid}' has no {steps} distinct steps on schedule '{schedule}'; take --grid uniform"
         )

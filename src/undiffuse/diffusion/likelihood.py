@@ -93,7 +93,7 @@ class Bound:
 def variational_bound(
     denoiser: Denoiser,
     images: Tensor,
-    label: Tensor | None = None,
+    condition: Tensor | None = None,
     *,
     steps: int | None = None,
     continuous: bool = False,
@@ -103,7 +103,7 @@ def variational_bound(
     batch_size: int = 250,
     watch: Watch = lambda done: None,
 ) -> Bound:
-    """The bound for images uint8 (N, C, H, W), with labels (N,) for a network that is told classes, "no label" for one that is told groups.
+    """The bound for images uint8 (N, C, H, W), with conditions (N,), or None for the unconditional model.
 
     steps: T of the chain. continuous: T -> infinity between the ends of that chain. levels: K; each costs a network call an image, and
     the reconstruction one more. clip: x_0_hat to [-1, 1], as in sampling."""
@@ -111,19 +111,21 @@ def variational_bound(
     steps = steps or CHAIN
     alpha_bar = chain(schedule, steps).alpha_bar
     # Where no signal is left SNR_T = 0: its logarithm is bounded, the SNR itself is not.
-    node = (alpha_bar.log() - (-alpha_bar).log1p()).clamp(min=-LOG_SNR_BOUND)  # log-SNR of t_1..t_T, falling
+    node = (alpha_bar.log() - (-alpha_bar).log1p()).clamp(
+        min=-LOG_SNR_BOUND
+    )  # log-SNR of t_1..t_T, falling
     snr = alpha_bar / (1 - alpha_bar)
     low, high = node[-1].item(), node[0].item()
 
-    def guess(x_t: Tensor, t: Tensor, label: Tensor | None) -> Tensor:
-        x_0 = denoiser(x_t, t, label)
+    def denoised(x_t: Tensor, t: Tensor, condition: Tensor | None) -> Tensor:
+        x_0 = denoiser(x_t, t, condition=condition)
         return x_0.clamp(-1, 1) if clip else x_0
 
     parts: dict[str, list[Tensor]] = {key: [] for key in ("prior", "diffusion", "reconstruction")}
     visited, densities, errors = [], [], []
     for first in range(0, len(images), batch_size):
         x_0 = to_float(images[first : first + batch_size])
-        own = None if label is None else label[first : first + batch_size]
+        own = None if condition is None else condition[first : first + batch_size]
         count = len(x_0)
         u = torch.from_numpy(rng.stream(seed, "bound levels", first).random((count, levels)))
         level = low + (high - low) * (torch.arange(levels) + u) / levels  # (b, K)
@@ -138,16 +140,20 @@ def variational_bound(
             noise = rng.normal(x_0.shape, seed, "bound noise", first, k)
             at_t = denoiser.noise_level(t)
             x_t = process.jump(x_0, noise, at_t.alpha, at_t.sigma)
-            square[:, k] = (guess(x_t, t, own) - x_0).double().square().mean(dim=(1, 2, 3))
+            square[:, k] = (denoised(x_t, t, own) - x_0).double().square().mean(dim=(1, 2, 3))
             watch((first + count * (k + 1) / levels) / len(images))
         end = denoiser.noise_level(torch.ones((), dtype=torch.float64))
         begin = denoiser.noise_level(torch.tensor(1 / steps, dtype=torch.float64))
-        x_1 = process.jump(x_0, rng.normal(x_0.shape, seed, "bound noise", first, levels), begin.alpha, begin.sigma)
-        x_0_hat = guess(x_1, torch.full((count,), 1 / steps, dtype=torch.float64), own)
+        x_1 = process.jump(
+            x_0, rng.normal(x_0.shape, seed, "bound noise", first, levels), begin.alpha, begin.sigma
+        )
+        x_0_hat = denoised(x_1, torch.full((count,), 1 / steps, dtype=torch.float64), own)
         parts["prior"].append(prior_bits(x_0, end.alpha, end.sigma))
         density = weight * square / BITS
         parts["diffusion"].append((high - low) * density.mean(dim=1))
-        parts["reconstruction"].append(decoder_bits(x_0, x_0_hat, (begin.sigma / begin.alpha).item()))
+        parts["reconstruction"].append(
+            decoder_bits(x_0, x_0_hat, (begin.sigma / begin.alpha).item())
+        )
         visited.append(level)
         densities.append(density)
         errors.append(square)
@@ -165,7 +171,9 @@ def prior_bits(x_0: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
     """KL(q(x_T | x_0) | N(0, alpha^2 + sigma^2)) in bits per dimension, (B,)."""
     variance = alpha**2 + sigma**2
     second_moment = (alpha * x_0.double()).square() + sigma**2
-    return ((second_moment / variance - 1 - (sigma**2 / variance).log()) / 2).mean(dim=(1, 2, 3)) / BITS
+    return ((second_moment / variance - 1 - (sigma**2 / variance).log()) / 2).mean(
+        dim=(1, 2, 3)
+    ) / BITS
 
 
 def decoder_bits(x_0: Tensor, mean: Tensor, std: float) -> Tensor:
@@ -185,7 +193,7 @@ def decoder_bits(x_0: Tensor, mean: Tensor, std: float) -> Tensor:
 def ode_bits(
     denoiser: Denoiser,
     images: Tensor,
-    label: Tensor | None = None,
+    condition: Tensor | None = None,
     *,
     steps: int = ODE_STEPS,
     level: float = ODE_LEVEL,
@@ -201,15 +209,26 @@ def ode_bits(
     found = []
     for first in range(0, len(images), batch_size):
         batch = images[first : first + batch_size]
-        own = None if label is None else label[first : first + batch_size]
-        u = torch.from_numpy(rng.stream(seed, "dequantisation", first).random(batch.shape)).float() - 0.5
+        own = None if condition is None else condition[first : first + batch_size]
+        u = (
+            torch.from_numpy(rng.stream(seed, "dequantisation", first).random(batch.shape)).float()
+            - 0.5
+        )
         z = to_float(batch) + BIN * u
-        probe = torch.from_numpy(rng.stream(seed, "Hutchinson", first).integers(0, 2, batch.shape)).float() * 2 - 1
+        probe = (
+            torch.from_numpy(
+                rng.stream(seed, "Hutchinson", first).integers(0, 2, batch.shape)
+            ).float()
+            * 2
+            - 1
+        )
 
         def progress(done: float, first: int = first, count: int = len(batch)) -> None:
             watch((first + done * count) / len(images))
 
-        log_density = ode_log_density(denoiser, z, own, probe, steps=steps, level=level, watch=progress)
+        log_density = ode_log_density(
+            denoiser, z, own, probe, steps=steps, level=level, watch=progress
+        )
         # A grey level is BIN wide: its probability is the density times that width.
         found.append(-log_density / z[0].numel() / BITS - math.log2(BIN))
     return torch.cat(found)
@@ -218,7 +237,7 @@ def ode_bits(
 def ode_log_density(
     denoiser: Denoiser,
     z: Tensor,
-    label: Tensor | None,
+    condition: Tensor | None,
     probe: Tensor,
     *,
     steps: int,
@@ -246,13 +265,15 @@ def ode_log_density(
         alpha, sigma = schedule(t)
         with torch.enable_grad():
             y = y.detach().requires_grad_()
-            x_0 = denoiser((alpha + sigma).to(y.dtype) * y, t.expand(len(y)), label)
+            x_0 = denoiser((alpha + sigma).to(y.dtype) * y, t.expand(len(y)), condition=condition)
             (product,) = torch.autograd.grad((x_0 * probe).sum(), y)
         divergence = (product * probe).double().sum(dim=(1, 2, 3))
         return (y - x_0).detach(), divergence - dimensions
 
     y = (1 - tau[0]).to(z.dtype) * z
-    change = torch.zeros(len(z), dtype=torch.float64)  # of log p along the way, from the data to noise
+    change = torch.zeros(
+        len(z), dtype=torch.float64
+    )  # of log p along the way, from the data to noise
     h = (nodes[2] - nodes[0]).item()
     for k in range(steps):
         v_1, p_1 = slope(y, 2 * k)
@@ -264,17 +285,28 @@ def ode_log_density(
         watch((k + 1) / steps)
     alpha, sigma = schedule(torch.ones((), dtype=torch.float64))
     variance = (alpha**2 + sigma**2) / (alpha + sigma) ** 2
-    log_prior = -(y.double().square() / variance + variance.log() + math.log(2 * math.pi)).sum(dim=(1, 2, 3)) / 2
+    log_prior = (
+        -(y.double().square() / variance + variance.log() + math.log(2 * math.pi)).sum(
+            dim=(1, 2, 3)
+        )
+        / 2
+    )
     return log_prior - change + dimensions * (1 - tau[0]).log()
 
 
 def loss_by_level(bound: Bound, bins: int = 24) -> list[list[float]]:
     """(log-SNR, bits per dimension and unit of log-SNR, |x_0 - x_0_hat|^2) in equal bins."""
     edges = torch.linspace(bound.low, bound.high, bins + 1, dtype=torch.float64)
-    level, density, error = bound.levels.flatten(), bound.density.flatten(), bound.squared_errors.flatten()
+    level, density, error = (
+        bound.levels.flatten(),
+        bound.density.flatten(),
+        bound.squared_errors.flatten(),
+    )
     found = []
     for a, b in itertools.pairwise(edges):
         here = (level >= a) & (level < b)
         if here.any():
-            found.append([((a + b) / 2).item(), density[here].mean().item(), error[here].mean().item()])
+            found.append(
+                [((a + b) / 2).item(), density[here].mean().item(), error[here].mean().item()]
+            )
     return found

@@ -24,13 +24,17 @@ def expand(coefficient: Tensor, x: Tensor) -> Tensor:
     return coefficient.to(x.dtype).reshape(-1, *[1] * (x.ndim - 1))
 
 
-def step_kernel(alpha_s: Tensor, sigma_s: Tensor, alpha_t: Tensor, sigma_t: Tensor) -> tuple[Tensor, Tensor]:
+def step_kernel(
+    alpha_s: Tensor, sigma_s: Tensor, alpha_t: Tensor, sigma_t: Tensor
+) -> tuple[Tensor, Tensor]:
     """(1): (alpha_ts, var_ts), the factor and the variance of q(x_t | x_s)."""
     alpha_ts = alpha_t / alpha_s
     return alpha_ts, (sigma_t**2 - alpha_ts**2 * sigma_s**2).clamp(min=0)
 
 
-def step(x_s: Tensor, eps: Tensor, alpha_s: Tensor, sigma_s: Tensor, alpha_t: Tensor, sigma_t: Tensor) -> Tensor:
+def step(
+    x_s: Tensor, eps: Tensor, alpha_s: Tensor, sigma_s: Tensor, alpha_t: Tensor, sigma_t: Tensor
+) -> Tensor:
     """(2), corrected: one step of noise, x_t = alpha_ts x_s + sqrt(var_ts) eps.
 
     The handout prints (1 - alpha_t) eps, the variance; (1) needs its square root."""

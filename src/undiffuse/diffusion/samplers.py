@@ -1,11 +1,10 @@
-"""Sampling: from noise to images, one step of time at a time.
+"""Samplers: from x_t to x_s, one step of time.
 
-A time grid is a list of K + 1 times, t_0 = 1 > t_1 > ... > t_K = 0. A sampler is a function from a `Step`, which
-holds x_t and the times t > s, to x_s. The step asks the denoiser for x_0_hat when it is first read, counts the call,
-and derives eps from it, so that a sampler is the line of mathematics that it is in the papers.
+A sampler is a function from a `Step`, which holds x_t and the times t > s, to x_s. The step calls
+the denoiser when x_0 is first read, and derives eps from it, so that a sampler is the line of
+mathematics that it is in the papers.
 
-To add a sampler: a function Step -> x_s with `@SAMPLERS.add`. To add a grid: a function (schedule, K) -> times with
-`@GRIDS.add`.
+To add a sampler: a function Step -> x_s with `@SAMPLERS.add`.
 """
 
 from __future__ import annotations
@@ -13,74 +12,44 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from undiffuse.base import rng
 from undiffuse.base.errors import UserError
 from undiffuse.base.table import Table
 from undiffuse.diffusion import process
 from undiffuse.diffusion.schedule import NoiseLevel, log_snr
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable
 
     from torch import Tensor
 
-    from undiffuse.diffusion.denoiser import Denoiser
+    from undiffuse.diffusion.guidance import Denoise
 
 SAMPLERS = Table("sampler")
 
 
 @dataclass
-class Guide:
-    """What the steps of one batch share: the denoiser with its labels and guidance, and a count of network calls.
-
-    samples: the index of each image, which keys its noise."""
-
-    denoiser: Denoiser
-    samples: Sequence[int]
-    seed: int
-    label: Tensor | None = None
-    guidance: float = 1.0
-    clip: bool = True
-    calls: int = 0
-
-    def x_0(self, x_t: Tensor, t: Tensor) -> Tensor:
-        """The guess at the image for x_t (B, C, H, W) at time t (), guided and clipped to [-1, 1].
-
-        Guidance g > 1 moves from the guess without label through the guess with it, by the factor g: Ho & Salimans
-        2022 (arXiv:2207.12598), (6), there 1 + w. It costs two calls a step."""
-        t = t.expand(len(x_t))
-        x_0 = self.denoise(x_t, t, self.label)
-        if self.label is not None and self.guidance != 1:
-            unlabelled = self.denoise(x_t, t, None)
-            x_0 = unlabelled + self.guidance * (x_0 - unlabelled)
-        return x_0.clamp(-1, 1) if self.clip else x_0
-
-    def denoise(self, x_t: Tensor, t: Tensor, label: Tensor | None) -> Tensor:
-        self.calls += 1
-        return self.denoiser(x_t, t, label)
-
-
-@dataclass
 class Step:
-    """From x_t (B, C, H, W) at time t to x_s at time s < t; times are () float64, `index` counts from 0.
+    """From x_t (B, C, H, W) at time t to x_s at time s < t; times are () float64.
 
-    at_t, at_s: the noise levels. previous: (x_0, noise level) of the step before, None at the first."""
+    denoise: (x_t, t) -> x_0_hat, guided and clipped as asked for. noise: () -> fresh standard normal
+    noise like x_t. at_t, at_s: the noise levels. previous: (x_0, noise level) of the step before,
+    None at the first."""
 
-    guide: Guide
-    index: int
+    denoise: Denoise
+    noise: Callable[[], Tensor]
     x_t: Tensor
     t: Tensor
     s: Tensor
     at_t: NoiseLevel
     at_s: NoiseLevel
-    previous: tuple[Tensor, NoiseLevel] | None
+    previous: tuple[Tensor, NoiseLevel] | None = None
     _x_0: Tensor | None = field(default=None, repr=False)
 
     @property
     def x_0(self) -> Tensor:
-        """The guess at the image; the network is called when it is first read."""
+        """The denoised image; the network is called when it is first read."""
         if self._x_0 is None:
-            self._x_0 = self.guide.x_0(self.x_t, self.t)
+            self._x_0 = self.denoise(self.x_t, self.t)
         return self._x_0
 
     @property
@@ -90,21 +59,20 @@ class Step:
 
     @property
     def last(self) -> bool:
+        """Whether x_s is the image: no noise is left at time s."""
         return self.at_s.sigma.item() == 0
 
-    def noise(self) -> Tensor:
-        """Fresh standard normal noise, keyed by (seed, step, sample)."""
-        shape = self.x_t.shape[1:]
-        return rng.normal_each(self.guide.samples, shape, self.guide.seed, "sampling", self.index).to(self.x_t)
-
     def posterior(self) -> process.Posterior:
+        """q(x_s | x_t, x_0), (4)."""
         return process.posterior(self.at_s.alpha, self.at_s.sigma, self.at_t.alpha, self.at_t.sigma)
 
 
 @SAMPLERS.add
-def mean(step: Step) -> Tensor:
-    """(7): the posterior mean, again and again. The handout calls it DDIM, which it is not: without the noise of (8)
-    the spread shrinks faster than the chain's, and the samples collapse onto few images."""
+def posterior_mean(step: Step) -> Tensor:
+    """(7): the posterior mean, step after step. The handout calls it DDIM, which it is not.
+
+    Without the noise of (8) the spread shrinks faster than the chain's. The samples collapse onto few
+    images."""
     return step.posterior().mean(step.x_t, step.x_0)
 
 
@@ -133,7 +101,9 @@ def ddim(step: Step, *, eta: float = 0.0) -> Tensor:
     variance = eta**2 * step.posterior().variance
     remaining = (step.at_s.sigma**2 - variance).clamp(min=0).sqrt()
     x_s = process.jump(step.x_0, step.eps, step.at_s.alpha, remaining)
-    return x_s if eta == 0 or step.last else x_s + process.expand(variance.sqrt(), x_s) * step.noise()
+    return (
+        x_s if eta == 0 or step.last else x_s + process.expand(variance.sqrt(), x_s) * step.noise()
+    )
 
 
 @SAMPLERS.add
@@ -153,7 +123,7 @@ def heun(step: Step) -> Tensor:
     x_s = euler(step)
     if step.last:
         return x_s
-    x_0 = step.guide.x_0(x_s, step.s)
+    x_0 = step.denoise(x_s, step.s)
     eps = process.eps_from(x_s, x_0, step.at_s.alpha, step.at_s.sigma)
     scale_s = step.at_s.alpha + step.at_s.sigma
     tau_t = step.at_t.sigma / (step.at_t.alpha + step.at_t.sigma)
@@ -163,8 +133,10 @@ def heun(step: Step) -> Tensor:
 
 
 def second_order(step: Step) -> Tensor:
-    """The guess x_0_hat for the middle of the step, in log-SNR, on the line through the guesses of this step and the one before:
-    Lu et al. 2022 (arXiv:2211.01095), algorithm 2. The step's own guess at the first step, and at the last (log-SNR infinite)."""
+    """x_0_hat at the middle of the step in log-SNR: on the line through this step's and the last's.
+
+    Lu et al. 2022 (arXiv:2211.01095), algorithm 2. At the first step, and at the last, where the
+    log-SNR is infinite, it is the step's own x_0_hat."""
     if step.previous is None or step.last:
         return step.x_0
     x_0, level = step.previous
@@ -174,12 +146,13 @@ def second_order(step: Step) -> Tensor:
 
 @SAMPLERS.named("dpmpp-2m")
 def dpmpp_2m(step: Step) -> Tensor:
-    """DPM-Solver++(2M), the ODE in second order: Euler's step, which is DDIM, with the guess of second order. Lu et al. 2022
-    (arXiv:2211.01095), algorithm 2."""
+    """DPM-Solver++(2M), of second order: Euler's step, which is DDIM, with x_0_hat of second order.
+
+    Lu et al. 2022 (arXiv:2211.01095), algorithm 2."""
     return euler(replace(step, _x_0=second_order(step)))
 
 
 @SAMPLERS.named("dpmpp-2m-sde")
 def dpmpp_2m_sde(step: Step) -> Tensor:
-    """SDE-DPM-Solver++(2M): (8) with the guess of second order. Lu et al. 2022 (arXiv:2211.01095), appendix E."""
+    """SDE-DPM-Solver++(2M): (8) with x_0_hat of second order. Lu et al. 2022 (arXiv:2211.01095), appendix E."""
     return ddpm(replace(step, _x_0=second_order(step)))

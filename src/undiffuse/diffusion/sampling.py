@@ -1,144 +1,177 @@
-"""Sampling: from noise to images, one step of time at a time.
+"""Sampling: new images from a denoiser, by a sampler, from pure noise.
 
-A time grid is a list of K + 1 times, t_0 = 1 > t_1 > ... > t_K = 0. A sampler is a function from a `Step`, which
-holds x_t and the times t > s, to x_s. The step asks the denoiser for x_0_hat when it is first read, counts the call,
-and derives eps from it, so that a sampler is the line of mathematics that it is in the papers.
-
-To add a sampler: a function Step -> x_s with `@SAMPLERS.add`. To add a grid: a function (schedule, K) -> times with
-`@GRIDS.add`.
+An image is a function of (seed, index): never of the batch that it is sampled in.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Literal
 
 from undiffuse.base import rng
-from undiffuse.base.rng import stream
+from undiffuse.base.engine import in_precision
+from undiffuse.base.errors import UserError
+from undiffuse.base.lazy import lazy
 from undiffuse.diffusion import process
-from undiffuse.diffusion.grids import time_grid
-from undiffuse.diffusion.samplers import SAMPLERS, Guide, Step
+from undiffuse.diffusion.grids import GRIDS, time_grid
+from undiffuse.diffusion.guidance import Counted, classifier_free, clipped
+from undiffuse.diffusion.samplers import SAMPLERS
+from undiffuse.diffusion.schedule import SCHEDULES
+from undiffuse.diffusion.walk import Frame, walk
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    import torch
     from torch import Tensor
 
     from undiffuse.diffusion.denoiser import Denoiser
+    from undiffuse.diffusion.guidance import Denoise
+else:
+    torch = lazy("torch")
 
 
 @dataclass(frozen=True)
-class Frame:
-    """One finished step of a batch: from x_t at time t, by the guess x_0, to x_s at time s; images (B, C, H, W).
+class Sampling:
+    """How images are sampled.
 
-    calls: network calls so far."""
+    sampler, grid: specs such as "ddim:eta=0.5" and "uniform". steps: of time; None for as many as
+    `calls` network calls an image allow. guidance: scale of classifier-free guidance; 1 is none.
+    clip: x_0_hat to [-1, 1]. seed: the same seed gives the same images. precision: of the network's
+    arithmetic, "fp32" or "bf16"."""
 
-    index: int
-    t: float
-    s: float
-    x_t: Tensor
-    x_0: Tensor
-    x_s: Tensor
-    calls: int
+    sampler: str = "ddpm"
+    steps: int | None = None
+    calls: int = 25
+    grid: str = "uniform"
+    guidance: float = 1.0
+    clip: bool = True
+    seed: int = 0
+    precision: Literal["fp32", "bf16"] = "fp32"
+
+    def checked(self, denoiser: Denoiser) -> Sampling:
+        """The same with its number of steps. Raises UserError for what this denoiser cannot do."""
+        SAMPLERS.check(self.sampler)
+        GRIDS.check(self.grid)
+        if not 0 <= self.guidance < math.inf:
+            raise UserError(f"guidance must be a finite number of at least 0, not {self.guidance}")
+        if self.guidance != 1 and not denoiser.conditioning.guidable:
+            raise UserError(unguidable(denoiser))
+        if self.precision not in ("fp32", "bf16"):
+            raise UserError(f"precision must be fp32 or bf16, not '{self.precision}'")
+        within = steps_within(self.calls, denoiser, self)  # a rehearsal: it finds unusable options
+        steps = within if self.steps is None else self.steps
+        time_grid(self.grid, denoiser.schedule, steps)
+        return replace(self, steps=steps)
+
+
+def unguidable(denoiser: Denoiser) -> str:
+    """Why a denoiser cannot be guided."""
+    if denoiser.conditioning.count:
+        how, remedy = "with --condition-dropout 0: it has no unconditional prediction", "0.1"
+        return f"this model was trained {how}; train one with --condition-dropout {remedy}"
+    return (
+        "this model was trained without classes or clusters, so there is nothing to guide by; "
+        "train one with --conditional"
+    )
 
 
 def trajectory(
     denoiser: Denoiser,
     samples: Sequence[int],
+    sampling: Sampling = Sampling(),
     *,
-    sampler: str = "ddpm",
-    steps: int = 25,
-    grid: str = "uniform",
-    seed: int = 0,
-    label: Tensor | None = None,
-    guidance: float = 1.0,
-    clip: bool = True,
+    classes: Tensor | None = None,
 ) -> Iterator[Frame]:
-    """Draw the images with indices `samples` in one batch; yields each of the `steps` steps, the last ending in the images.
+    """Sample the images with indices `samples` in one batch. Yields a frame for each step.
 
-    label: (B,) classes, for a denoiser with classes. The groups of one with groups are drawn by their sizes. The start is pure noise of the size that x_t has at t = 1.
-    An image depends on seed and index, and not on its batch. Raises UserError for unknown names and impossible values."""
-    import torch
+    classes: (B,) class numbers, for a model with classes. The start is pure noise of the size that
+    x_t has at t = 1. Raises UserError for unknown names and impossible values."""
+    steps = sampling.steps
+    if steps is None:
+        steps = steps_within(sampling.calls, denoiser, sampling)
+    step_of = SAMPLERS[sampling.sampler]
+    times = time_grid(sampling.grid, denoiser.schedule, steps)
+    condition = denoiser.conditioning.sample(classes, samples, sampling.seed)
+    start = denoiser.noise_level(times[0])
+    x = rng.normal_each(samples, denoiser.shape, sampling.seed, "start", 0)
+    x = process.expand((start.alpha**2 + start.sigma**2).sqrt(), x) * x
 
-    classes = len(denoiser.classes)
-    if (label is None) == bool(classes):
-        raise ValueError("a denoiser with classes takes some, one without takes none")
-    if label is not None and not 0 <= label.min() <= label.max() < classes:
-        raise ValueError(f"the labels of {classes} classes are 0 to {classes - 1}")
-    if denoiser.groups:
-        label = drawn_groups(shares(denoiser, label), samples, seed)
-    step_of = SAMPLERS[sampler]
-    times = time_grid(grid, denoiser.schedule, steps)
-    guide = Guide(denoiser, samples, seed, label, guidance, clip)
-    levels = [denoiser.noise_level(t) for t in times]
-    start = (levels[0].alpha ** 2 + levels[0].sigma ** 2).sqrt()
-    x_t = rng.normal_each(samples, denoiser.shape, seed, "start", 0)
-    x_t = process.expand(start, x_t) * x_t
-    previous = None
-    for index in range(steps):
-        step = Step(guide, index, x_t, times[index], times[index + 1], levels[index], levels[index + 1], previous)
-        with torch.no_grad():
-            x_s = step_of(step)
-        yield Frame(index, step.t.item(), step.s.item(), x_t, step.x_0, x_s, guide.calls)
-        x_t, previous = x_s, (step.x_0, step.at_t)
+    def noise(step: int) -> Tensor:
+        return rng.normal_each(samples, denoiser.shape, sampling.seed, "sampling", step).to(x)
+
+    schedule = SCHEDULES[denoiser.schedule]
+    denoise = denoise_function(denoiser, condition, sampling)
+    return walk(denoise, x, times, step_of, schedule=schedule, noise=noise)
 
 
-def shares(denoiser: Denoiser, label: Tensor | None) -> Tensor:
-    """How often each group is drawn: (K,), or, for images of classes (B,), (B, K). As often as it is large; where a class has no
-    training images, all of its groups alike."""
-    import torch
+def denoise_function(denoiser: Denoiser, condition: Tensor | None, sampling: Sampling) -> Denoise:
+    """(x_t, t ()) -> x_0_hat: of the conditions (B,), guided and clipped as `sampling` says."""
+    quick = denoiser
+    if sampling.precision != "fp32":  # networks of tests compute in float64
+        quick = replace(denoiser, network=in_precision(denoiser.network, sampling.precision))
 
-    sizes = torch.tensor(denoiser.groups, dtype=torch.float64)
-    return sizes if label is None else (sizes + 1e-6) * (torch.tensor(denoiser.class_of) == label[:, None])
+    def conditional(x_t: Tensor, t: Tensor) -> Tensor:
+        return quick(x_t, t.expand(len(x_t)), condition=condition)
 
+    def unconditional(x_t: Tensor, t: Tensor) -> Tensor:
+        return quick(x_t, t.expand(len(x_t)))
 
-def steps_within(calls: int, denoiser: Denoiser, **options: Any) -> int:
-    """The most steps, at least 1, that take at most `calls` network calls; options: `trajectory`'s.
-
-    They are counted in two rehearsals with a network that does nothing: calls grow evenly with the steps."""
-
-    def counted(steps: int) -> int:
-        *_, last = trajectory(idle, [0], steps=steps, label=label, **options)
-        return last.calls
-
-    import torch
-
-    idle = replace(denoiser, network=lambda x, log_snr, label: torch.zeros_like(x))
-    label = torch.zeros(1, dtype=torch.long) if denoiser.classes else None
-    one, two = counted(1), counted(2)
-    return max(1, 1 + (calls - one) // (two - one))
+    guided = conditional
+    if condition is not None:
+        guided = classifier_free(conditional, unconditional, sampling.guidance)
+    return clipped(guided) if sampling.clip else guided
 
 
-def draw_many(denoiser: Denoiser, n: int, **options: Any) -> Tensor:
-    """The images with indices 0 to n - 1, float (n, C, H, W) in [-1, 1]; options: `draw_batches`'."""
-    import torch
-
-    return torch.cat(list(draw_batches(denoiser, n, **options)))
-
-
-def draw_batches(
-    denoiser: Denoiser, n: int, *, label: Tensor | None = None, batch_size: int = 250, **options: Any
-) -> Iterator[Tensor]:
-    """The images with indices 0 to n - 1, in batches float (B, C, H, W) in [-1, 1]; options: `trajectory`'s."""
-    import torch
-
-    for part in torch.arange(n).split(batch_size):
-        yield draw(denoiser, part.tolist(), label=None if label is None else label[part], **options)
-
-
-def draw(denoiser: Denoiser, samples: Sequence[int], **options: Any) -> Tensor:
-    """The images with indices `samples` as one batch, float (B, C, H, W) in [-1, 1]; options: `trajectory`'s."""
-    *_, last = trajectory(denoiser, samples, **options)
+def sample(
+    denoiser: Denoiser,
+    samples: Sequence[int],
+    sampling: Sampling = Sampling(),
+    *,
+    classes: Tensor | None = None,
+) -> Tensor:
+    """The images with indices `samples`, as one batch, float (B, C, H, W). See `trajectory`."""
+    *_, last = trajectory(denoiser, samples, sampling, classes=classes)
     return last.x_s
 
 
-def drawn_groups(sizes: Tensor, samples: Sequence[int], seed: int) -> Tensor:
-    """The group (B,) of each sample, drawn as often as its size says; a function of seed and sample alone.
+def sample_batches(
+    denoiser: Denoiser,
+    n: int,
+    sampling: Sampling = Sampling(),
+    *,
+    classes: Tensor | None = None,
+    batch_size: int = 250,
+) -> Iterator[Tensor]:
+    """The images with indices 0 to n - 1, in batches float (B, C, H, W). See `trajectory`."""
+    for part in torch.arange(n).split(batch_size):
+        own = None if classes is None else classes[part]
+        yield sample(denoiser, part.tolist(), sampling, classes=own)
 
-    sizes: of the groups, (K,), or (B, K) with 0 for those that a sample can't be in."""
-    import torch
 
-    share = sizes.double().cumsum(-1)
-    share = (share / share[..., -1:]).expand(len(samples), -1).contiguous()
-    u = torch.tensor([[stream(seed, "group", sample).random()] for sample in samples], dtype=torch.float64)
-    return torch.searchsorted(share, u, right=True)[:, 0]
+def network_calls(denoiser: Denoiser, sampling: Sampling, steps: int) -> int:
+    """Network calls an image that so many steps take.
+
+    They are counted in two rehearsals with a network that does nothing: calls grow evenly."""
+
+    def counted(steps: int) -> int:
+        network = Counted(lambda x, _: torch.zeros_like(x))
+        idle = replace(
+            denoiser, shape=(1, 1, 1), network=lambda x, log_snr, condition: network(x, log_snr)
+        )
+        classes = torch.zeros(1, dtype=torch.long) if denoiser.conditioning.classes else None
+        rehearsed = replace(sampling, steps=steps, precision="fp32")
+        for _ in trajectory(idle, [0], rehearsed, classes=classes):
+            pass
+        return network.calls
+
+    one, two = counted(1), counted(2)
+    return one + (steps - 1) * (two - one)
+
+
+def steps_within(calls: int, denoiser: Denoiser, sampling: Sampling) -> int:
+    """The most steps, at least 1, that take at most `calls` network calls."""
+    one = network_calls(denoiser, sampling, 1)
+    each = network_calls(denoiser, sampling, 2) - one
+    return max(1, 1 + (calls - one) // each)

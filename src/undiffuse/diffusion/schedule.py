@@ -19,10 +19,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 from undiffuse.base.errors import UserError
+from undiffuse.base.lazy import lazy
 from undiffuse.base.table import Table
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
+else:
+    torch = lazy("torch")
 
 Schedule: TypeAlias = "Callable[[Tensor], tuple[Tensor, Tensor]]"
 
@@ -55,7 +59,9 @@ def cosine(t: Tensor, *, s: float = 0.008) -> tuple[Tensor, Tensor]:
 
 
 @SCHEDULES.add
-def sigmoid(t: Tensor, *, start: float = -3.0, end: float = 3.0, tau: float = 1.0) -> tuple[Tensor, Tensor]:
+def sigmoid(
+    t: Tensor, *, start: float = -3.0, end: float = 3.0, tau: float = 1.0
+) -> tuple[Tensor, Tensor]:
     """alpha_bar falls along a sigmoid, scaled to reach 1 and 0: Jabri et al. 2022 (arXiv:2212.11972), algorithm 1."""
 
     def logistic(x: float) -> float:
@@ -64,7 +70,9 @@ def sigmoid(t: Tensor, *, start: float = -3.0, end: float = 3.0, tau: float = 1.
     first, last = logistic(start / tau), logistic(end / tau)
     if first == last:
         raise UserError(f"schedule sigmoid: start ({start}) and end ({end}) must differ")
-    sigma_squared = ((((start + (end - start) * t) / tau).sigmoid() - first) / (last - first)).clamp(0, 1)
+    sigma_squared = (
+        (((start + (end - start) * t) / tau).sigmoid() - first) / (last - first)
+    ).clamp(0, 1)
     return (1 - sigma_squared).sqrt(), sigma_squared.sqrt()
 
 
@@ -75,7 +83,9 @@ def flow(t: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @SCHEDULES.add
-def log_linear(t: Tensor, *, snr_max: float = 14.0, snr_min: float = -10.0) -> tuple[Tensor, Tensor]:
+def log_linear(
+    t: Tensor, *, snr_max: float = 14.0, snr_min: float = -10.0
+) -> tuple[Tensor, Tensor]:
     """The log-SNR falls linearly from `snr_max` to `snr_min` (both logarithms): Kingma et al. 2021 (arXiv:2107.00630).
 
     t = 0 is the data itself, as everywhere, so there the log-SNR jumps from `snr_max` to infinity."""
@@ -89,10 +99,10 @@ def log_linear(t: Tensor, *, snr_max: float = 14.0, snr_min: float = -10.0) -> t
 @functools.lru_cache(maxsize=8)
 def linear_table(beta_min: float, beta_max: float, steps: int = 1000) -> Tensor:
     """log alpha_bar_i for i = 0..steps of the linear schedule, float64: log of exact cumulative products."""
-    import torch
-
     if not 0 < beta_min <= beta_max < 1:
-        raise UserError(f"schedule linear: 0 < beta_min <= beta_max < 1 does not hold for {beta_min} and {beta_max}")
+        raise UserError(
+            f"schedule linear: 0 < beta_min <= beta_max < 1 does not hold for {beta_min} and {beta_max}"
+        )
     # On the processor, also where a network is built without memory: the table is kept.
     beta = torch.linspace(beta_min, beta_max, steps, dtype=torch.float64, device="cpu")
     return torch.cat([torch.zeros(1, dtype=torch.float64, device="cpu"), (-beta).log1p().cumsum(0)])
@@ -128,8 +138,6 @@ def time_of(schedule: Schedule, level: Tensor) -> Tensor:
     """The inverse: the time t at which the log-SNR is `level`, by bisection to float64 precision, any shape.
 
     Levels that the schedule does not reach give the nearest end, 0 or 1."""
-    import torch
-
     level = level.double()
     low, high = torch.zeros_like(level), torch.ones_like(level)
     for _ in range(60):
@@ -155,8 +163,6 @@ class Chain:
 
 def chain(schedule: Schedule, steps: int) -> Chain:
     """The tables of a chain of `steps` steps. Raises UserError for fewer than one."""
-    import torch
-
     if steps < 1:
         raise UserError(f"a chain has at least 1 step, not {steps}")
     t = torch.arange(1, steps + 1, dtype=torch.float64) / steps

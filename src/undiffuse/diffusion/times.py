@@ -14,13 +14,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from undiffuse.base.lazy import lazy
 from undiffuse.base.table import Table
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     import numpy as np
+    import torch
     from torch import Tensor
+else:
+    np = lazy("numpy")
+    torch = lazy("torch")
 
 TIMES = Table("time distribution")
 
@@ -34,12 +39,10 @@ def uniform_times(u: Tensor) -> Tensor:
 @TIMES.add
 def logit_normal(u: Tensor, *, mean: float = 0.0, std: float = 1.0) -> Tensor:
     """logit(t) normal: Esser et al. 2024 (arXiv:2403.03206), section 3.1."""
-    import torch
-
     return (mean + std * torch.special.ndtri((1 - u).clamp(1e-12, 1 - 1e-12))).sigmoid()
 
 
-def draw_times(
+def sample_times(
     distribution: Callable[[Tensor], Tensor],
     count: int,
     stream: np.random.Generator,
@@ -51,9 +54,6 @@ def draw_times(
 
     stratified: one uniform number in each of `count` equal parts, so that every batch covers all noise levels
     (Kingma et al. 2021, arXiv:2107.00630, appendix I.1); else independent. Step 1 is left out, as in the handout."""
-    import numpy as np
-    import torch
-
     u = stream.random(count)
     if stratified:
         u = (stream.permutation(count) + u) / count

@@ -39,29 +39,43 @@ def bits_per_dim(
     seed: int = 0,
     watch: Watch = unwatched,
 ) -> dict[str, Any]:
-    """The variational bounds on the whole test set (or n images of it) and on training images, and the exact likelihood of
-    the ODE on some of them; given their labels where the network is told classes, without any where it is told groups."""
+    """The bounds on the test set, or n images of it, and on training images; the ODE's likelihood.
+
+    A model that is conditioned on classes is given those of the images; any other is given none."""
     test = random_part(real.unseen, n or len(real.unseen), seed)
     training = random_part(real.seen, min(SOME_BITS, len(test)), seed)
     some = random_part(test, min(SOME_BITS, len(test)), seed)
 
     def bound_of(part: Dataset, stage: str, continuous: bool = False) -> likelihood.Bound:
-        label = known_labels(denoiser, part)
+        condition = known_condition(denoiser, part)
 
         def progress(done: float) -> None:
             watch(stage, done)
 
         return likelihood.variational_bound(
-            denoiser, part.images, label, steps=chain, continuous=continuous, seed=seed, watch=progress
+            denoiser,
+            part.images,
+            condition,
+            steps=chain,
+            continuous=continuous,
+            seed=seed,
+            watch=progress,
         )
 
-    bound, of_training = bound_of(test, "bound on test images"), bound_of(training, "bound on training images")
+    bound, of_training = (
+        bound_of(test, "bound on test images"),
+        bound_of(training, "bound on training images"),
+    )
     of_some = bound_of(some, "continuous-time bound", continuous=True)
-    total, train_total = distances.mean_interval(bound.total), distances.mean_interval(of_training.total)
+    total, train_total = (
+        distances.mean_interval(bound.total),
+        distances.mean_interval(of_training.total),
+    )
     gap = total.value - train_total.value
     half_width = math.hypot(total.high - total.value, train_total.high - train_total.value)
     continuous = distances.mean_interval(of_some.total)
-    given = "; given each image's label" if denoiser.told == "class" else "; told no group" if denoiser.groups else ""
+    kind = denoiser.conditioning.kind
+    given = "; given each image's class" if kind == "class" else "; unconditional" if kind else ""
     found: dict[str, Any] = {
         "test": total.value,
         "low": total.low,
@@ -75,7 +89,7 @@ def bits_per_dim(
         "diffusion": plain(distances.mean_interval(bound.diffusion)),
         "reconstruction": plain(distances.mean_interval(bound.reconstruction)),
         "network_calls": likelihood.LEVELS + 1,
-        "given_labels": denoiser.told == "class",
+        "given_classes": kind == "class",
         "assumes": "the chain of unguided posterior steps, x_0_hat clipped, and a normal decoder cut into 256 grey levels"
         + given,
         "interval_of": "the images: other ones of the same kind, the model being what it is",
@@ -92,9 +106,11 @@ def bits_per_dim(
     }
     if ode_images:
         part = random_part(test, ode_images, seed)
-        label = known_labels(denoiser, part)
+        condition = known_condition(denoiser, part)
         # Step 2 of a chain has the least noise that it was trained at. A schedule may begin with more noise than ODE_LEVEL has.
-        earliest = torch.tensor(likelihood.EARLIEST if chain is None else 2 / chain, dtype=torch.float64)
+        earliest = torch.tensor(
+            likelihood.EARLIEST if chain is None else 2 / chain, dtype=torch.float64
+        )
         level = min(likelihood.ODE_LEVEL, denoiser.noise_level(earliest).log_snr.item())
 
         def by_ode(steps: int, first: float, last: float) -> Tensor:
@@ -102,10 +118,19 @@ def bits_per_dim(
                 watch("probability-flow ODE", first + (last - first) * done)
 
             return likelihood.ode_bits(
-                denoiser, part.images, label, steps=steps, level=level, seed=seed, watch=progress
+                denoiser,
+                part.images,
+                condition,
+                steps=steps,
+                level=level,
+                seed=seed,
+                watch=progress,
             )
 
-        exact, coarse = by_ode(likelihood.ODE_STEPS, 0, 2 / 3), by_ode(likelihood.ODE_STEPS // 2, 2 / 3, 1)
+        exact, coarse = (
+            by_ode(likelihood.ODE_STEPS, 0, 2 / 3),
+            by_ode(likelihood.ODE_STEPS // 2, 2 / 3, 1),
+        )
         figure = distances.mean_interval(exact)
         found["ode"] = {
             "test": figure.value,
@@ -121,6 +146,6 @@ def bits_per_dim(
     return found
 
 
-def known_labels(denoiser: Denoiser, dataset: Dataset) -> Tensor | None:
-    """What a denoiser may be told of the images whose likelihood it gives: their classes, or nothing."""
-    return dataset.labels if denoiser.told == "class" else None
+def known_condition(denoiser: Denoiser, dataset: Dataset) -> Tensor | None:
+    """The conditions of images whose likelihood is measured: their classes, or none."""
+    return dataset.labels if denoiser.conditioning.kind == "class" else None

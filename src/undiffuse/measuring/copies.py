@@ -31,7 +31,9 @@ def novelty_figures(
 ) -> tuple[dict[str, Any], Tensor]:
     """(the audit's figures; the likeliest copies, each followed by its nearest training image, uint8 (2 PAIRS, C, H, W))."""
     stage = "nearest training images"
-    of_generated = novelty.nearest_images(generated, real.seen.images, lambda done: watch(stage, done / 2))
+    of_generated = novelty.nearest_images(
+        generated, real.seen.images, lambda done: watch(stage, done / 2)
+    )
     of_test = control_neighbours(real, lambda done: watch(stage, (1 + done) / 2))
     alarm = novelty.audit(of_generated.ratio, of_test.ratio)
     halves = random_rows(len(of_test.ratio), len(of_test.ratio), 0).chunk(2)
@@ -58,7 +60,9 @@ def novelty_figures(
         y, _ = features.reference_features(network, real.seen)
         z, z_classes = features.reference_features(network, real.unseen)
         cells = x_classes.argmax(dim=1), z_classes.argmax(dim=1)
-        found["pixels"] = nearness(of_generated.distance[:, 0], of_test.distance[:, 0], *cells, halves)
+        found["pixels"] = nearness(
+            of_generated.distance[:, 0], of_test.distance[:, 0], *cells, halves
+        )
         near_x, near_z = novelty.nearest_features(x, y), novelty.nearest_features(z, y)
         found["features"] = nearness(near_x, near_z, *cells, halves)
     chosen = novelty.closest(of_generated, min(PAIRS, len(generated)))
@@ -86,7 +90,11 @@ def quantiles(values: Tensor, control: Tensor) -> dict[str, list[float]]:
 
 
 def nearness(
-    near: Tensor, test: Tensor, cells: Tensor | None, test_cells: Tensor | None, halves: tuple[Tensor, ...]
+    near: Tensor,
+    test: Tensor,
+    cells: Tensor | None,
+    test_cells: Tensor | None,
+    halves: tuple[Tensor, ...],
 ) -> dict[str, Any]:
     """C_T and the share nearer than 99% of real images, each with the same of one half of the real images against the other."""
     both = None if cells is None or test_cells is None else (cells, test_cells)
@@ -95,7 +103,10 @@ def nearness(
     c_t, control = novelty.c_t(near, test, both), novelty.c_t(test[a], test[b], control_cells)
     share = distances.share_interval(near < test.double().quantile(0.01))
     return {
-        "c_t": {"value": c_t if math.isfinite(c_t) else None, "control": control if math.isfinite(control) else None},
+        "c_t": {
+            "value": c_t if math.isfinite(c_t) else None,
+            "control": control if math.isfinite(control) else None,
+        },
         "nearer": entry(share, novelty.nearer_share(test[a], test[b]), len(near), len(a)),
     }
 
@@ -104,7 +115,9 @@ def control_neighbours(real: Reference, watch: Callable[[float], None]) -> novel
     """The nearest training images of the unseen real images, from the cache if they were found before."""
     keys = "-".join(features.dataset_key(part)[:16] for part in (real.seen, real.unseen))
     name = f"neighbours-{novelty.RECIPE}-{keys}.safetensors"
-    found = from_cache(name, lambda tensors, metadata: novelty.Neighbours(tensors["nearest"], tensors["distance"]))
+    found = from_cache(
+        name, lambda tensors, metadata: novelty.Neighbours(tensors["nearest"], tensors["distance"])
+    )
     if found is None:
         found = novelty.nearest_images(real.unseen.images, real.seen.images, watch)
         to_cache(name, (found._asdict(), {}))

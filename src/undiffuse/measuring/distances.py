@@ -44,12 +44,18 @@ def random_halves(n: int, seed: int, count: int = HALVES) -> Tensor:
 
 
 def with_interval(
-    value: float, of_halves: list[float], low: float = -math.inf, high: float = math.inf, least: float = 0.0
+    value: float,
+    of_halves: list[float],
+    low: float = -math.inf,
+    high: float = math.inf,
+    least: float = 0.0,
 ) -> Interval:
     """value +- 1.96 standard deviations of the figures of random halves, but at least +- `least`; within [low, high]."""
     figures = torch.tensor(of_halves, dtype=torch.float64)
     half_width = max(least, Z * figures.std().item())
-    return Interval(value, max(low, value - half_width), min(high, value + half_width), figures.mean().item())
+    return Interval(
+        value, max(low, value - half_width), min(high, value + half_width), figures.mean().item()
+    )
 
 
 class Moments(NamedTuple):
@@ -75,7 +81,9 @@ def frechet(a: Moments, b: Moments) -> float:
     values, vectors = torch.linalg.eigh(a.covariance)
     root = vectors * values.clamp(min=0).sqrt() @ vectors.T
     cross = torch.linalg.eigvalsh(root @ b.covariance @ root).clamp(min=0).sqrt().sum()
-    distance = (a.mean - b.mean).square().sum() + a.covariance.trace() + b.covariance.trace() - 2 * cross
+    distance = (
+        (a.mean - b.mean).square().sum() + a.covariance.trace() + b.covariance.trace() - 2 * cross
+    )
     return max(0.0, distance.item())
 
 
@@ -93,7 +101,9 @@ def frechet_floor(z: Tensor, real: Moments, n: int, seed: int = 0) -> Interval:
     first = frechet_interval(z[parts[0]], real, seed)
     mean = (first.value + sum(frechet(moments(z[part]), real) for part in parts[1:])) / len(parts)
     half_width = (first.high - first.value) / math.sqrt(len(parts))
-    return Interval(mean, max(0.0, mean - half_width), mean + half_width, mean + first.of_halves - first.value)
+    return Interval(
+        mean, max(0.0, mean - half_width), mean + half_width, mean + first.of_halves - first.value
+    )
 
 
 def extrapolated(interval: Interval) -> float:
@@ -122,7 +132,10 @@ def powers(features: Tensor) -> Powers:
 
 def kernel_sum(a: Powers, b: Powers) -> float:
     """Sum of k(x, y) over all pairs."""
-    terms = [math.comb(3, p) * (s * t).sum().item() for p, (s, t) in enumerate(zip(a.sums, b.sums, strict=True), 1)]
+    terms = [
+        math.comb(3, p) * (s * t).sum().item()
+        for p, (s, t) in enumerate(zip(a.sums, b.sums, strict=True), 1)
+    ]
     return a.n * b.n + sum(terms)
 
 
@@ -185,7 +198,9 @@ def manifold(
     return Manifold(
         share_interval(precise),
         with_interval(recalled[0], recalled[1:], 0.0, 1.0, least),
-        with_interval(dense.mean().item(), [dense[half].mean().item() for half in halves], 0.0, least=least),
+        with_interval(
+            dense.mean().item(), [dense[half].mean().item() for half in halves], 0.0, least=least
+        ),
         with_interval(covered[0], covered[1:], 0.0, 1.0, least),
     )
 
@@ -215,11 +230,15 @@ def unseen_share(n: int) -> float:
     return share_interval(torch.zeros(n, dtype=torch.bool)).high
 
 
-def class_balance(predicted: Tensor, expected: Tensor, seed: int = 0, count: int = HALVES) -> Interval:
+def class_balance(
+    predicted: Tensor, expected: Tensor, seed: int = 0, count: int = HALVES
+) -> Interval:
     """Total variation distance between the frequencies of predicted classes (n,) and those `expected` (K,)."""
 
     def of(labels: Tensor) -> float:
-        return total_variation(torch.bincount(labels, minlength=len(expected)).double(), expected.double())
+        return total_variation(
+            torch.bincount(labels, minlength=len(expected)).double(), expected.double()
+        )
 
     halves = [of(predicted[half]) for half in random_halves(len(predicted), seed, count)]
     return with_interval(of(predicted), halves, 0.0, 1.0, unseen_share(len(predicted)))

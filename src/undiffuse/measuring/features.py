@@ -60,7 +60,11 @@ class Classifier(nn.Module):
         for stage in range(stages):
             for half in range(2):
                 wide = FEATURES if (stage, half) == (stages - 1, 1) else width * min(stage + 1, 3)
-                layers += [nn.Conv2d(channels, wide, 3, padding=1, bias=False), nn.BatchNorm2d(wide), nn.ReLU()]
+                layers += [
+                    nn.Conv2d(channels, wide, 3, padding=1, bias=False),
+                    nn.BatchNorm2d(wide),
+                    nn.ReLU(),
+                ]
                 channels = wide
             if stage + 1 < stages:
                 layers.append(nn.MaxPool2d(2))
@@ -70,7 +74,9 @@ class Classifier(nn.Module):
 
     def penultimate(self, x: Tensor) -> Tensor:
         """The features (B, 64)."""
-        features: Tensor = self.convolutions(x.contiguous(memory_format=torch.channels_last)).mean(dim=(2, 3))
+        features: Tensor = self.convolutions(x.contiguous(memory_format=torch.channels_last)).mean(
+            dim=(2, 3)
+        )
         return features
 
     def forward(self, x: Tensor) -> Tensor:
@@ -116,7 +122,7 @@ def train_classifier(
     precision = "bf16" if engine.has_bf16() else "fp32"
     for step in range(steps):
         rows = batch_indices(len(dataset), min(batch_size, len(dataset)), step, seed)
-        x = to_float(dataset.images[rows])
+        x = to_float(dataset.read(rows))
         if augment:
             x = random_affine(x, seed, step)
         with engine.arithmetic(precision):
@@ -142,7 +148,7 @@ class FeatureNetwork:
     @torch.no_grad()
     def __call__(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """(features (N, 64), class probabilities (N, K)), float32, of images uint8 (N, C, H, W)."""
-        count = images_at_once(images)
+        count = images_at_once(images.shape[1:])
         found = [self.network.penultimate(to_float(batch)) for batch in images.split(count)]
         features = torch.cat(found)
         return features, self.network.classes(features).softmax(dim=1)
@@ -152,8 +158,7 @@ def correct(network: Classifier, dataset: Dataset) -> Tensor:
     """Which images of a labelled data set the classifier gets right, bool (N,)."""
     assert dataset.labels is not None
     with torch.no_grad():
-        batches = dataset.images.split(images_at_once(dataset.images))
-        guesses = [network(to_float(images)).argmax(dim=1) for images in batches]
+        guesses = [network(to_float(images)).argmax(dim=1) for images in dataset.chunks()]
     return torch.cat(guesses) == dataset.labels
 
 
@@ -161,27 +166,37 @@ def network_from(
     tensors: dict[str, Tensor], metadata: dict[str, str], shape: tuple[int, int, int], sha256: str
 ) -> FeatureNetwork:
     """The feature network that `stored_network` describes."""
-    network = Classifier(shape, len(tensors["classes.bias"]), tensors["convolutions.0.weight"].shape[0])
+    network = Classifier(
+        shape, len(tensors["classes.bias"]), tensors["convolutions.0.weight"].shape[0]
+    )
     network.load_state_dict(tensors)
-    return FeatureNetwork(metadata["name"], sha256, network.eval(), tuple(metadata["classes"].split("\n")))
+    return FeatureNetwork(
+        metadata["name"], sha256, network.eval(), tuple(metadata["classes"].split("\n"))
+    )
 
 
 def stored_network(network: Classifier, dataset: Dataset, name: str, seed: int) -> Stored:
-    metadata = {"name": name, "seed": str(seed), "data": dataset_key(dataset), "classes": "\n".join(dataset.classes)}
+    metadata = {
+        "name": name,
+        "seed": str(seed),
+        "data": dataset_key(dataset),
+        "classes": "\n".join(dataset.classes),
+    }
     return dict(network.state_dict()), metadata
 
 
 def dataset_key(dataset: Dataset) -> str:
     """The SHA-256 of a data set's images and labels."""
-    digest = hashlib.sha256(dataset.images.numpy().tobytes())
-    if dataset.labels is not None:
-        digest.update(dataset.labels.numpy().tobytes())
+    digest = hashlib.sha256()
+    dataset.hash_into(digest)
     return digest.hexdigest()
 
 
 def digits_network() -> FeatureNetwork:
     """The network in the package. Raises UserError where it isn't the pinned one."""
-    with resources.as_file(resources.files("undiffuse.measuring") / "weights" / f"{DIGITS_NAME}.safetensors") as path:
+    with resources.as_file(
+        resources.files("undiffuse.measuring") / "weights" / f"{DIGITS_NAME}.safetensors"
+    ) as path:
         found = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "none"
         if found != DIGITS_SHA256:
             raise UserError(
@@ -201,7 +216,9 @@ def own_network(key: str, shape: tuple[int, int, int]) -> FeatureNetwork | None:
 
 def digest_of(tensors: dict[str, Tensor]) -> str:
     """The SHA-256 of tensors, in the order of their names."""
-    return hashlib.sha256(b"".join(tensors[name].numpy().tobytes() for name in sorted(tensors))).hexdigest()
+    return hashlib.sha256(
+        b"".join(tensors[name].numpy().tobytes() for name in sorted(tensors))
+    ).hexdigest()
 
 
 def network_file(key: str) -> str:
@@ -209,7 +226,9 @@ def network_file(key: str) -> str:
 
 
 def feature_network(
-    whole: Dataset, training: Dataset | None = None, watch: Callable[[float], None] = lambda done: None
+    whole: Dataset,
+    training: Dataset | None = None,
+    watch: Callable[[float], None] = lambda done: None,
 ) -> FeatureNetwork | None:
     """The feature network for a data set: the pinned one for MNIST's training images, else one trained, once, on its part
     `training` (by default all of it), and kept in the cache; None without labels, or with one class."""
@@ -231,7 +250,9 @@ def feature_network(
 def reference_features(network: FeatureNetwork, dataset: Dataset) -> tuple[Tensor, Tensor]:
     """(features, probabilities) of a data set's images, from the cache if they were computed before."""
     name = f"reference-{network.sha256[:16]}-{dataset_key(dataset)[:32]}.safetensors"
-    found = from_cache(name, lambda tensors, metadata: (tensors["features"], tensors["probabilities"]))
+    found = from_cache(
+        name, lambda tensors, metadata: (tensors["features"], tensors["probabilities"])
+    )
     if found is None:
         found = network(dataset.images)
         to_cache(name, ({"features": found[0], "probabilities": found[1]}, {}))

@@ -34,7 +34,9 @@ def read_images(file: Path, training: Dataset) -> tuple[Tensor, Tensor | None]:
         with zipfile.ZipFile(file) as archive:
             members = {name.removesuffix(".npy"): name for name in archive.namelist()}
             if "images" not in members:
-                raise UserError(f"{file} has no array 'images'; it has: {', '.join(members) or 'none'}")
+                raise UserError(
+                    f"{file} has no array 'images'; it has: {', '.join(members) or 'none'}"
+                )
             for name in ("images", "labels"):
                 if name in members:
                     with archive.open(members[name]) as member:
@@ -42,9 +44,13 @@ def read_images(file: Path, training: Dataset) -> tuple[Tensor, Tensor | None]:
     except UserError:
         raise
     except FileNotFoundError:
-        raise UserError(f"{file} does not exist; give an .npz file with an array 'images'") from None
+        raise UserError(
+            f"{file} does not exist; give an .npz file with an array 'images'"
+        ) from None
     except Exception as error:  # whatever a broken archive makes the reader trip over
-        raise UserError(f"{file} can't be read as an .npz file ({error or type(error).__name__})") from error
+        raise UserError(
+            f"{file} can't be read as an .npz file ({error or type(error).__name__})"
+        ) from error
     pixels, labels = arrays["images"], arrays.get("labels")
     if pixels.dtype.kind == "f" and not np.isfinite(pixels).all():
         raise UserError(f"{file}: images hold NaN or infinity; save them as uint8, 0 to 255")
@@ -58,7 +64,9 @@ def read_images(file: Path, training: Dataset) -> tuple[Tensor, Tensor | None]:
             f"{f', {channels}' if channels > 1 else ''})"
         )
     if len(pixels) < FEWEST:
-        raise UserError(f"{file}: {len(pixels)} images are too few for a statistic; give at least {FEWEST}")
+        raise UserError(
+            f"{file}: {len(pixels)} images are too few for a statistic; give at least {FEWEST}"
+        )
     generated = torch.from_numpy(np.array(pixels.transpose(0, 3, 1, 2), order="C"))
     if labels is None or not training.classes:
         return generated, None
@@ -78,13 +86,19 @@ def read_array(member: IO[bytes], what: str) -> NDArray[Any]:
     import numpy as np
 
     version = np.lib.format.read_magic(member)
-    read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    read_header = (
+        np.lib.format.read_array_header_1_0
+        if version == (1, 0)
+        else np.lib.format.read_array_header_2_0
+    )
     shape, fortran, dtype = read_header(member)
     if dtype.hasobject:
         raise UserError(f"{what} holds Python objects; save an array of numbers")
     size = math.prod(shape) * dtype.itemsize
     if size > MAX_BYTES:
-        raise UserError(f"{what} needs {size:,} bytes, more than the {MAX_BYTES:,} that are read; give fewer images")
+        raise UserError(
+            f"{what} needs {size:,} bytes, more than the {MAX_BYTES:,} that are read; give fewer images"
+        )
     content = member.read(size + 1)
     if len(content) != size:
         raise UserError(f"{what} has another length than its header says; save it again")

@@ -58,10 +58,14 @@ def shifted(images: Tensor) -> Tensor:
     """Images (n, C, H, W) moved by -1, 0 and 1 pixels each way, borders repeated: (9, n, C, H, W)."""
     _, _, height, width = images.shape
     padded = F.pad(images, (1, 1, 1, 1), mode="replicate")
-    return torch.stack([padded[:, :, 1 + y : 1 + y + height, 1 + x : 1 + x + width] for y, x in SHIFTS])
+    return torch.stack(
+        [padded[:, :, 1 + y : 1 + y + height, 1 + x : 1 + x + width] for y, x in SHIFTS]
+    )
 
 
-def nearest_images(queries: Tensor, training: Tensor, watch: Callable[[float], None] = lambda done: None) -> Neighbours:
+def nearest_images(
+    queries: Tensor, training: Tensor, watch: Callable[[float], None] = lambda done: None
+) -> Neighbours:
     """The two nearest training images (N, C, H, W) of each query (n, C, H, W), uint8.
 
     Candidates are found at a resolution of 14 to 27 pixels a side, and compared at full resolution. Duplicates of the
@@ -71,23 +75,31 @@ def nearest_images(queries: Tensor, training: Tensor, watch: Callable[[float], N
     squares = everything.square().sum(dim=1)
     count = min(CANDIDATES, len(training))
     nearest, distance = [], []
-    at_once = images_at_once(queries)
+    at_once = images_at_once(queries.shape[1:])
     for done, batch in enumerate(queries.split(at_once)):
         ways = shifted(batch.float())  # (9, b, C, H, W)
         best: Tensor | None = None
         for way in ways:
             small = coarse(way)
-            d = torch.addmm(squares, small, everything.T, alpha=-2).add_(small.square().sum(dim=1, keepdim=True))
+            d = torch.addmm(squares, small, everything.T, alpha=-2).add_(
+                small.square().sum(dim=1, keepdim=True)
+            )
             best = d if best is None else torch.minimum(best, d, out=best)
         assert best is not None
         candidates = best.topk(count, largest=False).indices  # (b, count)
         originals = training[candidates].float()  # (b, count, C, H, W)
-        exact = torch.stack([(originals - way[:, None]).square().mean(dim=(2, 3, 4)) for way in ways]).amin(dim=0)
+        exact = torch.stack(
+            [(originals - way[:, None]).square().mean(dim=(2, 3, 4)) for way in ways]
+        ).amin(dim=0)
         order = exact.sort(dim=1)
         originals = originals.gather(1, order.indices[:, :, None, None, None].expand_as(originals))
-        another = (originals - originals[:, :1]).square().mean(dim=(2, 3, 4)).sqrt() > SAME  # (b, count)
+        another = (originals - originals[:, :1]).square().mean(
+            dim=(2, 3, 4)
+        ).sqrt() > SAME  # (b, count)
         another[:, -1] = True
-        second = another.int().argmax(dim=1, keepdim=True)  # the first of the others, or the last of all
+        second = another.int().argmax(
+            dim=1, keepdim=True
+        )  # the first of the others, or the last of all
         chosen = torch.cat([torch.zeros_like(second), second], dim=1)
         nearest.append(candidates.gather(1, order.indices).gather(1, chosen))
         distance.append(order.values.gather(1, chosen).sqrt())
@@ -116,7 +128,9 @@ def chance_of_as_many(count: int, audited: int, control: int, rank: int) -> floa
     return min(
         1.0,
         sum(
-            math.exp(log_choose(control, j) + log_choose(audited, drawn - j) - log_choose(total, drawn))
+            math.exp(
+                log_choose(control, j) + log_choose(audited, drawn - j) - log_choose(total, drawn)
+            )
             for j in range(max(0, drawn - audited), min(rank - 1, control, drawn) + 1)
         ),
     )
@@ -145,7 +159,11 @@ def audit(ratios: Tensor, control: Tensor, alpha: float = ALPHA) -> Alarm:
         p = chance_of_as_many(below, len(ratios), len(control), rank)
         found.append(
             Alarm(
-                len(TAILS) * p <= alpha, min(1.0, len(TAILS) * p), below / len(ratios), rank / len(control), threshold
+                len(TAILS) * p <= alpha,
+                min(1.0, len(TAILS) * p),
+                below / len(ratios),
+                rank / len(control),
+                threshold,
             )
         )
     return min(found, key=lambda alarm: alarm.p_value)

@@ -36,7 +36,9 @@ def plain(figure: Interval) -> dict[str, float]:
     return {"value": figure.value, "low": figure.low, "high": figure.high}
 
 
-def entry(figure: Interval, control: float | None, n: int, control_n: int, **others: Any) -> dict[str, Any]:
+def entry(
+    figure: Interval, control: float | None, n: int, control_n: int, **others: Any
+) -> dict[str, Any]:
     """A figure of n images as it stands in metrics.json, with its control."""
     return {**plain(figure), "control": control, "n": n, "control_n": control_n, **others}
 
@@ -78,7 +80,11 @@ def quality(
     floor = distances.frechet_floor(z, y_moments, k, seed)
     to_test = distances.frechet_interval(x, z_moments, seed)
     test_floor = distances.frechet_floor(y, z_moments, min(n, len(y)), seed)
-    same_n = distance if k == n else distances.frechet_interval(x[random_rows(n, k, seed)], y_moments, seed)
+    same_n = (
+        distance
+        if k == n
+        else distances.frechet_interval(x[random_rows(n, k, seed)], y_moments, seed)
+    )
     watch("Frechet and kernel distances", 0.4)
     y_powers = distances.powers(y)
     kernel = distances.kid_interval(x, y_powers, seed)
@@ -93,7 +99,11 @@ def quality(
             "floor_n": k,
             **{
                 name: at / floor.value if floor.value else None
-                for name, at in (("ratio", same_n.value), ("ratio_low", same_n.low), ("ratio_high", same_n.high))
+                for name, at in (
+                    ("ratio", same_n.value),
+                    ("ratio_low", same_n.low),
+                    ("ratio_high", same_n.high),
+                )
             },
             "n": n,
         },
@@ -125,16 +135,25 @@ def quality(
         classes=list(network.classes),
     )
     sure, control_sure = x_classes.amax(dim=1), z_classes[control].amax(dim=1)
-    found["confidence"] = entry(distances.mean_interval(sure, 0.0, 1.0), control_sure.double().mean().item(), n, k)
+    found["confidence"] = entry(
+        distances.mean_interval(sure, 0.0, 1.0), control_sure.double().mean().item(), n, k
+    )
     least = sure.argsort(stable=True)[:WORST]
     found["least_sure"] = [
-        {"image": i, "confidence": sure[i].item(), "taken_for": network.classes[predicted[i]]} for i in least.tolist()
+        {"image": i, "confidence": sure[i].item(), "taken_for": network.classes[predicted[i]]}
+        for i in least.tolist()
     ]
-    found["unsure"] = entry(distances.share_interval(sure < 0.9), (control_sure < 0.9).double().mean().item(), n, k)
+    found["unsure"] = entry(
+        distances.share_interval(sure < 0.9), (control_sure < 0.9).double().mean().item(), n, k
+    )
     if label is not None:
         right = (z_classes.argmax(dim=1) == labels_of(real.test)).double().mean().item()
-        found["label_agreement"] = entry(distances.share_interval(predicted == label), right, n, len(z))
-        found["train_on_synthetic"] = train_on_synthetic(generated, label, real, seed=seed, watch=watch)
+        found["label_agreement"] = entry(
+            distances.share_interval(predicted == label), right, n, len(z)
+        )
+        found["train_on_synthetic"] = train_on_synthetic(
+            generated, label, real, seed=seed, watch=watch
+        )
     return found, warnings
 
 
@@ -148,7 +167,9 @@ def labels_of(dataset: Dataset) -> Tensor:
     return dataset.labels
 
 
-def train_on_synthetic(generated: Tensor, label: Tensor, real: Reference, *, seed: int, watch: Watch) -> dict[str, Any]:
+def train_on_synthetic(
+    generated: Tensor, label: Tensor, real: Reference, *, seed: int, watch: Watch
+) -> dict[str, Any]:
     """The accuracy, on the real test images, of a small classifier trained on generated images and the labels that were
     asked for; the control is the same trained on as many real ones. Ravuri & Vinyals 2019 (arXiv:1905.10887).
 
@@ -162,7 +183,9 @@ def train_on_synthetic(generated: Tensor, label: Tensor, real: Reference, *, see
             width=16,
             epochs=4,
             augment=False,
-            watch=lambda done, part=part: watch("train on synthetic, test on real", (part + done) / 2),  # type: ignore[misc]
+            watch=lambda done, part=part: watch(
+                "train on synthetic, test on real", (part + done) / 2
+            ),  # type: ignore[misc]
         )
         scores.append(features.correct(network, real.test))
     return entry(

@@ -6,15 +6,15 @@ same number of images: its control, or floor. What cannot be given for a data se
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeAlias
 
 from undiffuse.base.errors import UserError
 from undiffuse.data.dataset import Dataset
 from undiffuse.data.idx import NoTestSet
 from undiffuse.data.loading import load_dataset
 from undiffuse.data.splits import split_dataset
-from undiffuse.runs.folder import Run
-from undiffuse.runs.session import trained_on
 
 FEWEST = 100
 """Fewer images than this give no statistic worth the name."""
@@ -33,8 +33,13 @@ class Reference:
     control: str
 
 
-def reference(spec: str, size: int | None = None, run: Run | None = None) -> Reference:
+Split: TypeAlias = "Callable[[Dataset], tuple[Dataset, Dataset]]"
+
+
+def reference(spec: str, size: int | None = None, trained_on: Split | None = None) -> Reference:
     """The real images of a data set, or of a run on it.
+
+    trained_on: the whole data set -> (images that the run was trained on, images that it held out).
 
     Without a test set, one in twenty is the control of quality, always the same ones; what the run itself held out is
     that of novelty and likelihood. Raises UserError where the data are not those of the run, or too few."""
@@ -46,8 +51,8 @@ def reference(spec: str, size: int | None = None, run: Run | None = None) -> Ref
         training, test = split_dataset(whole, seed=0)
         seen = training
     unseen = test
-    if run is not None:
-        seen, held_out = trained_on(run, whole)
+    if trained_on is not None:
+        seen, held_out = trained_on(whole)
         unseen = held_out if control == "held-out images" else test
     if test.shape != whole.shape:
         raise UserError(
@@ -55,8 +60,14 @@ def reference(spec: str, size: int | None = None, run: Run | None = None) -> Ref
         )
     for part, what in ((seen, "training images"), (test, control), (unseen, control)):
         if len(part) < FEWEST:
-            more = f"; of {20 * FEWEST:,} images or more enough are held out" if control == "held-out images" else ""
-            raise UserError(f"'{spec}' has only {len(part)} {what}, too few to compare with: {FEWEST} are needed{more}")
+            more = (
+                f"; of {20 * FEWEST:,} images or more enough are held out"
+                if control == "held-out images"
+                else ""
+            )
+            raise UserError(
+                f"'{spec}' has only {len(part)} {what}, too few to compare with: {FEWEST} are needed{more}"
+            )
     return Reference(whole, training, test, seen, unseen, control)
 
 

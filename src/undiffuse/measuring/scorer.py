@@ -75,12 +75,18 @@ def scorer_for(whole: Dataset) -> Scorer | None:
     network = own_network(key, whole.shape)
     if network is None:
         return None
-    return from_cache(scorer_file(key), lambda tensors, metadata: scorer_from(tensors, metadata, network))
+    return from_cache(
+        scorer_file(key), lambda tensors, metadata: scorer_from(tensors, metadata, network)
+    )
 
 
-def scorer_from(tensors: dict[str, Tensor], metadata: dict[str, str], network: FeatureNetwork) -> Scorer | None:
+def scorer_from(
+    tensors: dict[str, Tensor], metadata: dict[str, str], network: FeatureNetwork
+) -> Scorer | None:
     """The scorer that `stored_scorer` describes; None where it is of another network."""
     if metadata["features"] != network.sha256:
         return None
     floors = {n: float(metadata[f"floor-{n}"]) for n in SCORE_COUNTS if f"floor-{n}" in metadata}
-    return Scorer(network, Moments(int(metadata["n"]), tensors["mean"], tensors["covariance"]), floors)
+    return Scorer(
+        network, Moments(int(metadata["n"]), tensors["mean"], tensors["covariance"]), floors
+    )

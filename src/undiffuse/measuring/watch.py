@@ -30,4 +30,7 @@ class Stopwatch:
     def seconds(self) -> dict[str, float]:
         """The seconds of each stage so far, in order: until the next one began, the last one until now."""
         ends = [*self.begun.values(), time.monotonic()][1:]
-        return {stage: round(end - self.begun[stage], 1) for stage, end in zip(self.begun, ends, strict=True)}
+        return {
+            stage: round(end - self.begun[stage], 1)
+            for stage, end in zip(self.begun, ends, strict=True)
+        }

@@ -1,14 +1,60 @@
-"""Layers that more than one network uses."""
+"""What more than one network uses."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from undiffuse.base.errors import UserError
 
-class LabelEmbedding(nn.Embedding):
-    """An embedding as a matrix product: the gradient of the usual look-up is summed, once compiled, in whatever order the
-    threads come, and a run could not be repeated to the bit."""
+MOST_LEVELS, MOST_CHANNELS, MOST_BLOCKS, MOST_HEADS = 8, 4096, 100, 4096
 
-    def forward(self, label: Tensor) -> Tensor:
-        return F.one_hot(label, self.num_embeddings).to(self.weight.dtype) @ self.weight
+REASONS = {
+    "channels": "channels of each level - convolutions of 64 and more run near the CPU's peak",
+    "blocks": "residual blocks of each level - most depth where a block is cheapest, at 7x7",
+    "attention": "attention at each level - only at 7x7, where it costs little",
+    "heads": "attention heads - fewer are faster",
+    "dropout": "dropout inside the blocks - a few epochs do not overfit",
+}
+"""What the options of a UNet are, and after the dash the reason for the default."""
+
+
+class ConditionEmbedding(nn.Embedding):
+    """An embedding as a matrix product.
+
+    The gradient of the usual look-up is summed, once compiled, in whatever order the threads come.
+    A run could not be repeated to the bit."""
+
+    def forward(self, condition: Tensor) -> Tensor:
+        return F.one_hot(condition, self.num_embeddings).to(self.weight.dtype) @ self.weight
+
+
+def check_levels(
+    net: str,
+    channels: Sequence[int],
+    blocks: Sequence[int],
+    attention: Sequence[bool],
+    heads: int,
+    dropout: float,
+) -> None:
+    """Raises UserError unless the options of a network with levels fit together."""
+    for name, counts, most in (
+        ("channels", channels, MOST_CHANNELS),
+        ("blocks", blocks, MOST_BLOCKS),
+    ):
+        if not (0 < len(counts) <= MOST_LEVELS and all(1 <= count <= most for count in counts)):
+            raise UserError(
+                f"network '{net}': {name} must be one number from 1 to {most} for each of 1 to "
+                f"{MOST_LEVELS} levels"
+            )
+    if not len(channels) == len(blocks) == len(attention):
+        raise UserError(
+            f"network '{net}': channels, blocks and attention have one entry a level, so "
+            f"{len(channels)}, {len(blocks)} and {len(attention)} entries do not fit together"
+        )
+    if not 1 <= heads <= MOST_HEADS:
+        raise UserError(f"network '{net}': heads must be from 1 to {MOST_HEADS}, not {heads}")
+    if not 0 <= dropout < 1:
+        raise UserError(f"network '{net}': dropout must be at least 0 and below 1, not {dropout}")

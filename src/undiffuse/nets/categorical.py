@@ -1,4 +1,6 @@
-"""`categorical`: the network `unet` with a distribution over the 256 grey levels of each value, for the likelihood.
+"""`categorical`: the network `unet` with a distribution over the 256 levels of each 8-bit value.
+
+It is made for the likelihood.
 
 Images have 8 bits: each value x_i of x_0 is one of 256 levels. Given all of x_t, Bayes' rule parts what x_t says of x_i itself, which is
 known exactly, from what its surroundings say, which the network learns:
@@ -17,7 +19,6 @@ Guesses as means over classes, and the mean of their embeddings as the network's
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -41,28 +42,38 @@ def waves(levels: Tensor) -> Tensor:
 
 @NETWORKS.add
 class Categorical(UNet):
-    """`unet`, which see for the parameters; it guesses the image itself, so it goes with the prediction x0 only."""
+    """`unet`, which see for the options. It goes with the prediction x0 only."""
 
     predicts = "x0"
     levels: Tensor
 
-    def __init__(self, *, shape: tuple[int, int, int], channels: tuple[int, ...], **options: Any) -> None:
-        super().__init__(shape=shape, channels=channels, further=EMBEDDING * shape[0], **options)
-        self.out = zero(nn.Linear(channels[0], 4 * shape[0] * 256))
-        self.register_buffer("levels", to_float(torch.arange(256, dtype=torch.uint8)), persistent=False)
+    def extra_channels(self, colours: int) -> int:
+        return EMBEDDING * colours
+
+    def output(self, channels: int, colours: int) -> nn.Module:
+        self.register_buffer(
+            "levels", to_float(torch.arange(256, dtype=torch.uint8)), persistent=False
+        )
         self.embedding = nn.Parameter(waves(self.levels))
         self.log_marginal = nn.Parameter(torch.zeros(256))  # log p(v) / PACE, up to a constant
+        return zero(nn.Linear(channels, 4 * colours * 256))
 
-    def forward(self, x: Tensor, log_snr: Tensor, label: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, log_snr: Tensor, condition: Tensor | None = None) -> Tensor:
         patches = self.patches(x)
         with torch.autocast("cpu", enabled=False):
-            own = patches.permute(0, 2, 3, 1)[..., None]  # (B, H / 2, W / 2, 4 C, 1), of variance alpha^2 + sigma^2 = 1
-            alpha, sigma = (level.sigmoid().sqrt()[:, None, None, None, None] for level in (log_snr, -log_snr))
+            own = patches.permute(0, 2, 3, 1)[
+                ..., None
+            ]  # (B, H / 2, W / 2, 4 C, 1), of variance alpha^2 + sigma^2 = 1
+            alpha, sigma = (
+                level.sigmoid().sqrt()[:, None, None, None, None] for level in (log_snr, -log_snr)
+            )
             log_likelihood = -(((own - alpha * self.levels) / sigma) ** 2) / 2
             # Of what is given, the embedding is learnt, and the marginal by the guess below only.
             said = (log_likelihood + PACE * self.log_marginal.detach()).softmax(dim=-1)
-        embedded = (said @ self.embedding).flatten(3).permute(0, 3, 1, 2)  # (B, 4 C EMBEDDING, H / 2, W / 2)
-        features = self.features(torch.cat([patches, embedded], dim=1), log_snr, label)
+        embedded = (
+            (said @ self.embedding).flatten(3).permute(0, 3, 1, 2)
+        )  # (B, 4 C EMBEDDING, H / 2, W / 2)
+        features = self.features(torch.cat([patches, embedded], dim=1), log_snr, condition)
         log_prior = self.out(features.permute(0, 2, 3, 1)).view(*own.shape[:-1], 256).float()
         with torch.autocast("cpu", enabled=False):
             log_prior = log_prior + PACE * self.log_marginal

@@ -6,14 +6,14 @@ every level is a stack of residual blocks, and global attention is used at the l
 28x28 digits are 7x7 = 49 tokens. The activations are channels-last and the norm is over channels, so that
 each norm reads contiguous memory.
 
-Where the network is told a label, it sees the label's picture beside x_t: the mean of the training images that have it, which is the best
-guess where all else is noise. So a short run need not spend its first steps on learning it.
+A conditional network sees the prototype of its condition beside x_t: the mean of the training images
+that have it. That is the best x_0_hat where all else is noise, so a short run need not spend its
+first steps on learning it.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -21,14 +21,16 @@ from torch import Tensor, nn
 
 from undiffuse.base.errors import UserError
 from undiffuse.nets import NETWORKS
-from undiffuse.nets._layers import LabelEmbedding
+from undiffuse.nets._layers import REASONS, ConditionEmbedding, check_levels
 
 FEATURES = 64  # Fourier features of the log-SNR
 
 
 def fourier_features(log_snr: Tensor) -> Tensor:
     """Cosines and sines of the log-SNR, at wavelengths from 60, twice its whole range, to 1.  (B,) -> (B, FEATURES)"""
-    frequencies = 2 * math.pi * torch.logspace(-math.log10(60), 0, FEATURES // 2, device=log_snr.device)
+    frequencies = (
+        2 * math.pi * torch.logspace(-math.log10(60), 0, FEATURES // 2, device=log_snr.device)
+    )
     phase = log_snr.float()[:, None] * frequencies
     return torch.cat([phase.cos(), phase.sin()], dim=1)
 
@@ -80,7 +82,9 @@ class Attention(nn.Module):
     def __init__(self, channels: int, heads: int, pixels: int) -> None:
         super().__init__()
         if channels % heads:
-            raise UserError(f"network 'unet': {channels} channels can't be shared between {heads} heads of attention")
+            raise UserError(
+                f"network 'unet': {channels} channels can't be shared between {heads} heads of attention"
+            )
         self.heads = heads
         self.norm = ChannelNorm(channels)
         self.position = nn.Parameter(torch.randn(pixels, channels) * 0.02)
@@ -90,15 +94,19 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
         b, c, h, w = x.shape
         tokens = self.norm(x).flatten(2).transpose(1, 2) + self.position  # (B, HW, C)
-        q, k, v = self.qkv(tokens).view(b, h * w, 3, self.heads, c // self.heads).permute(2, 0, 3, 1, 4)
-        weights = (q @ k.transpose(-2, -1) * (c // self.heads) ** -0.5).softmax(dim=-1)  # (B, heads, HW, HW)
+        q, k, v = (
+            self.qkv(tokens).view(b, h * w, 3, self.heads, c // self.heads).permute(2, 0, 3, 1, 4)
+        )
+        weights = (q @ k.transpose(-2, -1) * (c // self.heads) ** -0.5).softmax(
+            dim=-1
+        )  # (B, heads, HW, HW)
         mixed = weights.to(v.dtype) @ v
         mixed = self.out(mixed.transpose(1, 2).reshape(b, h * w, c))
         return x + mixed.transpose(1, 2).reshape(b, c, h, w)
 
 
 class Stage(nn.ModuleList):
-    """Blocks and attention layers one after the other, each told the embedding."""
+    """Blocks and attention layers one after the other, each given the embedding."""
 
     def forward(self, h: Tensor, embedding: Tensor) -> Tensor:
         for layer in self:
@@ -108,34 +116,39 @@ class Stage(nn.ModuleList):
 
 @NETWORKS.add
 class UNet(nn.Module):
-    """channels: of each level; the first works at half the image's resolution, each further one at half of that.
-    blocks: residual blocks of a level on the way down, and again on the way up; of the lowest level, in all.
-    attention: whether a level's blocks are each followed by attention, with `heads` heads. Images are padded to a
-    multiple of 2^levels. further: channels that it is given beside the image's own, at the image's resolution.
+    """channels: of each level; the first works at half the image's resolution, each further one at
+    half of that. blocks: residual blocks of a level on the way down, and again on the way up; of
+    the lowest level, in all. attention: whether a level's blocks are each followed by attention,
+    with `heads` heads. Images are padded to a multiple of 2^levels.
     Raises UserError where these do not fit together."""
 
-    pictures: Tensor
+    reasons = REASONS
+    prototypes: Tensor
 
     def __init__(
         self,
         *,
         shape: tuple[int, int, int],
-        classes: int,
-        channels: Sequence[int],
-        blocks: Sequence[int],
-        attention: Sequence[bool],
-        heads: int,
-        dropout: float,
-        further: int = 0,
+        conditions: int,
+        channels: tuple[int, ...] = (64, 128),
+        blocks: tuple[int, ...] = (1, 3),
+        attention: tuple[bool, ...] = (False, True),
+        heads: int = 2,
+        dropout: float = 0.0,
     ) -> None:
         super().__init__()
+        check_levels(type(self).__name__.lower(), channels, blocks, attention, heads, dropout)
         colours, *size = shape
         self.multiple = 2 ** len(channels)
         height, width = (s + -s % self.multiple for s in size)
         embedding = 4 * channels[0]
-        self.embed = nn.Sequential(nn.Linear(FEATURES, embedding), nn.SiLU(), nn.Linear(embedding, embedding))
-        self.label = LabelEmbedding(classes + 1, embedding) if classes else None
-        self.register_buffer("pictures", torch.zeros(classes + 1, *shape) if classes else None)
+        self.embed = nn.Sequential(
+            nn.Linear(FEATURES, embedding), nn.SiLU(), nn.Linear(embedding, embedding)
+        )
+        self.condition = ConditionEmbedding(conditions + 1, embedding) if conditions else None
+        self.register_buffer(
+            "prototypes", torch.zeros(conditions + 1, *shape) if conditions else None
+        )
 
         def stage(level: int, count: int) -> Stage:
             pixels = (height * width) >> 2 * (level + 1)
@@ -147,27 +160,40 @@ class UNet(nn.Module):
             return layers
 
         upper = range(len(channels) - 1)
-        self.stem = nn.Conv2d(4 * (colours * (2 if classes else 1) + further), channels[0], 3, padding=1)
+        seen = colours * (2 if conditions else 1) + self.extra_channels(colours)
+        self.stem = nn.Conv2d(4 * seen, channels[0], 3, padding=1)
         self.down = nn.ModuleList(stage(i, blocks[i]) for i in upper)
-        self.downsample = nn.ModuleList(nn.Conv2d(channels[i], channels[i + 1], 2, stride=2) for i in upper)
+        self.downsample = nn.ModuleList(
+            nn.Conv2d(channels[i], channels[i + 1], 2, stride=2) for i in upper
+        )
         self.trunk = stage(len(upper), blocks[-1])
         self.upsample = nn.ModuleList(nn.Conv2d(channels[i + 1], 4 * channels[i], 1) for i in upper)
         self.up = nn.ModuleList(stage(i, blocks[i]) for i in upper)
         self.norm = ChannelNorm(channels[0])
-        self.out = zero(nn.Conv2d(channels[0], 4 * colours, 3, padding=1))
+        self.out = self.output(channels[0], colours)
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's annotations
+
+    def extra_channels(self, colours: int) -> int:
+        """Channels that the network sees beside the image's own, at the image's resolution."""
+        return 0
+
+    def output(self, channels: int, colours: int) -> nn.Module:
+        """The last layer, which starts at zero."""
+        return zero(nn.Conv2d(channels, 4 * colours, 3, padding=1))
 
     def patches(self, x: Tensor) -> Tensor:
         """The padded image as 2x2 patches: (B, 4 C, H / 2, W / 2)."""
         height, width = x.shape[-2:]
-        return F.pixel_unshuffle(F.pad(x, (0, -width % self.multiple, 0, -height % self.multiple)), 2)
+        return F.pixel_unshuffle(
+            F.pad(x, (0, -width % self.multiple, 0, -height % self.multiple)), 2
+        )
 
-    def features(self, patches: Tensor, log_snr: Tensor, label: Tensor | None) -> Tensor:
-        """What is known of each patch, (B, channels[0], H / 2, W / 2), from the `patches` of x_t and what else is given beside it."""
+    def features(self, patches: Tensor, log_snr: Tensor, condition: Tensor | None) -> Tensor:
+        """(B, channels[0], H / 2, W / 2), from the `patches` of x_t and what is given beside it."""
         embedding = self.embed(fourier_features(log_snr))
-        if self.label is not None:
-            embedding = embedding + self.label(label)
-            patches = torch.cat([patches, self.patches(self.pictures[label])], dim=1)
+        if self.condition is not None:
+            embedding = embedding + self.condition(condition)
+            patches = torch.cat([patches, self.patches(self.prototypes[condition])], dim=1)
         embedding = F.silu(embedding)  # (B, E)
 
         h = self.stem(patches.contiguous(memory_format=torch.channels_last))
@@ -181,6 +207,8 @@ class UNet(nn.Module):
             h = blocks(F.pixel_shuffle(upsample(h), 2) + skips.pop(), embedding)
         return F.silu(self.norm(h))
 
-    def forward(self, x: Tensor, log_snr: Tensor, label: Tensor | None = None) -> Tensor:
-        out = F.pixel_shuffle(self.out(self.features(self.patches(x), log_snr, label)).float(), 2)
+    def forward(self, x: Tensor, log_snr: Tensor, condition: Tensor | None = None) -> Tensor:
+        out = F.pixel_shuffle(
+            self.out(self.features(self.patches(x), log_snr, condition)).float(), 2
+        )
         return out[..., : x.shape[-2], : x.shape[-1]]

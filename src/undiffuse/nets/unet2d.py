@@ -6,7 +6,6 @@ whatever the schedule in use. So its weights serve in diffusers' own pipelines.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -16,7 +15,7 @@ from torch import Tensor, nn
 from undiffuse.base.errors import UserError
 from undiffuse.diffusion.schedule import linear_table
 from undiffuse.nets import NETWORKS
-from undiffuse.nets._layers import LabelEmbedding
+from undiffuse.nets._layers import REASONS, ConditionEmbedding, check_levels
 
 try:
     from diffusers import UNet2DModel
@@ -37,6 +36,15 @@ def linear_step(log_snr: Tensor, table: Tensor) -> Tensor:
     return (right - 1 + fraction.clamp(0, 1) - 1).to(log_snr.dtype)
 
 
+UNET2D_REASONS = {
+    **REASONS,
+    "channels": "channels of each level - few at 28x28, where UNet2DModel spends most of its time",
+    "blocks": "blocks of each level - so that there are more steps in the time",
+    "attention": "attention at each level - on a CPU it costs two thirds of the speed",
+    "heads": "attention heads of the lowest level - unused without attention",
+}
+
+
 @NETWORKS.add
 class UNet2D(nn.Module):
     """channels, blocks, attention: UNet2DModel's block_out_channels, layers_per_block (the same at every level), and
@@ -44,28 +52,34 @@ class UNet2D(nn.Module):
     many channels, so there are fewer. Images are padded to a
     multiple of 2^(levels - 1)."""
 
+    reasons = UNET2D_REASONS
+
     def __init__(
         self,
         *,
         shape: tuple[int, int, int],
-        classes: int,
-        channels: Sequence[int],
-        blocks: Sequence[int],
-        attention: Sequence[bool],
-        heads: int,
-        dropout: float,
+        conditions: int,
+        channels: tuple[int, ...] = (32, 64, 128),
+        blocks: tuple[int, ...] = (1, 1, 1),
+        attention: tuple[bool, ...] = (False, False, False),
+        heads: int = 8,
+        dropout: float = 0.0,
     ) -> None:
         super().__init__()
+        check_levels("unet2d", channels, blocks, attention, heads, dropout)
         if len(set(blocks)) != 1:
             raise UserError(
-                f"network 'unet2d' has the same number of blocks at every level, so --blocks {' '.join(map(str, blocks))} will "
-                "not do; give for example --blocks 2 2, or take --preset handout"
+                "network 'unet2d' has the same number of blocks at every level, so blocks "
+                f"{'/'.join(map(str, blocks))} do not fit; write for example blocks=2/2"
             )
         head = max(channels[-1] // heads, 1)  # channels of each
-        if too_narrow := [c for c, attends in zip(channels, attention, strict=True) if attends and c < head]:
+        if too_narrow := [
+            c for c, attends in zip(channels, attention, strict=True) if attends and c < head
+        ]:
             raise UserError(
-                f"network 'unet2d': a level with attention has {too_narrow[0]} channels, and a head {head}, the {channels[-1]} channels of the "
-                f"lowest level by --heads {heads}; give --heads {-(-channels[-1] // min(too_narrow))} or more"
+                f"network 'unet2d': a level with attention has {too_narrow[0]} channels, and a head "
+                f"{head}, the {channels[-1]} channels of the lowest level by heads={heads}; give "
+                f"heads={-(-channels[-1] // min(too_narrow))} or more"
             )
         # Fewer groups than UNet2DModel's 32: the norm takes away again what the noise level adds to a group of one channel.
         groups = next(g for g in (8, 4, 2, 1) if all(c % g == 0 for c in channels))
@@ -80,21 +94,23 @@ class UNet2D(nn.Module):
             layers_per_block=blocks[0],
             block_out_channels=tuple(channels),
             down_block_types=tuple("AttnDownBlock2D" if a else "DownBlock2D" for a in attention),
-            up_block_types=tuple("AttnUpBlock2D" if a else "UpBlock2D" for a in reversed(attention)),
+            up_block_types=tuple(
+                "AttnUpBlock2D" if a else "UpBlock2D" for a in reversed(attention)
+            ),
             add_attention=any(attention),
             attention_head_dim=head,
             norm_num_groups=groups,
             dropout=dropout,
-            num_class_embeds=classes + 1 if classes else None,
+            num_class_embeds=conditions + 1 if conditions else None,
         )
         upsample_by_views(self.model)
-        if classes:
-            self.model.class_embedding = LabelEmbedding(classes + 1, 4 * channels[0])
+        if conditions:
+            self.model.class_embedding = ConditionEmbedding(conditions + 1, 4 * channels[0])
 
-    def forward(self, x: Tensor, log_snr: Tensor, label: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, log_snr: Tensor, condition: Tensor | None = None) -> Tensor:
         height, width = x.shape[-2:]
         x = F.pad(x, (0, -width % self.multiple, 0, -height % self.multiple))
-        out: Tensor = self.model(x, linear_step(log_snr, self.table), class_labels=label).sample
+        out: Tensor = self.model(x, linear_step(log_snr, self.table), class_labels=condition).sample
         return out[..., :height, :width].float()
 
 

@@ -36,8 +36,16 @@ class Report:
         """Every picture that the blocks name, by file name."""
         wanted = {block.name for block in self.blocks if isinstance(block, Figure)}
         with self.understood():
-            drawn = {f"{name}.svg": svg(PICTURES[name](self.content)) for name in PICTURES if name in wanted}
-        kept = {name: content for name, content in self.content.pictures.items() if Path(name).stem in wanted}
+            drawn = {
+                f"{name}.svg": svg(PICTURES[name](self.content))
+                for name in PICTURES
+                if name in wanted
+            }
+        kept = {
+            name: content
+            for name, content in self.content.pictures.items()
+            if Path(name).stem in wanted
+        }
         return kept | drawn
 
     @contextmanager
@@ -47,8 +55,19 @@ class Report:
             yield
         except UserError:
             raise
-        except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError, OSError) as error:
-            results = [*self.run.path.glob("metrics.json"), *sorted(self.run.path.glob("study/*.json"))]
+        except (
+            LookupError,
+            TypeError,
+            ValueError,
+            AttributeError,
+            ArithmeticError,
+            RuntimeError,
+            OSError,
+        ) as error:
+            results = [
+                *self.run.path.glob("metrics.json"),
+                *sorted(self.run.path.glob("study/*.json")),
+            ]
             names = " or ".join(map(str, [self.run.path / "config.json", *results]))
             raise UserError(
                 f"{names} does not fit the rest of the run ({error!r}); make that file anew, or the run"
@@ -72,13 +91,19 @@ class Report:
     def figure(self, name: str) -> Shown:
         """A picture of the report, by its name."""
         file = next(file for file in self.pictures if Path(file).stem == name)
-        alt = next(block.alt for block in self.blocks if isinstance(block, Figure) and block.name == name)
+        alt = next(
+            block.alt for block in self.blocks if isinstance(block, Figure) and block.name == name
+        )
         return Shown(picture(self.pictures[file], file, alt))
 
     def source(self, file: str, line: int) -> Shown:
         """A piece of the package's code, by where it stands."""
-        found = next(b for b in self.blocks if isinstance(b, Code) and (b.file, b.line) == (file, line))
-        return Shown({"text/markdown": f"`{file}`, line {line}\n```python\n{found.source.rstrip()}\n```"})
+        found = next(
+            b for b in self.blocks if isinstance(b, Code) and (b.file, b.line) == (file, line)
+        )
+        return Shown(
+            {"text/markdown": f"`{file}`, line {line}\n```python\n{found.source.rstrip()}\n```"}
+        )
 
 
 class Shown:

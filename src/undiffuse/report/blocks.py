@@ -118,7 +118,10 @@ SYMBOLS = {
     "RR": r"\mathbb{R}",
     "EE": r"\mathbb{E}",
     "dif": r"\mathrm{d}",
-    **{name: f"\\{name}" for name in ("alpha", "beta", "gamma", "sigma", "theta", "lambda", "mu", "eta", "tau", "pi")},
+    **{
+        name: f"\\{name}"
+        for name in ("alpha", "beta", "gamma", "sigma", "theta", "lambda", "mu", "eta", "tau", "pi")
+    },
     "epsilon": r"\varepsilon",
 }
 
@@ -134,7 +137,9 @@ FUNCTIONS = {
 }
 
 
-TOKEN = re.compile(r'"(?P<words>[^"]*)"|(?P<name>[A-Za-z]+(?:\.[a-z]+)*)|(?P<script>[_^])|(?P<other>\s+|.)')
+TOKEN = re.compile(
+    r'"(?P<words>[^"]*)"|(?P<name>[A-Za-z]+(?:\.[a-z]+)*)|(?P<script>[_^])|(?P<other>\s+|.)'
+)
 
 
 def latex(mathematics: str) -> str:

@@ -14,7 +14,19 @@ from typing import TYPE_CHECKING, Any
 import undiffuse
 from undiffuse.base.errors import UserError
 from undiffuse.base.images import columns_for, note_of
-from undiffuse.report.blocks import Block, Code, Command, Equation, Figure, Heading, Missing, Table, Text, coded, plain
+from undiffuse.report.blocks import (
+    Block,
+    Code,
+    Command,
+    Equation,
+    Figure,
+    Heading,
+    Missing,
+    Table,
+    Text,
+    coded,
+    plain,
+)
 from undiffuse.runs.evaluation import FORMAT as METRICS_FORMAT
 from undiffuse.runs.folder import About, Run
 from undiffuse.study import FORMAT as STUDY_FORMAT
@@ -77,8 +89,12 @@ def read(run: Run) -> Source:
     metrics = content_of(run.path / "metrics.json", METRICS_FORMAT, run.command_for("evaluate"))
     studies = {}
     for name in ("samplers", *STUDIES):
-        studies[name] = content_of(run.path / "study" / f"{name}.json", STUDY_FORMAT, run.command_for("study", name))
-    pictures = {name: (run.path / name).read_bytes() for name in PICTURES if (run.path / name).is_file()}
+        studies[name] = content_of(
+            run.path / "study" / f"{name}.json", STUDY_FORMAT, run.command_for("study", name)
+        )
+    pictures = {
+        name: (run.path / name).read_bytes() for name in PICTURES if (run.path / name).is_file()
+    }
     for study in studies.values():
         for picture in [row["picture"] for row in study["rows"]] if study else []:
             pictures[f"study-{picture}"] = picture_of(run.path / "study", picture)
@@ -97,13 +113,24 @@ def with_samples(source: Source) -> Source:
     else the last snapshot."""
     classes = len(source.about.facts.classes) if source.config.conditional else 0
     pictures = dict(source.pictures)
-    snapshots = [(event["step"], source.run.path / event["file"]) for event in source.of("snapshot")]
+    snapshots = [
+        (event["step"], source.run.path / event["file"]) for event in source.of("snapshot")
+    ]
     latest = max((snapshot for snapshot in snapshots if snapshot[1].is_file()), default=None)
     note = note_of(pictures.pop("samples.png", b""))
     of = note.get("step")
-    if note.get("usual") is True and isinstance(of, int) and source.is_of_now(of) and of >= (latest or (0,))[0]:
+    if (
+        note.get("usual") is True
+        and isinstance(of, int)
+        and source.is_of_now(of)
+        and of >= (latest or (0,))[0]
+    ):
         pictures["samples.png"] = source.pictures["samples.png"]
-        return replace(source, pictures=pictures, class_lies_in="row" if note.get("rows") == classes > 1 else None)
+        return replace(
+            source,
+            pictures=pictures,
+            class_lies_in="row" if note.get("rows") == classes > 1 else None,
+        )
     if latest:
         pictures["samples.png"] = latest[1].read_bytes()
     in_columns = classes > 1 and columns_for(source.config.snapshot_images, classes) % classes == 0
@@ -114,7 +141,9 @@ def picture_of(folder: Path, name: object) -> bytes:
     """A picture that a study names. Raises UserError where it is not there, or where the name leads out of the folder."""
     path = folder / Path(str(name)).name
     if path.name != name or not path.is_file():
-        raise UserError(f"{folder} has no picture {name}; remove the folder, and make the study anew")
+        raise UserError(
+            f"{folder} has no picture {name}; remove the folder, and make the study anew"
+        )
     return path.read_bytes()
 
 
@@ -131,11 +160,21 @@ def content_of(path: Path, version: int, command: str) -> dict[str, Any] | None:
     except (ValueError, KeyError, TypeError, OSError, RecursionError) as error:
         folder = path.with_suffix("")  # of a study's trainings
         what = f"it and {folder}" if folder.is_dir() else "it"
-        raise UserError(f"{path} can't be read ({error}); remove {what}, and make it anew with: {command}") from error
+        raise UserError(
+            f"{path} can't be read ({error}); remove {what}, and make it anew with: {command}"
+        ) from error
     return content
 
 
-PICTURES = ("data.png", "loss.png", "timeline.png", "samples.png", "bits.png", "novelty.png", "unsure.png")
+PICTURES = (
+    "data.png",
+    "loss.png",
+    "timeline.png",
+    "samples.png",
+    "bits.png",
+    "novelty.png",
+    "unsure.png",
+)
 
 
 def blocks(source: Source) -> list[Block]:
@@ -167,7 +206,11 @@ def code(*functions: Any) -> Iterator[Code]:
         file = inspect.getsourcefile(inner)
         assert file is not None
         path = Path(file)
-        yield Code("".join(lines), str(path.relative_to(root) if path.is_relative_to(root) else path.name), first)
+        yield Code(
+            "".join(lines),
+            str(path.relative_to(root) if path.is_relative_to(root) else path.name),
+            first,
+        )
 
 
 def with_examples(source: Source, figure: Figure) -> Iterator[Block]:
@@ -176,7 +219,8 @@ def with_examples(source: Source, figure: Figure) -> Iterator[Block]:
         yield figure
     else:
         yield Missing(
-            "A picture is left out, as this run was begun by a version that kept no training images.", "undiffuse train"
+            "A picture is left out, as this run was begun by a version that kept no training images.",
+            "undiffuse train",
         )
 
 
@@ -197,13 +241,21 @@ def summary(source: Source) -> Iterator[Block]:
     facts = source.about.facts
     channels, height, width = facts.shape
     kind = f"${height} times {width}$ pixels, {'grey' if channels == 1 else f'{channels} colours'}"
-    state = "" if source.finished else " The run was interrupted, so all of this is of an unfinished model."
+    state = (
+        ""
+        if source.finished
+        else " The run was interrupted, so all of this is of an unfinished model."
+    )
     yield Text(
         f"A diffusion model was trained on {facts.training:,} images of _{plain(facts.name)}_ ({kind}) for {source.steps:,} steps, "
         f"in {source.minutes:.1f} minutes on a CPU.{state} This report says what it is, how it was made, and how good it is; "
         "its results are the run's own, and its code is taken from the package's files."
     )
-    if source.metrics and "frechet" in source.metrics and source.is_of_now(source.metrics["of"]["step"]):
+    if (
+        source.metrics
+        and "frechet" in source.metrics
+        and source.is_of_now(source.metrics["of"]["step"])
+    ):
         found, step = source.metrics["frechet"], source.metrics["of"]["step"]
         yield Text(
             f"{'The' if step == source.steps else f'After step {step:,} the'} Fréchet distance of its images to the training images is {number(found['ratio'], 2)} times (95% interval "
@@ -483,7 +535,11 @@ def samplers(source: Source) -> Iterator[Block]:
         yield Text(
             f"Of {config.label_dropout:.0%} of the images the network was not told the {what}. _Guidance_ (Ho & Salimans 2022) goes from its guess without the {what} "
             f"through the one with it, by a factor: above 1 the images are clearer, and of less variety. "
-            + ("This run's are drawn without." if guidance == 1 else f"This run's are drawn with {number(guidance)}.")
+            + (
+                "This run's are drawn without."
+                if guidance == 1
+                else f"This run's are drawn with {number(guidance)}."
+            )
         )
         yield from code(steps.Guide.x_0)
 
@@ -548,22 +604,33 @@ def hyperparameters(source: Source) -> Iterator[Block]:
     sessions = source.of("session")
     machine = sessions[-1]["machine"] if sessions else {}
     since = source.events[source.events.index(sessions[-1]) :] if sessions else []
-    if any(event["event"] == "uncompiled" for event in since):  # found out after the session was logged
+    if any(
+        event["event"] == "uncompiled" for event in since
+    ):  # found out after the session was logged
         machine = {**machine, "compiled": False}
     seen = source.steps * config.batch_size
     what = [
-        ("images seen", f"{seen:,}, or {seen / max(1, source.about.facts.training):.2f} times the training set"),
+        (
+            "images seen",
+            f"{seen:,}, or {seen / max(1, source.about.facts.training):.2f} times the training set",
+        ),
         (
             "arithmetic",
             f"{seen * flops_an_image(source) / 1e15:.3g} PFLOP (convolutions and matrix products, forward and backward)",
         ),
-        ("time", f"{source.minutes:.1f} minutes, in {len(sessions)} session{'s' if len(sessions) != 1 else ''}"),
+        (
+            "time",
+            f"{source.minutes:.1f} minutes, in {len(sessions)} session{'s' if len(sessions) != 1 else ''}",
+        ),
         (
             "processor time",
             f"{source.minutes * machine.get('threads', 1):.0f} CPU-minutes at the most, on {machine.get('threads', 'unknown')} threads",
         ),
         ("seed", str(config.seed)),
-        *(("instruction set" if key == "cpu" else key, str(value)) for key, value in machine.items()),
+        *(
+            ("instruction set" if key == "cpu" else key, str(value))
+            for key, value in machine.items()
+        ),
     ]
     yield Table(
         ("what", "this run"),
@@ -572,7 +639,12 @@ def hyperparameters(source: Source) -> Iterator[Block]:
     )
 
 
-UNSET = {"subset": "all", "size": "the data's", "checkpoint_every": "automatic", "chain": "continuous"}
+UNSET = {
+    "subset": "all",
+    "size": "the data's",
+    "checkpoint_every": "automatic",
+    "chain": "continuous",
+}
 """What no value means, for a hyperparameter of which "none" would mislead."""
 
 
@@ -634,8 +706,12 @@ def training(source: Source) -> Iterator[Block]:
             "Rows of images, from noise at the top to clear images at the bottom.",
             0.66,
         )
-    for step, reason in dict.fromkeys((event["step"], event["reason"]) for event in source.of("uncompiled")):
-        yield Text(f"From step {step:,} the network was trained without being compiled: {plain(reason)}.")
+    for step, reason in dict.fromkeys(
+        (event["step"], event["reason"]) for event in source.of("uncompiled")
+    ):
+        yield Text(
+            f"From step {step:,} the network was trained without being compiled: {plain(reason)}."
+        )
     for event in source.of("clock"):
         if event.get("cut"):
             yield Text(
@@ -643,7 +719,10 @@ def training(source: Source) -> Iterator[Block]:
                 "learning rate."
             )
     if not source.finished:
-        yield Missing("This run is unfinished; figures of the whole of it are drawn at its end.", source.run.command())
+        yield Missing(
+            "This run is unfinished; figures of the whole of it are drawn at its end.",
+            source.run.command(),
+        )
     yield Text(
         "A step of training draws a batch with its noise and times, goes down the gradient of (6), and takes the new weights into their average, which is what draws. "
         "All of its randomness is a function of the seed and the step, so that a stopped run goes on to the same end. (The loop around it, `fit` in "
@@ -717,7 +796,11 @@ def results(source: Source) -> Iterator[Block]:
             f"The bound of the chain of {bits['chain']:,} steps is {bits['test']:.3f} bits per dimension on the {plain(found['reference']['control'])} "
             f"({bits['low']:.3f} to {bits['high']:.3f}), and {bits['training']['value']:.3f} on training images. The gap is "
             f"{bits['gap']['value']:+.3f} ({bits['gap']['low']:+.3f} to {bits['gap']['high']:+.3f}): "
-            + ("the overfitting." if bits["gap"]["low"] > 0 else "no overfitting that these images could show.")
+            + (
+                "the overfitting."
+                if bits["gap"]["low"] > 0
+                else "no overfitting that these images could show."
+            )
             + f" The bound holds for {plain(bits['assumes']).replace(plain('x_0_hat'), '$hat(x)_0$')}."
             + (
                 f" The probability-flow ODE, which is another model of the data, has {bits['ode']['test']:.3f} ({bits['ode']['low']:.3f} to {bits['ode']['high']:.3f}) on {bits['ode']['n']:,} of the images."
@@ -777,11 +860,17 @@ def compared(source: Source) -> Iterator[Block]:
         yield Missing("The samplers have not been compared on this run.", again)
         return
     if not source.is_of_now(study["step"]):
-        yield Missing(f"There is no comparison of the finished run, only one of step {study['step']:,}.", again)
+        yield Missing(
+            f"There is no comparison of the finished run, only one of step {study['step']:,}.",
+            again,
+        )
         return
     rows = study["rows"]
     if len(rows) < study["cases"]:
-        yield Missing(f"The comparison is not whole: {len(rows)} of {study['cases']} cases have been drawn.", again)
+        yield Missing(
+            f"The comparison is not whole: {len(rows)} of {study['cases']} cases have been drawn.",
+            again,
+        )
     scored = all("frechet" in row for row in rows)
     yield Text(
         f"Each sampler drew {study['n']:,} images with this run's model"
@@ -881,7 +970,11 @@ def verdicts(study: dict[str, Any], scored: bool, groups: int) -> Iterator[str]:
     if not scored:
         return
     best = min(study["rows"], key=lambda row: float(row["frechet"]))
-    close = [row for row in study["rows"] if row is not best and row["frechet_low"] <= best["frechet_high"]]
+    close = [
+        row
+        for row in study["rows"]
+        if row is not best and row["frechet_low"] <= best["frechet_high"]
+    ]
     others = len(study["rows"]) - 1
     yield (
         f"The smallest Fréchet distance, {number(best['frechet'])}, is that of {WAYS[best['sampler']]} with {best['calls']} calls"
@@ -896,7 +989,10 @@ def verdicts(study: dict[str, Any], scored: bool, groups: int) -> Iterator[str]:
     most_and_fewest = [("many", *pairs[-1]), ("few", *pairs[0])] if len(pairs) > 1 else []
     for words, calls, ddpm, ddim in most_and_fewest:
         how = f"With {words} calls ({calls}), (8) has {number(ddpm['frechet'])} and DDIM {number(ddim['frechet'])}"
-        if ddpm["frechet_low"] <= ddim["frechet_high"] and ddim["frechet_low"] <= ddpm["frechet_high"]:
+        if (
+            ddpm["frechet_low"] <= ddim["frechet_high"]
+            and ddim["frechet_low"] <= ddpm["frechet_high"]
+        ):
             yield f"{how}: no difference that these many images could show."
         elif ddpm["frechet"] < ddim["frechet"]:
             yield f"{how}: the fresh noise of (8) corrects errors that the network made on the way, which DDIM carries to the end."
@@ -930,10 +1026,14 @@ def comparison(name: str, study: dict[str, Any], run: Run) -> Iterator[Block]:
     """One study of trainings."""
     rows = study["rows"]
     if not rows:
-        yield Missing(f"The comparison of {STUDIES[name]} has only begun.", run.command_for("study", name))
+        yield Missing(
+            f"The comparison of {STUDIES[name]} has only begun.", run.command_for("study", name)
+        )
         return
     scored, audited = all("frechet" in row for row in rows), all("near" in row for row in rows)
-    also = "".join(f", with {coded(field)} {coded(value)}" for field, value in study["also"].items())
+    also = "".join(
+        f", with {coded(field)} {coded(value)}" for field, value in study["also"].items()
+    )
     yield Heading(2, f"Comparing {STUDIES[name]}")
     yield Text(
         f"Each was trained for {study['minutes_each']:.1f} minutes, with this run's other hyperparameters{also}. Losses of different schedules and predictions "
@@ -941,7 +1041,11 @@ def comparison(name: str, study: dict[str, Any], run: Run) -> Iterator[Block]:
         "not trained on, with the same noise in all rows"
         + (
             ", and the Fréchet distance of 1,000 drawn images"
-            + (f" (as many real ones have {number(rows[0]['floor'])})" if rows[0].get("floor") else "")
+            + (
+                f" (as many real ones have {number(rows[0]['floor'])})"
+                if rows[0].get("floor")
+                else ""
+            )
             if scored
             else ""
         )
@@ -1003,16 +1107,22 @@ def best_of(study: dict[str, Any]) -> str:
     by_value: dict[Any, list[dict[str, Any]]] = {}
     for row in study["rows"]:
         by_value.setdefault(row["value"], []).append(row)
-    mean = {value: sum(row["frechet"] for row in rows) / len(rows) for value, rows in by_value.items()}
+    mean = {
+        value: sum(row["frechet"] for row in rows) / len(rows) for value, rows in by_value.items()
+    }
 
     def named(value: Any) -> str:
         return "all of the data" if value is None else coded(value)
 
     best = min(mean, key=lambda value: mean[value])
     top = max(row["frechet_high"] for row in by_value[best])
-    close = [v for v in by_value if v != best and min(row["frechet_low"] for row in by_value[v]) <= top]
+    close = [
+        v for v in by_value if v != best and min(row["frechet_low"] for row in by_value[v]) <= top
+    ]
     return f"The smallest Fréchet distance, {number(mean[best])}, is that of {named(best)}." + (
-        f" These draws cannot tell it from {', '.join(map(named, close))}." if close else " No other comes as near."
+        f" These draws cannot tell it from {', '.join(map(named, close))}."
+        if close
+        else " No other comes as near."
     )
 
 
@@ -1035,31 +1145,59 @@ REFERENCES = (
     ("Song, Meng & Ermon 2021", "Denoising Diffusion Implicit Models", "2010.02502"),
     ("Nichol & Dhariwal 2021", "Improved Denoising Diffusion Probabilistic Models", "2102.09672"),
     ("Kingma, Salimans, Poole & Ho 2021", "Variational Diffusion Models", "2107.00630"),
-    ("Salimans & Ho 2022", "Progressive Distillation for Fast Sampling of Diffusion Models", "2202.00512"),
+    (
+        "Salimans & Ho 2022",
+        "Progressive Distillation for Fast Sampling of Diffusion Models",
+        "2202.00512",
+    ),
     ("Ho & Salimans 2022", "Classifier-Free Diffusion Guidance", "2207.12598"),
-    ("Lu et al. 2022", "DPM-Solver++: Fast Solver for Guided Sampling of Diffusion Probabilistic Models", "2211.01095"),
-    ("Karras et al. 2022", "Elucidating the Design Space of Diffusion-Based Generative Models", "2206.00364"),
+    (
+        "Lu et al. 2022",
+        "DPM-Solver++: Fast Solver for Guided Sampling of Diffusion Probabilistic Models",
+        "2211.01095",
+    ),
+    (
+        "Karras et al. 2022",
+        "Elucidating the Design Space of Diffusion-Based Generative Models",
+        "2206.00364",
+    ),
     ("Luo 2022", "Understanding Diffusion Models: A Unified Perspective", "2208.11970"),
     (
         "Heusel et al. 2017",
         "GANs Trained by a Two Time-Scale Update Rule Converge to a Local Nash Equilibrium",
         "1706.08500",
     ),
-    ("Kynkäänniemi et al. 2019", "Improved Precision and Recall Metric for Assessing Generative Models", "1904.06991"),
+    (
+        "Kynkäänniemi et al. 2019",
+        "Improved Precision and Recall Metric for Assessing Generative Models",
+        "1904.06991",
+    ),
     (
         "Meehan, Chaudhuri & Dasgupta 2020",
         "A Non-Parametric Test to Detect Data-Copying in Generative Models",
         "2004.05675",
     ),
     ("Bińkowski, Sutherland, Arbel & Gretton 2018", "Demystifying MMD GANs", "1801.01401"),
-    ("Naeem et al. 2020", "Reliable Fidelity and Diversity Metrics for Generative Models", "2002.09797"),
+    (
+        "Naeem et al. 2020",
+        "Reliable Fidelity and Diversity Metrics for Generative Models",
+        "2002.09797",
+    ),
     (
         "Song, Sohl-Dickstein et al. 2021",
         "Score-Based Generative Modeling through Stochastic Differential Equations",
         "2011.13456",
     ),
-    ("Esser et al. 2024", "Scaling Rectified Flow Transformers for High-Resolution Image Synthesis", "2403.03206"),
-    ("Karras et al. 2024", "Analyzing and Improving the Training Dynamics of Diffusion Models", "2312.02696"),
+    (
+        "Esser et al. 2024",
+        "Scaling Rectified Flow Transformers for High-Resolution Image Synthesis",
+        "2403.03206",
+    ),
+    (
+        "Karras et al. 2024",
+        "Analyzing and Improving the Training Dynamics of Diffusion Models",
+        "2312.02696",
+    ),
     ("Liu et al. 2025", "Muon is Scalable for LLM Training", "2502.16982"),
 )
 

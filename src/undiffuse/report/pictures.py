@@ -101,7 +101,9 @@ def chain(source: Source) -> Figure:
         if name in ("$x_1$", "$x_t$"):  # many steps lie between these and the next
             figure.text((left + right) / 2, 0.52, r"$\cdots$", ha="center", fontsize=14)
         for y, start, end in ((0.68, left, right), (0.41, right, left)):
-            arrow = FancyArrowPatch((start, y), (end, y), arrowstyle="-|>", mutation_scale=11, color=figures.COLOURS[1])
+            arrow = FancyArrowPatch(
+                (start, y), (end, y), arrowstyle="-|>", mutation_scale=11, color=figures.COLOURS[1]
+            )
             figure.add_artist(arrow)
     figure.text(0.59, 0.89, "$q(x_t|x_{t-1})$: adds noise", ha="center", fontsize=10)
     figure.text(0.59, 0.02, "$p_\\theta(x_{t-1}|x_t)$: takes it away", ha="center", fontsize=10)
@@ -127,11 +129,23 @@ def samplers(source: Source) -> Figure:
         rows = [row for row in source.samplers["rows"] if row["sampler"] == name]
         calls, distance = [row["calls"] for row in rows], [row["frechet"] for row in rows]
         colour = shades.get(name, "#555555")
-        axis.plot(calls, distance, linestyle=style, marker=marker, markersize=5, color=colour, label=WAYS[name])
+        axis.plot(
+            calls,
+            distance,
+            linestyle=style,
+            marker=marker,
+            markersize=5,
+            color=colour,
+            label=WAYS[name],
+        )
     if source.samplers["real_frechet"] is not None:
-        axis.axhline(source.samplers["real_frechet"], color="#111111", linewidth=0.8, label="real images")
+        axis.axhline(
+            source.samplers["real_frechet"], color="#111111", linewidth=0.8, label="real images"
+        )
     axis.set(xscale="log", yscale="log", xlabel="network calls an image", ylabel="Fréchet distance")
-    axis.set_xticks(sorted({row["calls"] for row in source.samplers["rows"] if row["sampler"] != "heun"}))
+    axis.set_xticks(
+        sorted({row["calls"] for row in source.samplers["rows"] if row["sampler"] != "heun"})
+    )
     axis.set_xticks([], minor=True)
     axis.xaxis.set_major_formatter("{x:g}")
     figures.in_decimals(axis)
@@ -143,10 +157,17 @@ def samplers(source: Source) -> Figure:
 def ways(source: Source) -> Figure:
     """Of each sampler the images with the most calls that it was tried with: the same noises below one another."""
     assert source.samplers is not None
-    last = {row["sampler"]: row for row in sorted(source.samplers["rows"], key=lambda row: int(row["calls"]))}
+    last = {
+        row["sampler"]: row
+        for row in sorted(source.samplers["rows"], key=lambda row: int(row["calls"]))
+    }
     names = {name: WAYS[name].replace(", ", ",\n") for name in WAYS if name in last}
     return below_one_another(
-        source, {f"{words}\n{last[name]['steps']} steps": last[name]["picture"] for name, words in names.items()}
+        source,
+        {
+            f"{words}\n{last[name]['steps']} steps": last[name]["picture"]
+            for name, words in names.items()
+        },
     )
 
 
@@ -155,7 +176,8 @@ def images_compared(source: Source, name: str) -> Figure:
     rows = source.trainings[name]["rows"]
     first = [row for row in rows if row["seed"] == rows[0]["seed"]]
     return below_one_another(
-        source, {"all" if row["value"] is None else str(row["value"]): row["picture"] for row in first}
+        source,
+        {"all" if row["value"] is None else str(row["value"]): row["picture"] for row in first},
     )
 
 
@@ -172,7 +194,9 @@ def below_one_another(source: Source, named: dict[str, str], count: int = 10) ->
         with Image.open(io.BytesIO(source.pictures[f"study-{name}"])) as sheet:
             for axis, tile in zip(line, tiles(sheet, height, width), strict=False):
                 axis.imshow(tile, cmap="gray", vmin=0, vmax=255)
-        line[0].text(-0.15, 0.5, words, ha="right", va="center", fontsize=8, transform=line[0].transAxes)
+        line[0].text(
+            -0.15, 0.5, words, ha="right", va="center", fontsize=8, transform=line[0].transAxes
+        )
     return figure
 
 
@@ -185,10 +209,19 @@ def errors_compared(source: Source, name: str) -> Figure:
     axis = figure.subplots()
     styles = ["-", "--", "-.", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1))]
     for number, row in enumerate(rows):
-        look: dict[str, Any] = {"color": (*figures.COLOURS[1:], "#555555")[number % 3], "linewidth": 1.4}
+        look: dict[str, Any] = {
+            "color": (*figures.COLOURS[1:], "#555555")[number % 3],
+            "linewidth": 1.4,
+        }
         value = "all" if row["value"] is None else row["value"]
         relative = [error / least for error, least in zip(row["unseen"], smallest, strict=True)]
-        axis.plot(row["levels"], relative, linestyle=styles[number % len(styles)], label=f"{value}", **look)
+        axis.plot(
+            row["levels"],
+            relative,
+            linestyle=styles[number % len(styles)],
+            label=f"{value}",
+            **look,
+        )
         if name == "subset":
             relative = [error / least for error, least in zip(row["seen"], smallest, strict=True)]
             axis.plot(row["levels"], relative, linestyle=":", **look)
@@ -199,8 +232,12 @@ def errors_compared(source: Source, name: str) -> Figure:
 
 
 for study_of_trainings in STUDIES:
-    PICTURES.named(f"{study_of_trainings}-compared")(partial(errors_compared, name=study_of_trainings))
-    PICTURES.named(f"{study_of_trainings}-images")(partial(images_compared, name=study_of_trainings))
+    PICTURES.named(f"{study_of_trainings}-compared")(
+        partial(errors_compared, name=study_of_trainings)
+    )
+    PICTURES.named(f"{study_of_trainings}-images")(
+        partial(images_compared, name=study_of_trainings)
+    )
 
 
 @PICTURES.add
@@ -216,8 +253,18 @@ def schedules(source: Source) -> Figure:
     for number, name in enumerate(names):
         style = "-" if name == own else styles[1 + number % (len(styles) - 1)]
         level = noise_level(SCHEDULES[name], t)
-        look = {"color": "#c8501e", "linewidth": 2.4} if name == own else {"color": "#555555", "linewidth": 1.1}
-        left.plot(t, level.alpha**2 / (level.alpha**2 + level.sigma**2), linestyle=style, label=name, **look)
+        look = (
+            {"color": "#c8501e", "linewidth": 2.4}
+            if name == own
+            else {"color": "#555555", "linewidth": 1.1}
+        )
+        left.plot(
+            t,
+            level.alpha**2 / (level.alpha**2 + level.sigma**2),
+            linestyle=style,
+            label=name,
+            **look,
+        )
         right.plot(t, level.log_snr, linestyle=style, **look)
     left.set(xlabel="t", ylabel=r"$\bar\alpha$")
     right.set(xlabel="t", ylabel="log SNR")

@@ -10,7 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 from undiffuse.base.errors import UserError
 from undiffuse.base.files import cannot_write, write_atomic
-from undiffuse.base.images import animation_bytes, as_array, as_picture, columns_for, image_grid, png_bytes
+from undiffuse.base.images import (
+    animation_bytes,
+    as_array,
+    as_picture,
+    columns_for,
+    image_grid,
+    png_bytes,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -62,7 +69,11 @@ def classes_in_turn(labels: Tensor | None) -> int:
 
 
 def save_images(
-    to: Destination, images: Tensor, labels: Tensor | None, classes: tuple[str, ...], note: dict[str, Any] | None = None
+    to: Destination,
+    images: Tensor,
+    labels: Tensor | None,
+    classes: tuple[str, ...],
+    note: dict[str, Any] | None = None,
 ) -> None:
     """Write images uint8 (N, C, H, W), and their class numbers (N,) with the classes' names where there are some. A file is written whole or
     not at all; a folder is filled when all of its images are made. note: on a grid, what it is."""
@@ -84,7 +95,11 @@ def save_images(
             to.path.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(dir=to.path, prefix=".") as place:
                 for i, image in enumerate(images):
-                    name = f"{i:05d}.png" if labels is None else f"{i:05d}_{safe(classes[labels[i]])}.png"
+                    name = (
+                        f"{i:05d}.png"
+                        if labels is None
+                        else f"{i:05d}_{safe(classes[labels[i]])}.png"
+                    )
                     Path(place, name).write_bytes(png_bytes(as_picture(image)))
                 for file in Path(place).iterdir():
                     file.rename(to.path / file.name)
@@ -100,7 +115,9 @@ def safe(name: str) -> str:
 def check_trajectory(path: Path, images: Destination) -> None:
     """UserError unless a trajectory can be written to `path`, beside its images."""
     if path.suffix.lower() not in (".gif", ".png"):
-        raise UserError(f"--trajectory {path}: write FILE.gif for an animation or FILE.png for a strip")
+        raise UserError(
+            f"--trajectory {path}: write FILE.gif for an animation or FILE.png for a strip"
+        )
     if not path.parent.is_dir():
         raise UserError(f"--trajectory {path}: there is no folder {path.parent}")
     if path.resolve() == images.path.resolve():
@@ -111,12 +128,17 @@ def save_trajectory(path: Path, stages: list[Tensor]) -> None:
     """Write the stages from noise to images, uint8 (N, C, H, W) each: as a GIF, or as a PNG with a row an image."""
     if path.suffix.lower() == ".gif":
         frames = [
-            image_grid(stage, columns=len(stage)).convert("P" if stage.shape[1] == 3 else "L") for stage in stages
+            image_grid(stage, columns=len(stage)).convert("P" if stage.shape[1] == 3 else "L")
+            for stage in stages
         ]
         write_atomic(path, animation_bytes(frames))
     else:
         import torch
 
-        shown = [stages[round(k * (len(stages) - 1) / 11)] for k in range(12)] if len(stages) > 12 else stages
+        shown = (
+            [stages[round(k * (len(stages) - 1) / 11)] for k in range(12)]
+            if len(stages) > 12
+            else stages
+        )
         sheet = torch.stack(shown, dim=1).flatten(0, 1)  # (N * stages, C, H, W)
         write_atomic(path, png_bytes(image_grid(sheet, columns=len(shown))))

@@ -10,13 +10,13 @@ import hashlib
 import json
 import math
 import time
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from undiffuse import __version__, api
+from undiffuse import __version__
 from undiffuse.base import engine
 from undiffuse.base.errors import UserError
 from undiffuse.base.files import write_atomic
@@ -29,8 +29,10 @@ from undiffuse.measuring.files import read_images
 from undiffuse.measuring.quality import quality
 from undiffuse.measuring.reference import FEWEST, Reference, reference
 from undiffuse.measuring.watch import Stopwatch, Watch, unwatched
+from undiffuse.model import Request, check_numbers
 from undiffuse.runs import destinations, figures
-from undiffuse.runs.folder import Run
+from undiffuse.runs.folder import Run, Where
+from undiffuse.runs.session import trained_on
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -47,10 +49,10 @@ class Parts:
     novelty: bool = True
 
 
-def evaluate(run: api.Where, n: int = 10_000, **options: Any) -> dict[str, Any]:
-    """Evaluate a run: the content of its metrics.json, which is written, as the command `undiffuse evaluate RUN` does.
+def evaluate(run: Where, n: int = 10_000, **options: Any) -> dict[str, Any]:
+    """Evaluate a run: the content of its metrics.json, which is written.
 
-    options: `evaluate_run`'s."""
+    The command `undiffuse evaluate RUN` does the same. options: `evaluate_run`'s."""
     return evaluate_run(Path(run), n, **options)
 
 
@@ -58,67 +60,75 @@ def evaluate_run(
     path: Path,
     n: int = 10_000,
     *,
-    sampler: str | None = None,
-    steps: int | None = None,
-    grid: str | None = None,
-    guidance: float | None = None,
     seed: int = 0,
-    precision: str = "fp32",
     parts: Parts = Parts(),
     bits_images: int | None = None,
     ode_images: int = 500,
     save: str | None = None,
     watch: Watch = unwatched,
+    **sampling: Any,
 ) -> dict[str, Any]:
-    """Draw n images from a run, measure them, and write metrics.json and the pictures into the run folder.
+    """Sample n images from a run, measure them, and write metrics.json and the pictures.
 
-    A conditional run's labels are drawn at random from those of the training set, as real images have theirs: exact
-    proportions would make its figures better than those of as many real images, their control. Raises UserError before anything is
-    written; where the drawn images can't be saved, when the figures are."""
+    sampling: options of `Model.request`, such as steps=12. The classes of a conditional run are
+    sampled at random from the training labels, as real images have theirs: exact proportions would
+    make its figures better than those of as many real images, their control. Raises UserError before
+    anything is written; where the images can't be saved, when the figures are."""
     watch = stopwatch = Stopwatch(watch)
     run = Run(path)
-    about = run.about()
-    drawing = parts.quality or parts.novelty or save is not None
+    config = run.about().config
     check(parts, n, seed, bits_images, ode_images)
     to = None if save is None else destinations.destination(save, "--save")
-    denoiser, step = run.denoiser()
-    real = reference(about.config.data, about.config.size, run)
-    labels = random_labels(real.training, n, seed, "labels").tolist() if denoiser.classes else None
-    request = api.Request(n, sampler, steps, grid, labels, guidance, seed=seed, precision=precision)
-    ready = api.prepare(path, request)
+    model = run.model()
+    real = reference(config.data, config.size, lambda whole: trained_on(run, whole))
+    classes = None
+    if model.classes:
+        classes = random_labels(real.training, n, seed, "labels").tolist()
+    request = model.request(n, classes, seed=seed, **sampling)
     found: dict[str, Any] = {}
-    # With groups the likelihood is that of all of them together: the network is told none.
-    unknown = bool(denoiser.groups) and not about.config.label_dropout
+    # With clusters the likelihood is that of the unconditional model.
+    unknown = bool(model.description.conditioning.clusters) and not config.condition_dropout
     if parts.likelihood and not unknown:
         found["bits_per_dim"] = bits_per_dim(
-            denoiser, real, chain=about.config.chain, n=bits_images, ode_images=ode_images, seed=seed, watch=watch
-        )
+            model.denoiser, real, chain=config.chain, n=bits_images, ode_images=ode_images,
+            seed=seed, watch=watch,
+        )  # fmt: skip
     generated: Tensor | None = None
-    if drawing:
-        begin, drawn = time.monotonic(), []
-        for batch in ready.batches():
-            drawn.append(batch)
-            watch("drawing images", sum(map(len, drawn)) / n)
-        generated = torch.cat(drawn)
-        found["sampling"] = {
-            **{key: ready.options[key] for key in ("sampler", "steps", "grid", "guidance", "clip", "seed")},
-            "n": n,
-            "network_calls": ready.calls,
-            "precision": precision,
-            "seconds": time.monotonic() - begin,
-        }
-    of = {"run": path.resolve().name, "step": step, "conditional": bool(denoiser.classes)}
-    content, pictures = assembled(of, found, generated, ready.label, real, parts, seed, watch)
+    if parts.quality or parts.novelty or to is not None:
+        generated, found["sampling"] = sampled(request, watch)
+    of = {
+        "run": path.resolve().name,
+        "step": model.description.step,
+        "conditional": bool(model.classes),
+    }
+    content, pictures = assembled(of, found, generated, request.classes, real, parts, seed, watch)
     if parts.likelihood and unknown:
-        content["missing"]["bits_per_dim"] = "trained with --label-dropout 0, the network can't guess without a group"
+        content["missing"]["bits_per_dim"] = (
+            "it was trained with --condition-dropout 0, so it has no unconditional prediction"
+        )
     content["seconds"] = stopwatch.seconds()
     content = with_earlier(run.path / "metrics.json", content, parts)
     for name, picture in pictures.items():
         run.write(name, picture)
     write_metrics(run.path / "metrics.json", content)
     if to is not None and generated is not None:  # last: it may fail, and the metrics took longer
-        destinations.save_images(to, generated, ready.label, denoiser.classes)
+        destinations.save_images(to, generated, request.classes, model.classes)
     return content
+
+
+def sampled(request: Request, watch: Watch) -> tuple[Tensor, dict[str, Any]]:
+    """(the images of a request, uint8 (n, C, H, W); how they were sampled)."""
+    begin, batches = time.monotonic(), []
+    for batch in request.batches():
+        batches.append(batch)
+        watch("sampling images", sum(map(len, batches)) / request.n)
+    how = {
+        **{key: value for key, value in asdict(request.sampling).items() if key != "calls"},
+        "n": request.n,
+        "network_calls": request.calls,
+        "seconds": time.monotonic() - begin,
+    }
+    return torch.cat(batches), how
 
 
 def evaluate_images(
@@ -135,16 +145,18 @@ def evaluate_images(
     parts = replace(parts, likelihood=False)  # there is no model to ask
     check(parts, FEWEST, seed, None, 0)
     if out.is_dir() or not out.name or out.resolve() == file.resolve():
-        raise UserError(f"--out {out}: give the name of a file for the metrics, such as metrics.json")
+        raise UserError(
+            f"--out {out}: give the name of a file for the metrics, such as metrics.json"
+        )
     if not out.parent.is_dir():
         raise UserError(f"--out {out}: there is no folder {out.parent}")
     real = reference(spec, size)
-    generated, label = read_images(file, real.training)
+    generated, classes = read_images(file, real.training)
     content, pictures = assembled(
         {"images": file.name, "sha256": hashlib.sha256(file.read_bytes()).hexdigest()},
         {},
         generated,
-        label,
+        classes,
         real,
         parts,
         seed,
@@ -160,7 +172,7 @@ def assembled(
     of: dict[str, Any],
     found: dict[str, Any],
     generated: Tensor | None,
-    label: Tensor | None,
+    classes: Tensor | None,
     real: Reference,
     parts: Parts,
     seed: int,
@@ -169,7 +181,11 @@ def assembled(
     """(the content of metrics.json, pictures by file name) for generated images and what was found before."""
     missing: dict[str, str] = {}
     warnings: list[str] = []
-    pictures = {"bits.png": figures.bits_by_level(found["bits_per_dim"])} if "bits_per_dim" in found else {}
+    pictures = (
+        {"bits.png": figures.bits_by_level(found["bits_per_dim"])}
+        if "bits_per_dim" in found
+        else {}
+    )
     network = None
     if generated is not None:
         if parts.quality or parts.novelty:
@@ -182,12 +198,14 @@ def assembled(
                     f"the data set {why}, so no feature network can be trained on it; novelty is given in pixels"
                 )
         if parts.quality and network is not None:
-            measured, warnings = quality(generated, label, real, network, seed=seed, watch=watch)
+            measured, warnings = quality(generated, classes, real, network, seed=seed, watch=watch)
             found |= measured
             worst = generated[[entry["image"] for entry in measured["least_sure"]]]
             pictures["unsure.png"] = png_bytes(image_grid(worst, columns=10))
-            if label is None:
-                missing["train_on_synthetic"] = missing["label_agreement"] = "the images were drawn without labels"
+            if classes is None:
+                missing["train_on_synthetic"] = missing["label_agreement"] = (
+                    "the images were sampled without classes"
+                )
         if parts.novelty:
             found["novelty"], pairs = novelty_figures(generated, real, network, watch=watch)
             pictures["novelty.png"] = png_bytes(image_grid(pairs, columns=10))
@@ -205,7 +223,7 @@ def assembled(
             "unseen": len(real.unseen),
             "control": real.control,
         },
-        "machine": engine.facts(),
+        "machine": engine.machine_facts(),
         "warnings": warnings,
         "missing": missing,
     }
@@ -221,7 +239,10 @@ def with_earlier(path: Path, content: dict[str, Any], parts: Parts) -> dict[str,
     except (OSError, ValueError, KeyError, TypeError):
         return content
     if not parts.quality and not parts.novelty:
-        return {**old, **({"bits_per_dim": content["bits_per_dim"]} if "bits_per_dim" in content else {})}
+        return {
+            **old,
+            **({"bits_per_dim": content["bits_per_dim"]} if "bits_per_dim" in content else {}),
+        }
     if not parts.likelihood and "bits_per_dim" in old:
         return {**content, "bits_per_dim": old["bits_per_dim"]}
     return content  # quality and novelty go together: they are of the same images
@@ -248,7 +269,7 @@ def check(parts: Parts, n: int, seed: int, bits_images: int | None, ode_images: 
         )
     if n < FEWEST:
         raise UserError(f"{n} images are too few for a statistic; give at least {FEWEST}")
-    api.check_numbers(n, seed)
+    check_numbers(n, seed)
     if (bits_images is not None and bits_images < 2) or ode_images < 0 or ode_images == 1:
         raise UserError(
             "--bits-images must be at least 2, and --ode-images 0 or at least 2: one image gives no interval"

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from undiffuse.base.images import columns_for, image_grid, png_bytes, tiles
 from undiffuse.runs.folder import Run
+from undiffuse.training.records import Quality, Snapshot, StepTaken, Validation
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -47,14 +48,12 @@ def loss_curve(run: Run) -> None:
     quality of samples, where it was scored."""
     import numpy as np
 
-    steps = run.events("step")
-    validations = run.events("validation")
-    scores = run.events("score")
+    steps, validations, scores = run.of(StepTaken), run.of(Validation), run.of(Quality)
     figure = new_figure(7.2, 4.7 if scores else 2.9)
     panels = figure.subplot_mosaic("LR;QQ" if scores else "LR")
     left, right = panels["L"], panels["R"]
-    x = np.array([e["step"] for e in steps])
-    y = np.array([e["loss"] for e in steps])
+    x = np.array([e.step for e in steps])
+    y = np.array([e.loss for e in steps])
     window = max(1, len(y) // 50)
     left.plot(x, y, color=COLOURS[0], linewidth=0.6, label="training loss of a step")
     if len(y) > window:
@@ -62,8 +61,8 @@ def loss_curve(run: Run) -> None:
         left.plot(x[window - 1 :], smooth, color=COLOURS[1], label=f"mean of {window} steps")
     if validations:
         left.plot(
-            [e["step"] for e in validations],
-            [e["loss"] for e in validations],
+            [e.step for e in validations],
+            [e.loss for e in validations],
             "o-",
             color=COLOURS[2],
             markersize=3,
@@ -71,9 +70,9 @@ def loss_curve(run: Run) -> None:
         )
     left.set(xlabel="step", ylabel="weighted loss", yscale="log", title="Loss")
     left.legend(fontsize=8)
-    shown = [e for e in validations if e["step"] > 0] or validations
+    shown = [e for e in validations if e.step > 0] or validations
     for i, event in enumerate(shown):
-        levels = sorted(event["levels"])
+        levels = sorted(event.levels)
         shade = str(round(0.85 - 0.85 * (i + 1) / len(shown), 3))
         ends = i in (0, len(shown) - 1)
         right.plot(
@@ -81,10 +80,13 @@ def loss_curve(run: Run) -> None:
             [b for _, b in levels],
             ".-",
             color=shade,
-            label=f"step {event['step']}" if ends else None,
+            label=f"step {event.step}" if ends else None,
         )
     right.set(
-        xlabel="log-SNR (left: noise, right: image)", ylabel="held-out loss", yscale="log", title="Loss by noise level"
+        xlabel="log-SNR (left: noise, right: image)",
+        ylabel="held-out loss",
+        yscale="log",
+        title="Loss by noise level",
     )
     if shown:
         right.legend(fontsize=8)
@@ -92,10 +94,21 @@ def loss_curve(run: Run) -> None:
         right.text(0.5, 0.5, "no held-out images", ha="center", transform=right.transAxes)
     if scores:
         axis = panels["Q"]
-        axis.plot([e["step"] for e in scores], [e["frechet"] for e in scores], "o-", color=COLOURS[1], label="samples")
-        axis.axhline(scores[0]["floor"], color=COLOURS[2], linestyle="--", label="floor: as many real images")
+        axis.plot(
+            [e.step for e in scores],
+            [e.frechet for e in scores],
+            "o-",
+            color=COLOURS[1],
+            label="samples",
+        )
+        axis.axhline(
+            scores[0].floor, color=COLOURS[2], linestyle="--", label="floor: as many real images"
+        )
         axis.set(
-            xlabel="step", ylabel="Fréchet distance", yscale="log", title=f"Quality of {scores[0]['n']:,} quick samples"
+            xlabel="step",
+            ylabel="Fréchet distance",
+            yscale="log",
+            title=f"Quality of {scores[0].n:,} quick samples",
         )
         axis.legend(fontsize=8)
     for axis in panels.values():
@@ -113,8 +126,12 @@ def examples(training: Dataset, classes: tuple[str, ...], count: int = 40) -> by
         each = count // len(classes)
         of_class = [(training.labels == label).nonzero()[:each, 0] for label in range(len(classes))]
         rows = range(min(len(own) for own in of_class))
-        chosen = torch.tensor([own[row] for row in rows for own in of_class], dtype=torch.long) if rows else chosen
-    return png_bytes(image_grid(training.images[chosen], columns))
+        chosen = (
+            torch.tensor([own[row] for row in rows for own in of_class], dtype=torch.long)
+            if rows
+            else chosen
+        )
+    return png_bytes(image_grid(training.read(chosen), columns))
 
 
 def timeline(run: Run, each: int = 10) -> None:
@@ -123,11 +140,11 @@ def timeline(run: Run, each: int = 10) -> None:
 
     _, height, width = run.about().facts.shape
     rows = []
-    for event in run.events("snapshot"):
-        if not (run.path / event["file"]).is_file():
+    for event in run.of(Snapshot):
+        if not (run.path / event.file).is_file():
             continue  # somebody removed it: no reason not to finish
-        with Image.open(run.path / event["file"]) as sheet:
-            rows.append((event["step"], tiles(sheet, height, width)[:each]))
+        with Image.open(run.path / event.file) as sheet:
+            rows.append((event.step, tiles(sheet, height, width)[:each]))
     if not rows:
         return
     figure = new_figure(0.5 * each + 1.2, 0.5 * len(rows) + 0.5)
@@ -137,7 +154,15 @@ def timeline(run: Run, each: int = 10) -> None:
             axis.set_axis_off()
         for axis, tile in zip(row, shown, strict=False):
             axis.imshow(tile, cmap="gray", vmin=0, vmax=255)
-        row[0].text(-0.15, 0.5, f"step {step:,}", ha="right", va="center", fontsize=10, transform=row[0].transAxes)
+        row[0].text(
+            -0.15,
+            0.5,
+            f"step {step:,}",
+            ha="right",
+            va="center",
+            fontsize=10,
+            transform=row[0].transAxes,
+        )
     figure.suptitle("The same noise, as training goes on", fontsize=11)
     run.write("timeline.png", png(figure))
 
@@ -150,7 +175,9 @@ def bits_by_level(found: dict[str, Any]) -> bytes:
     bits = [bit for _, bit, _ in found["levels"]]
     axis.fill_between(levels, bits, color=COLOURS[0])
     axis.plot(levels, bits, ".-", color=COLOURS[1])
-    terms = ", ".join(f"{name} {found[name]['value']:.3f}" for name in ("prior", "diffusion", "reconstruction"))
+    terms = ", ".join(
+        f"{name} {found[name]['value']:.3f}" for name in ("prior", "diffusion", "reconstruction")
+    )
     axis.set(
         xlabel="log-SNR (left: noise, right: image)",
         ylabel="bits/dim per unit of log-SNR",

@@ -1,98 +1,266 @@
-"""One session of training: begins or resumes a run folder, and writes into it what `fit` yields.
+"""One session of training: begins or resumes a run folder, and keeps in it what the loop yields.
 
-A run is what the same command makes, in however many sessions. A session ends when the budget is used up, or on
-Ctrl-C or SIGTERM, after which the same command goes on.
+A run is what the same command makes, in however many sessions. A session ends when the budget is
+used up, or on Ctrl-C or SIGTERM, after which the same command goes on.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from undiffuse.base import engine
 from undiffuse.base.cache import cache_folder
+from undiffuse.base.engine import Engine, compiler_version, machine_facts
 from undiffuse.base.errors import UserError
 from undiffuse.base.images import columns_for, image_grid, png_bytes
 from undiffuse.data.loading import load_dataset
 from undiffuse.measuring.scorer import scorer_for
 from undiffuse.runs import figures
 from undiffuse.runs.folder import Run
-from undiffuse.runs.signals import Signals, Stopped
-from undiffuse.training.clock import Clock, Cut, Decision, Outlook
+from undiffuse.runs.signals import Interrupted, Signals
+from undiffuse.training.clock import Clock
 from undiffuse.training.config import Config
-from undiffuse.training.events import Decided, Ended, Event, Scored, SetBack, Snapshot, Stepped, Uncompiled, Validated
 from undiffuse.training.experiment import (
     DataFacts,
-    build_network,
-    grouped,
-    make_denoiser,
-    prepare,
-    refuse_too_large,
+    Experiment,
+    make_experiment,
+    prepare_data,
     shapes,
-    show_pictures,
-    total_steps,
 )
 from undiffuse.training.loop import fit
+from undiffuse.training.options import SessionOptions, resolve
 from undiffuse.training.presets import differences
-from undiffuse.training.rehearsal import rehearse
-from undiffuse.training.state import new_state, stepped_tensors
+from undiffuse.training.records import (
+    Cooldown,
+    Decision,
+    Finished,
+    Projection,
+    Quality,
+    Record,
+    Rollback,
+    SessionStarted,
+    Snapshot,
+    StepTaken,
+    Stopped,
+)
 
 if TYPE_CHECKING:
     from undiffuse.data.dataset import Dataset
+    from undiffuse.diffusion.conditioning import Conditioning
+    from undiffuse.measuring.scorer import Scorer
 
 SAVE_SECONDS = 60.0
 
 
-@dataclass(frozen=True)
-class Began:
-    """The session's first event: a new run, or one resumed at `step` of which `seconds` were already spent."""
+def train_session(
+    config: Config,
+    path: Path,
+    options: SessionOptions = SessionOptions(),
+    *,
+    replay: Path | None = None,
+    started: float | None = None,
+) -> Iterator[Record]:
+    """Train the run at `path` to its end, or on from where it is; yields records, written down.
 
-    step: int
-    seconds: float
-    facts: DataFacts
-    parameters: int
-    precision: str
-    compiled: bool
+    The first one is `SessionStarted`. Nothing is yielded for a run that is already finished.
+    replay: a finished run to repeat step by step. started: time.monotonic() at the start of the
+    process. Raises UserError for anything that a user must change, and Interrupted after a signal,
+    when all is saved."""
+    started = time.monotonic() if started is None else started
+    decisions = replayed_decisions(Run(replay)) if replay else []
+    whole = load_dataset(config.data, config.size)
+    experiment = make_experiment(config, whole)
+    facts, conditioning = experiment.facts, experiment.conditioning
+    if replay:
+        refuse_other_images(Run(replay), facts)
+        remedy = "so a replay would be another run; begin a new one in its place"
+        refuse_other_clusters(Run(replay), conditioning, remedy)
+    scorer = scorer_for(whole) if config.quality_share > 0 else None
+    engine, notes = resolve(options, config, experiment.images, cache_folder())
+    run = open_run(path, config, facts, conditioning, replay)
+    if run.finished():
+        return
+    refuse_other_clusters(run, conditioning, "begin a new run with another --out")
+    if not (run.path / "data.png").is_file():
+        run.write("data.png", figures.examples(experiment.training.dataset, facts.classes))
+    with run.locked():
+        session = Session(
+            run, experiment, options, engine, scorer, decisions, replay, started, notes
+        )
+        yield from session.records()
+
+
+@dataclass
+class Session:
+    """A session on a run folder that is locked. decisions: those to replay."""
+
+    run: Run
+    experiment: Experiment
+    options: SessionOptions
+    engine: Engine
+    scorer: Scorer | None
+    decisions: list[Decision]
+    replay: Path | None
+    started: float
     notes: list[str]
+    spent: float = 0.0  # seconds of earlier sessions
+    saved: float = field(default_factory=time.monotonic)
 
+    def __post_init__(self) -> None:
+        self.state = self.experiment.state
+        self.spent = max((record.time for record in self.run.records()), default=0.0)
 
-def trained_on(run: Run, whole: Dataset) -> tuple[Dataset, Dataset]:
-    """(training set, held-out set) of a run, from its whole data set. Raises UserError where these are other images than those of its training."""
-    training, held_out, facts = prepare(run.about().config, whole)
-    refuse_other_images(run, facts)
-    return training, held_out
+    def elapsed(self) -> float:
+        """Seconds of the run so far, over all its sessions."""
+        return self.spent + time.monotonic() - self.started
 
+    def records(self) -> Iterator[Record]:
+        """Go on from the last checkpoint to the end, or to a signal."""
+        run, state = self.run, self.state
+        self.restore()
+        self.rewind()
+        first = self.started_record()
+        snapshots = run.of(Snapshot)
+        clock = self.clock(snapshots)
+        run.append(first)
+        yield first
+        self.saved = time.monotonic()
+        signals = Signals()
+        try:
+            with signals:
+                records = fit(
+                    self.experiment, clock, self.engine, scorer=self.scorer,
+                    snapshots_done=[snapshot.step for snapshot in snapshots],
+                    stop=lambda: signals.received != 0, insist=self.options.compile == "on",
+                )  # fmt: skip
+                for record in records:
+                    signals.something_to_save |= isinstance(record, StepTaken)
+                    self.keep(record)
+                    yield record
+                if signals.received and not run.finished():
+                    raise Interrupted(signals.received)
+        finally:
+            # Nothing is lost but time, which counts.
+            if signals.received and not signals.something_to_save:
+                run.append(Stopped(state.step, clock.now()))
 
-def refuse_other_images(run: Run, facts: DataFacts, what_to_do: str = "bring those back") -> None:
-    """UserError where a run was trained on other images than those of `facts`."""
-    about = run.about()
-    if not about.facts.same_images(facts):
-        raise UserError(f"{run.path} was trained on other images than '{about.config.data}' holds now; {what_to_do}")
+    def restore(self) -> None:
+        """Read the last checkpoint, where there is one."""
+        run, state = self.run, self.state
+        if not run.checkpoint_path.is_file():
+            return
+        tensors, step = run.load_tensors(run.checkpoint_path)
+        expected = self.experiment.expected if step else state.tensors()
+        if shapes(tensors) != shapes(expected):
+            raise UserError(
+                f"{run.checkpoint_path} does not fit the network of {run.path}/config.json"
+            )
+        state.restore(tensors, step)
 
+    def rewind(self) -> None:
+        """Take the log back to the state's step. The decisions of a replay stay in it."""
+        self.run.rewind_log(self.state.step)
+        recorded = decisions_of(self.run)
+        for decision in self.decisions:
+            if decision not in recorded:
+                self.run.append(decision)
 
-def refuse_other_groups(run: Run, facts: DataFacts, what_to_do: str) -> None:
-    """UserError where a run that is to be gone on with, or replayed, was told other groups than those found now."""
-    there = run.about().facts
-    if (len(there.groups), there.class_of) != (len(facts.groups), facts.class_of):
-        raise UserError(
-            f"{run.path} was begun with {len(there.groups)} groups of similar images, and {len(facts.groups)} are found now; {what_to_do}"
+    def started_record(self) -> SessionStarted:
+        """The session's first record, with a note where bits may differ from those of before."""
+        earlier = self.run.of(SessionStarted)
+        if not earlier and self.replay:
+            earlier = Run(self.replay).of(SessionStarted)
+        machine = {
+            **machine_facts(),
+            "precision": self.engine.precision,
+            "compiled": self.engine.compiled,
+        }
+        if self.engine.compiled:
+            machine["compiler"] = compiler_version()
+        then = earlier[-1].machine if earlier else machine
+        changed = [key for key, value in machine.items() if then.get(key) != value]
+        notes = list(self.notes)
+        if changed:
+            notes.append(
+                f"not the machine, versions or options of before ({', '.join(changed)}): the "
+                "result will not be the same to the bit"
+            )
+        return SessionStarted(
+            self.state.step, round(self.elapsed(), 3), machine, self.experiment.parameters, notes
         )
 
+    def clock(self, snapshots: list[Snapshot]) -> Clock:
+        """The clock, with the decisions of earlier sessions."""
+        config, qualities = self.experiment.config, self.run.of(Quality)
+        clock = Clock(
+            self.elapsed,
+            config.decay,
+            budget=None if config.minutes is None else 60 * config.minutes,
+            steps=self.experiment.steps,
+            replayed=self.replay is not None,
+            snapshot_seconds=snapshots[-1].seconds if snapshots else 0.0,
+            quality_seconds=qualities[-1].seconds if qualities else 0.0,
+        )
+        clock.read(decisions_of(self.run))
+        return clock
 
-def open_run(path: Path, config: Config, facts: DataFacts, replay_of: Path | None) -> Run:
-    """The run folder at `path`, begun if it isn't there. Raises UserError where another run is there."""
+    def save(self) -> None:
+        """Write a checkpoint. The log is on the disk first: the weights follow from its decisions."""
+        self.run.sync_log()
+        self.run.save_checkpoint(self.state.tensors(), self.state.step)
+        self.saved = time.monotonic()
+
+    def keep(self, record: Record) -> None:
+        """Write a record down, and the checkpoint where it is due."""
+        run, state = self.run, self.state
+        match record:
+            case Finished():
+                self.save()
+                run.save_model(dict(state.average.state_dict()), state.step)
+                figures.loss_curve(run)
+                figures.timeline(run)
+                run.append(record)
+                return
+            case Rollback():
+                self.save()  # before the log: if it is killed between, the step goes wrong again
+                self.rewind()
+            case Snapshot():
+                classes = len(self.experiment.facts.classes)
+                columns = columns_for(len(record.images), classes)
+                run.write(record.file, png_bytes(image_grid(record.images, columns)))
+        run.append(record)
+        every = self.options.checkpoint_every
+        due = time.monotonic() - self.saved > SAVE_SECONDS
+        if every:
+            due = record.step % every == 0
+        if isinstance(record, Stopped) or (isinstance(record, StepTaken) and due):
+            self.save()
+
+
+# --- What a run folder is checked for ---
+
+
+def open_run(
+    path: Path,
+    config: Config,
+    facts: DataFacts,
+    conditioning: Conditioning,
+    replay_of: Path | None,
+) -> Run:
+    """The run folder at `path`, begun if it isn't there. UserError where another run is there."""
     run, source = Run(path), str(replay_of.resolve()) if replay_of else None
     if not run.exists():
-        run.create(config, facts, source)
+        run.create(config, facts, conditioning, source)
         return run
     there = run.about()
     different = differences(there.config, config)
     if different:
         raise UserError(
-            f"{path} holds a run with another configuration ({'; '.join(different)}); begin a new one with another --out"
+            f"{path} holds a run with another configuration ({'; '.join(different)}); begin a new "
+            "one with another --out"
         )
     if there.replay_of != source:
         is_what = f"replays {there.replay_of}" if there.replay_of else "is no replay"
@@ -101,173 +269,46 @@ def open_run(path: Path, config: Config, facts: DataFacts, replay_of: Path | Non
     return run
 
 
-def replayed_clock(source: Run) -> list[dict[str, Any]]:
-    """The clock's records of a finished run, for a replay to copy. UserError where the run is unfinished."""
-    if not source.finished():
-        raise UserError(f"{source.path} is unfinished, so there is no whole run to replay; finish it first")
-    return source.events("clock")
+def trained_on(run: Run, whole: Dataset) -> tuple[Dataset, Dataset]:
+    """(training set, held-out set) of a run, from its whole data set.
+
+    Raises UserError where these are other images than those of its training."""
+    training, held_out, facts = prepare_data(run.about().config, whole)
+    refuse_other_images(run, facts)
+    return training, held_out
 
 
-def decided(records: list[dict[str, Any]]) -> dict[str, Any]:
-    """What the clock's records say, as fields of `Clock`."""
-    outlooks = [Outlook(**r["outlook"]) for r in records if "outlook" in r]
-    return {
-        "decisions": [Decision(**r["decision"]) for r in records if "decision" in r],
-        "outlook": outlooks[-1] if outlooks else None,
-        "cuts": [Cut(**r["cut"]) for r in records if "cut" in r],
-    }
-
-
-def last_seconds(events: list[dict[str, Any]]) -> float:
-    """How long the last of them took; 0 where there is none."""
-    return float(events[-1]["seconds"]) if events else 0.0
-
-
-def train_session(
-    config: Config, path: Path, *, replay: Path | None = None, started: float | None = None
-) -> Iterator[Began | Event]:
-    """Train the run at `path` to its end, or on from where it is; yields `Began`, then `fit`'s events, each already
-    written down. Nothing is yielded for a run that is already finished.
-
-    started: time.monotonic() at the start of the process. Raises UserError for anything that a user must mend, and
-    Stopped after a signal, when all is saved."""
-    started = time.monotonic() if started is None else started
-    copied = replayed_clock(Run(replay)) if replay else []
-    rehearse(config)
-    whole = load_dataset(config.data, config.size)
-    labelled, held_out, facts = prepare(config, whole)
-    training, held_out, facts = grouped(config, labelled, held_out, facts)
-    if replay:
-        refuse_other_images(Run(replay), facts)
-        refuse_other_groups(Run(replay), facts, "so a replay would be another run; begin a new one in its place")
-    scorer = scorer_for(whole) if config.score_share > 0 else None
-    steps = total_steps(config, len(training))
-    precision, compiled, notes = engine.resolve(config, steps and steps * config.batch_size, cache_folder())
-    network = build_network(config, facts)
-    show_pictures(network, training)
-    denoiser = make_denoiser(network, config, facts)
-    state = new_state(config, network)
-    expected = stepped_tensors(config, network)
-    refuse_too_large(expected)
-    run = open_run(path, config, facts, replay)
-    if run.finished():
-        return
-    refuse_other_groups(run, facts, "begin a new run with another --out")
-    if not (run.path / "data.png").is_file():
-        run.write("data.png", figures.examples(labelled, facts.classes))
-
-    with run.locked():
-        spent = max((event["time"] for event in run.log()), default=0.0)
-        if run.checkpoint_path.is_file():
-            tensors, step = run.load_tensors(run.checkpoint_path)
-            if shapes(tensors) != shapes(expected if step else state.tensors()):
-                raise UserError(f"{run.checkpoint_path} does not fit the network of {path}/config.json")
-            state.restore(tensors, step)
-
-        def rewind() -> None:
-            run.rewind_log(state.step)
-            recorded = run.events("clock")
-            for record in copied:
-                if record not in recorded:
-                    run.append(record)
-
-        def save() -> None:
-            run.sync_log()  # the clock's decisions must not be lost where the weights that follow from them are kept
-            run.save_tensors(run.checkpoint_path, state.tensors(), state.step)
-
-        def elapsed() -> float:
-            return spent + time.monotonic() - started
-
-        rewind()
-
-        earlier = run.events("session") or (Run(replay).events("session") if replay else [])
-        bits = {**engine.facts(), "precision": precision, "compiled": compiled}
-        if compiled:
-            bits["compiler"] = engine.compiler_version()
-        changed = [key for key, value in bits.items() if earlier and earlier[-1]["machine"].get(key) != value]
-        if changed:
-            notes.append(
-                f"not the machine or versions of before ({', '.join(changed)}): the result will not be the same to the bit"
-            )
-        snapshots = run.events("snapshot")
-        clock = Clock(
-            elapsed,
-            config.decay,
-            budget=None if config.minutes is None else 60 * config.minutes,
-            steps=steps,
-            replayed=replay is not None,
-            snapshot_seconds=last_seconds(snapshots),
-            score_seconds=last_seconds(run.events("score")),
-            **decided(run.events("clock")),
+def refuse_other_images(run: Run, facts: DataFacts, remedy: str = "bring those back") -> None:
+    """Raises UserError where a run was trained on other images than those of `facts`."""
+    about = run.about()
+    if about.facts != facts:
+        raise UserError(
+            f"{run.path} was trained on other images than '{about.config.data}' holds now; {remedy}"
         )
-        run.append({"event": "session", "step": state.step, "time": elapsed(), "machine": bits})
-        parameters = sum(p.numel() for p in network.parameters())
-        yield Began(state.step, spent, facts, parameters, precision, compiled, notes)
-
-        saved = time.monotonic()
-        looked = {event["step"] for event in snapshots}
-        signals = Signals()
-        try:
-            with signals:
-                events = fit(
-                    config, denoiser, state, training, held_out, clock,
-                    precision=precision, compiled=compiled, scorer=scorer, looked=looked, stop=lambda: signals.received != 0,
-                )  # fmt: skip
-                for event in events:
-                    signals.something_to_save |= isinstance(event, Stepped)
-                    if isinstance(event, SetBack):
-                        save()  # before the log: if it is killed between, the same step goes wrong once more
-                        rewind()
-                    write_down(run, event, elapsed(), facts)
-                    due = time.monotonic() - saved > SAVE_SECONDS
-                    if config.checkpoint_every:
-                        due = event.step % config.checkpoint_every == 0
-                    if isinstance(event, Ended) or (isinstance(event, Stepped) and due):
-                        save()
-                        saved = time.monotonic()
-                    if isinstance(event, Ended) and event.finished:
-                        run.save_tensors(run.model_path, dict(state.average.state_dict()), state.step)
-                        figures.loss_curve(run)
-                        figures.timeline(run)
-                        run.append({"event": "finished", "step": event.step, "time": elapsed()})
-                    yield event
-                if signals.received and not run.finished():
-                    raise Stopped(signals.received)
-        finally:
-            if signals.received and not signals.something_to_save:  # nothing is lost but time, which counts
-                run.append({"event": "stopped", "step": state.step, "time": round(elapsed(), 3)})
 
 
-def write_down(run: Run, event: Event, seconds: float, facts: DataFacts) -> None:
-    """The event, as a line of the log or a picture."""
-    line: dict[str, Any] = {"event": "", "step": event.step, "time": round(seconds, 3)}
-    match event:
-        case Decided(decision=decision):
-            kind = "decision" if isinstance(decision, Decision) else "outlook"
-            line |= {"event": "clock", kind: asdict(decision)}
-        case Stepped():
-            line |= {"event": "step", "loss": event.loss, "lr": event.lr}
-        case SetBack():
-            line |= {"event": "clock", "cut": asdict(event.cut), "of": event.of, "reason": event.reason}
-        case Uncompiled():
-            line |= {"event": "uncompiled", "reason": event.reason.encode(errors="replace").decode()[:1000]}
-        case Validated():
-            line |= {"event": "validation", "loss": event.loss, "levels": event.levels}
-        case Scored():
-            line |= {
-                "event": "score",
-                "frechet": event.frechet,
-                "floor": event.floor,
-                "n": event.n,
-                "seconds": event.seconds,
-            }
-        case Snapshot():
-            columns = columns_for(len(event.images), len(facts.classes))
-            name = f"samples/step_{event.step:06d}.png"
-            run.write(name, png_bytes(image_grid(event.images, columns)))
-            line |= {"event": "snapshot", "file": name, "seconds": event.seconds}
-        case Ended():
-            line |= {"event": "stopped"}
-            if event.finished:
-                return
-    run.append(line)
+def refuse_other_clusters(run: Run, conditioning: Conditioning, remedy: str) -> None:
+    """Raises UserError where a run had other clusters than those found now.
+
+    Their sizes do not count: on another machine rounding may move an image into another one."""
+    there = run.about().conditioning
+    then = len(there.clusters), there.class_of_cluster
+    if then != (len(conditioning.clusters), conditioning.class_of_cluster):
+        raise UserError(
+            f"{run.path} was begun with {len(there.clusters)} clusters of similar images, and "
+            f"{len(conditioning.clusters)} are found now; {remedy}"
+        )
+
+
+def replayed_decisions(source: Run) -> list[Decision]:
+    """The decisions of a finished run, for a replay. UserError where the run is unfinished."""
+    if not source.finished():
+        raise UserError(
+            f"{source.path} is unfinished, so there is no whole run to replay; finish it first"
+        )
+    return decisions_of(source)
+
+
+def decisions_of(run: Run) -> list[Decision]:
+    """What the clock of a run decided, in order."""
+    return [r for r in run.records() if isinstance(r, Projection | Cooldown | Rollback)]

@@ -1,8 +1,4 @@
-"""One session of training: begins or resumes a run folder, and writes into it what `fit` yields.
-
-A run is what the same command makes, in however many sessions. A session ends when the budget is used up, or on
-Ctrl-C or SIGTERM, after which the same command goes on.
-"""
+"""Ctrl-C and SIGTERM while a run trains."""
 
 from __future__ import annotations
 
@@ -11,10 +7,11 @@ import threading
 from typing import Any
 
 
-class Stopped(BaseException):
+class Interrupted(BaseException):
     """A signal ended the session before the run was finished; the run can go on. signal: its number.
 
-    A BaseException, like KeyboardInterrupt, since it may be raised inside of the compiler, which catches others."""
+    A BaseException, like KeyboardInterrupt, since it may be raised inside of the compiler, which
+    catches others."""
 
     def __init__(self, number: int) -> None:
         super().__init__(signal.Signals(number).name)
@@ -22,8 +19,9 @@ class Stopped(BaseException):
 
 
 class Signals:
-    """Within: Ctrl-C and SIGTERM raise Stopped while there is nothing to save, and are remembered once there is. All but the first
-    change nothing."""
+    """Within: Ctrl-C and SIGTERM raise Interrupted while there is nothing to save.
+
+    Once there is, they are remembered. All but the first change nothing."""
 
     def __init__(self) -> None:
         self.something_to_save = False
@@ -32,7 +30,8 @@ class Signals:
 
     def __enter__(self) -> Signals:
         if threading.current_thread() is threading.main_thread():
-            self.handlers = {number: signal.signal(number, self.receive) for number in (signal.SIGINT, signal.SIGTERM)}
+            numbers = (signal.SIGINT, signal.SIGTERM)
+            self.handlers = {number: signal.signal(number, self.receive) for number in numbers}
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -42,4 +41,4 @@ class Signals:
     def receive(self, number: int, frame: object) -> None:
         first, self.received = not self.received, self.received or number
         if first and not self.something_to_save:
-            raise Stopped(number)
+            raise Interrupted(number)

@@ -1,102 +1,53 @@
 """Studies: what one choice does, everything else being the same.
 
-    samplers    compares samplers on one finished run
-    trainings   compares schedules, predictions, or amounts of data: a training each
+    samplers     compares samplers on one finished run (samplers.py)
+    QUESTIONS    compares schedules, predictions, ...: a training for each (questions.py)
 
-A study is RUN/study/NAME.json, and pictures beside it. Each row is written down when it is there, so a study goes on where it was
-interrupted; the report takes in what is there.
+A study is RUN/study/NAME.json, and pictures beside it. Each row is written down when it is there, so
+a study goes on where it was interrupted. The report takes in what is there.
 """
 
 from __future__ import annotations
 
-import json
-import math
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
 
-from undiffuse.base import engine
 from undiffuse.base.errors import UserError
-from undiffuse.base.files import write_atomic
-from undiffuse.data.loading import load_dataset
-from undiffuse.measuring import distances
-from undiffuse.runs.session import trained_on
+from undiffuse.base.lazy import lazy
+from undiffuse.study.questions import QUESTIONS
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from undiffuse.study import samplers, trainings
+    from undiffuse.study.sheet import Sheet
+else:
+    samplers, trainings = lazy("undiffuse.study.samplers"), lazy("undiffuse.study.trainings")
 
-    from torch import Tensor
-
-    from undiffuse.data.dataset import Dataset
-    from undiffuse.measuring.scorer import Scorer
-    from undiffuse.runs.folder import Run
-
-FORMAT = 4
+STUDIES = ("samplers", *QUESTIONS)
 
 
-@dataclass
-class Sheet:
-    """What a study has written down: facts that hold for all of it, and its rows so far."""
+class Study(Protocol):
+    """A study made ready."""
 
-    run: Run
-    name: str
-    facts: dict[str, Any]
-    rows: list[dict[str, Any]] = field(default_factory=list)
+    sheet: Sheet
 
-    @property
-    def path(self) -> Path:
-        return self.run.path / "study" / f"{self.name}.json"
+    def plan(self) -> str:
+        """What there is to do, in a sentence."""
 
-    @property
-    def all_of_it(self) -> str:
-        """What there is to remove for the study to begin anew."""
-        return f"{self.path} and {self.path.with_suffix('')}"
-
-    def find(self, **values: Any) -> dict[str, Any] | None:
-        """The row that has these values, if it is there."""
-        return next((row for row in self.rows if values.items() <= row.items()), None)
-
-    def add(self, row: dict[str, Any]) -> None:
-        self.rows.append(row)
-        self.save()
-
-    def save(self) -> None:
-        content = {"format": FORMAT, **self.facts, "machine": engine.facts(), "rows": self.rows}
-        self.write(self.path.name, json.dumps(content, indent=2).encode())
-
-    def write(self, name: str, content: bytes) -> None:
-        write_atomic(self.path.parent / name, content)
+    def rows(self) -> Iterator[tuple[str, float, dict[str, Any]]]:
+        """(what is done, the share of all that is done, its row); each is written down first."""
 
 
-def sheet(run: Run, name: str, same: tuple[str, ...] = (), **facts: Any) -> Sheet:
-    """A study's sheet, with what was written down before, and its facts, if those of the names `same` are as they were; else it begins anew.
-    Raises UserError for a damaged one."""
-    found = Sheet(run, name, facts)
-    if found.path.is_file():
-        try:
-            old = json.loads(found.path.read_bytes())
-            if old.pop("format") == FORMAT and all(old[name] == facts[name] for name in same):
-                found.rows = [dict(row) for row in old.pop("rows")]
-                found.facts = {name: old[name] for name in facts}
-        except (ValueError, KeyError, TypeError, AttributeError, OSError, RecursionError) as error:
-            raise UserError(f"{found.path} can't be read ({error}); remove {found.all_of_it} to begin anew") from error
-    return found
+def make_study(
+    what: str, run: Path, minutes: float | None = None, seeds: int = 1, seed: int = 0
+) -> Study:
+    """Make a study of a run ready. minutes: 2 for samplers, 30 for the others by default.
 
-
-def check_minutes(minutes: float) -> None:
-    """UserError unless a study can take that long."""
-    if not 0 < minutes < math.inf:
-        raise UserError(f"a study takes some time: --minutes must be a finite number above 0, not {minutes:g}")
-
-
-def data_of(run: Run) -> Dataset:
-    """The whole data set that a run was trained on. Raises UserError where its place holds other images now."""
-    config = run.about().config
-    whole = load_dataset(config.data, config.size)
-    trained_on(run, whole)
-    return whole
-
-
-def distance_of(x: Tensor, scorer: Scorer, seed: int) -> dict[str, float]:
-    """A row's Frechet distance, with its interval, of drawn images' features (n, D)."""
-    found = distances.frechet_interval(x, scorer.moments, seed)
-    return {"frechet": found.value, "frechet_low": found.low, "frechet_high": found.high}
+    Raises UserError where it cannot be."""
+    if what == "samplers":
+        if seeds != 1:
+            raise UserError(
+                "the samplers are compared on one run, so --seeds does not go with them"
+            )
+        return samplers.sampler_study(run, 2.0 if minutes is None else minutes, seed)
+    return trainings.training_study(run, what, 30.0 if minutes is None else minutes, seeds, seed)

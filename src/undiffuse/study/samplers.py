@@ -10,17 +10,17 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from undiffuse.base import engine, rng
+from undiffuse.base.engine import in_precision
 from undiffuse.base.images import image_grid, png_bytes
 from undiffuse.base.pixels import to_float, to_uint8
 from undiffuse.data.dataset import Dataset
 from undiffuse.data.splits import random_labels, random_part
 from undiffuse.diffusion import process
-from undiffuse.diffusion.sampling import draw_many, trajectory
+from undiffuse.diffusion.sampling import Sampling, sample_batches, trajectory
 from undiffuse.measuring.scorer import scorer_for
 from undiffuse.runs.folder import Run
-from undiffuse.study import Sheet, check_minutes, data_of, distance_of, sheet
-from undiffuse.training.experiment import prepare
-from undiffuse.training.precision import in_precision
+from undiffuse.study.sheet import Sheet, check_minutes, data_of, distance_of, sheet
+from undiffuse.training.experiment import prepare_data
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -29,8 +29,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from undiffuse.diffusion.denoiser import Denoiser
+    from undiffuse.measuring.scorer import Scorer
 
-SAMPLERS = ("mean", "ddpm-printed", "ddpm", "ddim", "heun", "dpmpp-2m", "dpmpp-2m-sde")
+SAMPLERS = ("posterior-mean", "ddpm-printed", "ddpm", "ddim", "heun", "dpmpp-2m", "dpmpp-2m-sde")
 """(7), (8) as printed and corrected, DDIM, and those of second order."""
 
 
@@ -65,7 +66,7 @@ def cases() -> Iterator[Case]:
 
 @dataclass
 class SamplerStudy:
-    """A comparison of samplers, made ready. seconds: what is left to do will take that long, as far as is known."""
+    """A comparison of samplers, made ready. seconds: that what is left to do will take, about."""
 
     sheet: Sheet
     denoiser: Denoiser
@@ -77,116 +78,140 @@ class SamplerStudy:
         """Images of each case."""
         return int(self.sheet.facts["n"])
 
+    @property
+    def seed(self) -> int:
+        return int(self.sheet.facts["seed"])
+
     def plan(self) -> str:
         """What there is to do, in a sentence."""
         return (
-            f"samplers: {self.n:,} images of each of {len(list(cases()))} cases, about {self.seconds / 60:.1f} minutes"
+            f"samplers: {self.n:,} images of each of {len(list(cases()))} cases, about "
+            f"{self.seconds / 60:.1f} minutes"
         )
 
     def rows(self) -> Iterator[tuple[str, float, dict[str, Any]]]:
-        """(what was done, the share of all that is done, its row); each row is written down first."""
-        seed = self.sheet.facts["seed"]
-        about = self.sheet.run.about()
-        scorer = scorer_for(self.whole)
-        label = random_labels(self.whole, self.n, seed, "study labels") if self.denoiser.classes else None
-        self.sheet.write("denoising.png", png_bytes(self.denoising(label)))
-        if about.guesses_unlabelled:
-            self.sheet.write("guesses.png", png_bytes(self.guesses()))
+        """(what was done, the share of all that is done, its row); each is written down first."""
+        scorer, classes = scorer_for(self.whole), None
+        if self.denoiser.conditioning.classes:
+            classes = random_labels(self.whole, self.n, self.seed, "study labels")
+        self.sheet.write("denoising.png", png_bytes(self.denoising(classes)))
+        if self.denoiser.conditioning.unconditional:
+            self.sheet.write("denoised.png", png_bytes(self.denoised()))
         total, done = sum(case.calls for case in cases()), 0
         for case in cases():
             done += case.calls
             what = f"{case.sampler}, {case.steps} steps"
             row = self.sheet.find(sampler=case.sampler, steps=case.steps)
-            if row is not None:
-                yield what, done / total, row
-                continue
-            begin = time.monotonic()
-            drawn = to_uint8(
-                draw_many(
-                    self.denoiser,
-                    self.n,
-                    label=label,
-                    sampler=case.sampler,
-                    steps=case.steps,
-                    grid=about.config.grid,
-                    seed=seed,
-                )
-            )
-            row = {
-                "sampler": case.sampler,
-                "steps": case.steps,
-                "calls": case.calls,
-                "seconds_per_image": (time.monotonic() - begin) / self.n,
-                "spread": spread(drawn, label),
-                "picture": f"{case.sampler}-{case.steps}.png",
-            }
-            if scorer is not None:
-                x, probabilities = scorer.network(drawn)
-                row |= {
-                    **distance_of(x, scorer, seed),
-                    "classes": torch.bincount(probabilities.argmax(dim=1), minlength=len(self.whole.classes)).tolist(),
-                    "confidence": probabilities.amax(dim=1).mean().item(),
-                }
-            self.sheet.write(str(row["picture"]), png_bytes(image_grid(drawn[:SHOWN], SHOWN)))
-            self.sheet.add(row)
+            if row is None:
+                row = self.measured(case, classes, scorer)
+                self.sheet.add(row)
             yield what, done / total, row
 
-    def denoising(self, label: Tensor | None, count: int = 3, columns: int = 11) -> Image.Image:
-        """Some images on their way from noise, by (8): for each a row of x_t, and below it one of the guess x_0_hat."""
-        label = None if label is None else label[:count]
-        frames = list(trajectory(self.denoiser, range(count), steps=50, label=label, seed=self.sheet.facts["seed"]))
+    def measured(self, case: Case, classes: Tensor | None, scorer: Scorer | None) -> dict[str, Any]:
+        """The row of a case, whose picture is written."""
+        begin = time.monotonic()
+        grid = self.sheet.run.about().config.grid
+        sampling = Sampling(case.sampler, case.steps, grid=grid, seed=self.seed)
+        batches = sample_batches(self.denoiser, self.n, sampling, classes=classes)
+        images = to_uint8(torch.cat(list(batches)))
+        row: dict[str, Any] = {
+            "sampler": case.sampler,
+            "steps": case.steps,
+            "calls": case.calls,
+            "seconds_per_image": (time.monotonic() - begin) / self.n,
+            "spread": spread(images, classes),
+            "picture": f"{case.sampler}-{case.steps}.png",
+        }
+        if scorer is not None:
+            x, probabilities = scorer.network(images)
+            predicted = probabilities.argmax(dim=1)
+            row |= {
+                **distance_of(x, scorer, self.seed),
+                "classes": torch.bincount(predicted, minlength=len(self.whole.classes)).tolist(),
+                "confidence": probabilities.amax(dim=1).mean().item(),
+            }
+        self.sheet.write(str(row["picture"]), png_bytes(image_grid(images[:SHOWN], SHOWN)))
+        return row
+
+    def denoising(self, classes: Tensor | None, count: int = 3, columns: int = 11) -> Image.Image:
+        """Some images on their way from noise, by (8): a row of x_t, and below it one of x_0_hat."""
+        own = None if classes is None else classes[:count]
+        sampling = Sampling("ddpm", 50, seed=self.seed)
+        frames = list(trajectory(self.denoiser, range(count), sampling, classes=own))
         shown = [frames[round(k * (len(frames) - 1) / (columns - 1))] for k in range(columns)]
-        both = torch.stack([torch.stack([frame.x_t, frame.x_0]) for frame in shown])  # (columns, 2, count, C, H, W)
+        # (columns, 2, count, C, H, W)
+        both = torch.stack([torch.stack([frame.x_t, frame.x_0]) for frame in shown])
         return image_grid(to_uint8(both.permute(2, 1, 0, 3, 4, 5).flatten(0, 2)), columns)
 
     @torch.no_grad()
-    def guesses(self, count: int = 3, columns: int = 11) -> Image.Image:
-        """What the network sees at each noise level: for some images, held-out ones if there are any, a row of x_t, and below it one of the guess x_0_hat, told no label."""
-        training, held_out, _ = prepare(self.sheet.run.about().config, self.whole)
+    def denoised(self, count: int = 3, columns: int = 11) -> Image.Image:
+        """What the network sees at each noise level, and makes of it without a condition.
+
+        For some images, held-out ones if there are any: a row of x_t, and below it one of x_0_hat."""
+        training, held_out, _ = prepare_data(self.sheet.run.about().config, self.whole)
         x_0 = to_float(random_part(held_out if len(held_out) else training, count, 0).images)
-        noise = rng.normal(x_0.shape, self.sheet.facts["seed"], "study noise")
+        noise = rng.normal(x_0.shape, self.seed, "study noise")
         both = []
         for t in torch.linspace(1 / (columns - 1), 1, columns - 1, dtype=torch.float64):
             level = self.denoiser.noise_level(t)
             x_t = process.jump(x_0, noise, level.alpha, level.sigma)
             both.append(torch.stack([x_t, self.denoiser(x_t, t.expand(len(x_0)))]))
         both.insert(0, torch.stack([x_0, x_0]))
-        return image_grid(to_uint8(torch.stack(both).permute(2, 1, 0, 3, 4, 5).flatten(0, 2)), columns)
+        rows = torch.stack(both).permute(2, 1, 0, 3, 4, 5).flatten(0, 2)
+        return image_grid(to_uint8(rows), columns)
 
 
-def spread(drawn: Tensor, label: Tensor | None = None) -> float:
-    """How different images uint8 (n, C, H, W) are from one another: the root mean square, in grey levels, of each one's difference
-    from their mean; from that of its own class, where there are labels (n,)."""
-    x = drawn.double()
-    label = torch.zeros(len(x), dtype=torch.long) if label is None else label
-    means = torch.stack([x[label == k].mean(dim=0) for k in range(int(label.max()) + 1)])
-    return (x - means[label]).square().mean().sqrt().item()
+def spread(images: Tensor, classes: Tensor | None = None) -> float:
+    """How different images uint8 (n, C, H, W) are from one another, in 8-bit values.
+
+    The root mean square of each one's difference from the mean of all; from that of its own class,
+    where there are classes (n,)."""
+    x = images.double()
+    own = torch.zeros(len(x), dtype=torch.long) if classes is None else classes
+    means = torch.stack([x[own == k].mean(dim=0) for k in range(int(own.max()) + 1)])
+    return (x - means[own]).square().mean().sqrt().item()
 
 
 def sampler_study(path: Path, minutes: float = 2.0, seed: int = 0) -> SamplerStudy:
-    """Read the run, and find by a timed batch how many images the minutes allow. Raises UserError where it cannot be."""
+    """Read the run, and find by a timed batch how many images the minutes allow.
+
+    Raises UserError where it cannot be."""
     check_minutes(minutes)
     run = Run(path)
-    denoiser, step = run.denoiser()
+    model = run.model()
     whole = data_of(run)
     precision = "bf16" if engine.has_bf16() else "fp32"
+    denoiser = model.denoiser
     quick = replace(denoiser, network=in_precision(denoiser.network, precision))
-    label = torch.zeros(BATCH, dtype=torch.long) if denoiser.classes else None
-
-    def timed(steps: int) -> float:
-        begin = time.monotonic()
-        list(trajectory(quick, range(BATCH), steps=steps, label=label))
-        return time.monotonic() - begin
-
-    timed(1)
-    per_call = timed(4) / 4 / BATCH
     calls = sum(case.calls for case in cases())
+    per_call = seconds_per_call(quick)
     n = max(FEWEST, min(MOST, int(60 * minutes / (calls * per_call)), len(whole)))
     real = random_part(whole, n, seed)
     scorer = scorer_for(whole)
     kept = sheet(
-        run, "samplers", same=("seed", "step"), seed=seed, step=step, n=n, guidance=1.0, cases=len(list(cases())),
-        real_frechet=None if scorer is None else scorer(real.images), real_spread=spread(real.images, real.labels if denoiser.classes else None),
-    )  # fmt: skip
+        run,
+        "samplers",
+        same=("seed", "step"),
+        seed=seed,
+        step=model.description.step,
+        n=n,
+        guidance=1.0,
+        cases=len(list(cases())),
+        real_frechet=None if scorer is None else scorer(real.images),
+        real_spread=spread(real.images, real.labels if model.classes else None),
+    )
     left = calls - sum(row["calls"] for row in kept.rows)
     return SamplerStudy(kept, quick, whole, kept.facts["n"] * left * per_call)
+
+
+def seconds_per_call(denoiser: Denoiser) -> float:
+    """Seconds of a network call, for each image of a batch."""
+    classes = torch.zeros(BATCH, dtype=torch.long) if denoiser.conditioning.classes else None
+
+    def timed(steps: int) -> float:
+        begin = time.monotonic()
+        list(trajectory(denoiser, range(BATCH), Sampling(steps=steps), classes=classes))
+        return time.monotonic() - begin
+
+    timed(1)
+    return timed(4) / 4 / BATCH

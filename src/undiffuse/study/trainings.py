@@ -1,14 +1,9 @@
-"""The studies that train: `schedules`, `predictions` and `subset`. One training for each value of one hyperparameter, and each seed;
-the other hyperparameters are those of the run that is studied, and the budget is the same for all.
-
-To add a study: a row of `QUESTIONS`.
-"""
+"""Studies that train: see questions.py."""
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,22 +12,21 @@ import torch
 from undiffuse.base import engine, rng
 from undiffuse.base.errors import UserError
 from undiffuse.base.images import image_grid, png_bytes
-from undiffuse.base.pixels import to_float, to_uint8
+from undiffuse.base.pixels import to_float
 from undiffuse.data.loading import load_dataset
 from undiffuse.data.splits import left_out, random_labels, random_part
 from undiffuse.diffusion import process
-from undiffuse.diffusion.denoiser import PREDICTIONS, Denoiser
-from undiffuse.diffusion.sampling import draw_many, steps_within
+from undiffuse.diffusion.denoiser import Denoiser
 from undiffuse.diffusion.schedule import SCHEDULES, time_of
 from undiffuse.measuring import novelty
 from undiffuse.measuring.scorer import scorer_for
 from undiffuse.runs.folder import Run
-from undiffuse.runs.session import Began, train_session
-from undiffuse.study import Sheet, check_minutes, data_of, distance_of, sheet
+from undiffuse.runs.session import train_session
+from undiffuse.study.questions import QUESTIONS, Question
+from undiffuse.study.sheet import Sheet, check_minutes, data_of, distance_of, sheet
 from undiffuse.training.config import Config, validated
-from undiffuse.training.events import Stepped
-from undiffuse.training.experiment import build_network, prepare
-from undiffuse.training.precision import in_precision
+from undiffuse.training.experiment import build_configured, prepare_data
+from undiffuse.training.records import StepTaken
 from undiffuse.training.rehearsal import rehearse
 
 if TYPE_CHECKING:
@@ -60,25 +54,6 @@ MEASURING = 45.0  # seconds, about, after each training
 SHORTEST = 15.0  # seconds of a training
 
 
-@dataclass(frozen=True)
-class Question:
-    """Which field is varied, over which values; also: fields that all of the trainings have different from the run's."""
-
-    field: str
-    values: tuple[Any, ...]
-    also: dict[str, Any] = dataclasses.field(default_factory=dict)
-
-
-QUESTIONS = {
-    # Uniform times, as the usual ones were fitted to the cosine schedule.
-    "schedules": Question("schedule", tuple(SCHEDULES), {"times": "uniform"}),
-    # The other schedules make eps impossible.
-    "predictions": Question("predict", tuple(PREDICTIONS), {"schedule": "linear", "times": "uniform"}),
-    # Without groups, as fewer images have fewer of them.
-    "subset": Question("subset", (300, 3000, 30_000, None), {"groups": 0}),
-}
-
-
 @dataclass
 class TrainingStudy:
     """A comparison of trainings, made ready. trainings: (value, seed) of each. minutes: of each training. notes: what differs from what was
@@ -96,10 +71,13 @@ class TrainingStudy:
 
     def plan(self) -> str:
         """What there is to do, in a sentence."""
-        left = sum(self.sheet.find(value=value, seed=seed) is None for value, seed in self.trainings)
+        left = sum(
+            self.sheet.find(value=value, seed=seed) is None for value, seed in self.trainings
+        )
         return (
             f"{self.sheet.name}: {left} of {len(self.trainings)} trainings to do, of {self.minutes:.1f} minutes each; about "
-            f"{left * (self.minutes + MEASURING / 60):.0f} minutes in all" + "".join(f"; {note}" for note in self.notes)
+            f"{left * (self.minutes + MEASURING / 60):.0f} minutes in all"
+            + "".join(f"; {note}" for note in self.notes)
         )
 
     def rows(self) -> Iterator[tuple[str, float, dict[str, Any]]]:
@@ -109,14 +87,16 @@ class TrainingStudy:
             row = self.sheet.find(value=value, seed=seed)
             if row is None:
                 config = varied(self.base, self.question, value, seed, self.minutes)
-                folder = self.sheet.path.parent / self.sheet.name / f"{value}-seed{seed}".replace(":", "-")
+                folder = (
+                    self.sheet.path.parent
+                    / self.sheet.name
+                    / f"{value}-seed{seed}".replace(":", "-")
+                )
                 self.sheet.save()  # so that what goes on is the same study
                 seconds = 0.0
-                for event in train_session(config, folder):
-                    if isinstance(event, Began):
-                        seconds = event.seconds
-                    if isinstance(event, Stepped):
-                        seconds += event.seconds
+                for record in train_session(config, folder):
+                    if isinstance(record, StepTaken):
+                        seconds = record.time
                         share = min(1.0, seconds / (60 * self.minutes + MEASURING))
                         yield f"training with {what}", (number + share) / len(self.trainings), {}
                 yield f"measuring {what}", (number + 0.9) / len(self.trainings), {}
@@ -132,27 +112,33 @@ def measured(run: Run) -> tuple[dict[str, Any], Any]:
     """(the figures of a finished training, a picture of its images)."""
     config, end = run.about().config, run.finished()
     assert end is not None
-    denoiser, _ = run.denoiser()
-    quick = replace(denoiser, network=in_precision(denoiser.network, "bf16" if engine.has_bf16() else "fp32"))
+    model = run.model()
+    denoiser = model.denoiser
     whole = load_dataset(config.data, config.size)
-    training, held_out, _ = prepare(config, whole)
+    training, held_out, _ = prepare_data(config, whole)
     others = left_out(whole, config.subset or len(whole), config.seed, COMPARED)
-    unseen, seen = (random_part(part, COMPARED, 0) for part in (others if len(others) else held_out, training))
-
-    drawing = config.drawing(end["step"], denoiser.told)
-    steps = steps_within(config.sample_calls, denoiser, **drawing)
-    label = random_labels(training, DRAWN, config.seed, "study labels") if denoiser.classes else None
-    drawn = to_uint8(draw_many(quick, DRAWN, label=label, steps=steps, seed=config.seed, **drawing))
+    unseen, seen = (
+        random_part(part, COMPARED, 0) for part in (others if len(others) else held_out, training)
+    )
+    precision = "bf16" if engine.has_bf16() else "fp32"
+    classes = None
+    if model.classes:
+        classes = random_labels(training, DRAWN, config.seed, "study labels").tolist()
+    request = model.request(DRAWN, classes, seed=config.seed, precision=precision, batch_size=BATCH)
+    drawn = torch.cat(list(request.batches()))
     found: dict[str, Any] = {
-        "steps": end["step"],
-        "images_seen": end["step"] * config.batch_size,
+        "steps": end.step,
+        "images_seen": end.step * config.batch_size,
         "images": len(training),
         "levels": LEVELS,
         "unseen": errors(denoiser, unseen.images),
         "seen": errors(denoiser, seen.images),
     }
     if len(training) >= 2 and len(unseen) >= 100:
-        own, real = (novelty.nearest_images(part[:COMPARED], training.images).ratio for part in (drawn, unseen.images))
+        own, real = (
+            novelty.nearest_images(part[:COMPARED], training.images).ratio
+            for part in (drawn, unseen.images)
+        )
         alarm = novelty.audit(own, real)
         found |= {"copies": alarm.raised, "near": alarm.share, "near_expected": alarm.expected}
     scorer = scorer_for(whole)
@@ -174,13 +160,15 @@ def errors(denoiser: Denoiser, real: Tensor) -> list[float]:
         x_t = process.jump(x_0, noise, level.alpha, level.sigma)
         total = 0.0
         for rows in torch.arange(len(x_0)).split(BATCH):
-            guess = denoiser(x_t[rows], t.expand(len(rows)))
-            total += (guess - x_0[rows]).square().mean(dim=(1, 2, 3)).sum().item()
+            x_0_hat = denoiser(x_t[rows], t.expand(len(rows)))
+            total += (x_0_hat - x_0[rows]).square().mean(dim=(1, 2, 3)).sum().item()
         found.append(total / len(x_0))
     return found
 
 
-def training_study(path: Path, what: str, minutes: float = 30.0, seeds: int = 1, seed: int = 0) -> TrainingStudy:
+def training_study(
+    path: Path, what: str, minutes: float = 30.0, seeds: int = 1, seed: int = 0
+) -> TrainingStudy:
     """Make a study of QUESTIONS ready for a run. Raises UserError where the minutes are too few, or a training impossible."""
     run, question = Run(path), QUESTIONS[what]
     about = run.about()
@@ -193,10 +181,12 @@ def training_study(path: Path, what: str, minutes: float = 30.0, seeds: int = 1,
             f"'{about.config.data}' has too few images to hold some out, by which trainings could be compared: 20 are needed"
         )
     common = {**about.config.model_dump(), **question.also}
-    if (common["conditional"] or (common["groups"] and about.facts.groups)) and not common["label_dropout"]:
+    if (
+        common["conditional"] or (common["clusters"] and about.conditioning.clusters)
+    ) and not common["condition_dropout"]:
         raise UserError(
-            f"{path} was trained with --label-dropout 0, and what is compared are guesses without a label, which such trainings do not learn; "
-            "study a run with --label-dropout 0.1"
+            f"{path} was trained with --condition-dropout 0, and unconditional predictions are "
+            "compared, which such trainings do not learn; study a run with --condition-dropout 0.1"
         )
     values = [v for v in question.values if question.field != "subset" or v is None or v < there]
     notes = []
@@ -204,10 +194,12 @@ def training_study(path: Path, what: str, minutes: float = 30.0, seeds: int = 1,
         try:
             config = varied(about.config, question, value, seed, minutes=1.0)
             rehearse(config)
-            build_network(config, about.facts, device="meta")
+            build_configured(config, about.facts, about.conditioning, device="meta")
         except UserError as error:
             values.remove(value)
-            notes.append(f"{question.field} {value} is left out, as it can't be trained here ({error})")
+            notes.append(
+                f"{question.field} {value} is left out, as it can't be trained here ({error})"
+            )
     if len(values) < 2:
         raise UserError(f"there is nothing to compare: {'; '.join(notes) or 'too few images'}")
     trainings = [(value, seed + k) for k in range(seeds) for value in values]
@@ -219,12 +211,14 @@ def training_study(path: Path, what: str, minutes: float = 30.0, seeds: int = 1,
         )
     kept = sheet(run, what, minutes_each=each / 60, field=question.field, also=question.also)
     if abs(kept.facts["minutes_each"] - each / 60) > 0.01:
-        notes.append(f"these are the minutes that it was begun with: for {each / 60:.1f} each, remove {kept.all_of_it}")
+        notes.append(
+            f"these are the minutes that it was begun with: for {each / 60:.1f} each, remove {kept.all_of_it}"
+        )
     return TrainingStudy(kept, question, about.config, trainings, notes)
 
 
 def varied(base: Config, question: Question, value: Any, seed: int, minutes: float) -> Config:
     """The configuration of one training. Raises UserError for an impossible one."""
     own = {question.field: value, "seed": seed, "minutes": minutes, "epochs": None, "steps": None}
-    quiet = {"score_share": 0.0, "snapshots": 2}
+    quiet = {"quality_share": 0.0, "snapshots": 2}
     return validated({**base.model_dump(), **question.also, **quiet, **own})

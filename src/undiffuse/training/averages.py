@@ -1,8 +1,4 @@
-"""Training: `fit`, one visible loop that yields what happens as events.
-
-Who reads the events (the console, the run folder) decides what to do with them; the loop knows neither. All of its
-randomness is a function of (seed, step), so a state at step n is the same whichever sessions led there.
-"""
+"""The average of the weights over the steps, of which images are sampled."""
 
 from __future__ import annotations
 
@@ -12,9 +8,10 @@ import math
 
 @functools.cache  # it is asked for at every step
 def ema_exponent(width: float) -> float:
-    """gamma of the power-function average whose width is `width` of the run: Karras et al. 2024 (arXiv:2312.02696), (126).
+    """gamma of the power-function average that is `width` of the run wide.
 
-    The width is sqrt((gamma + 1) / ((gamma + 2)^2 (gamma + 3))), which falls with gamma: solved by bisection."""
+    Karras et al. 2024 (arXiv:2312.02696), (126): the width is
+    sqrt((gamma + 1) / ((gamma + 2)^2 (gamma + 3))), which falls with gamma. Solved by bisection."""
     low, high = 0.0, 1e6
     for _ in range(100):
         gamma = (low + high) / 2
@@ -24,5 +21,7 @@ def ema_exponent(width: float) -> float:
 
 
 def ema_decay(step: int, gamma: float) -> float:
-    """How much of the average step `step` (from 1) keeps: Karras et al. 2024 (arXiv:2312.02696), (127). 0 at step 1."""
+    """How much of the average step `step` (from 1) keeps; 0 at step 1.
+
+    Karras et al. 2024 (arXiv:2312.02696), (127)."""
     return math.pow(1 - 1 / step, gamma + 1)

@@ -1,58 +1,42 @@
-"""Ending on time: what the clock decides, as step numbers, and the learning rate that follows from them.
+"""Ending on time: what the clock decides, as step numbers, and the learning rate that follows.
 
-Training must end on a budget of minutes on a machine of unknown speed, and yet be reproducible. So the clock only
-ever makes decisions: "from step s on, the learning rate falls linearly to 0 at step e". Each is recorded before it
-acts, and everything else (learning rate, averages, snapshots) is a function of the step and of these records. A
-replay reads the records instead of the clock.
+Training must end on a budget of minutes on a machine of unknown speed, and yet be reproducible. So
+the clock only makes decisions: "from step s on, the learning rate falls linearly to 0 at step e".
+Each decision is recorded before it acts. Everything else (learning rate, averages, snapshots) is a
+function of the step and of these records. A replay reads the records instead of the clock.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+
+from undiffuse.training.records import Cooldown, Decision, Projection, Rollback
 
 FINISH_SECONDS = 3.0
 """What the last checkpoint, the figures and the exit take, before anything has been measured."""
 
 
-@dataclass(frozen=True)
-class Decision:
-    """From step `step` on the learning rate falls linearly to 0 at step `end`, where training ends."""
+def lr_factor(
+    step: int, warmup: int, cooldowns: Sequence[Cooldown], rollbacks: Sequence[Rollback] = ()
+) -> float:
+    """The learning rate of 0-based step `step` as a share of its peak.
 
-    step: int
-    end: int
-
-
-@dataclass(frozen=True)
-class Outlook:
-    """How many steps the run was expected to have, from its first few: the snapshots are spread over these."""
-
-    step: int
-    steps: int
+    It is the linear warm-up times the decided cooldown, halved at each rollback."""
+    halvings = sum(rollback.step <= step for rollback in rollbacks)
+    return min(1.0, (step + 1) / (warmup + 1)) * cooldown_factor(step, cooldowns) / 2**halvings
 
 
-@dataclass(frozen=True)
-class Cut:
-    """From step `step` on the learning rate is half of what it was: training was set back there, as numbers had gone wrong."""
-
-    step: int
-
-
-def lr_factor(step: int, warmup: int, decisions: Sequence[Decision], cuts: Sequence[Cut] = ()) -> float:
-    """The learning rate of 0-based step `step` as a share of its peak: linear warm-up times the decided decay, halved at each cut."""
-    halvings = sum(cut.step <= step for cut in cuts)
-    return min(1.0, (step + 1) / (warmup + 1)) * decay_factor(step, decisions) / 2**halvings
-
-
-def decay_factor(step: int, decisions: Sequence[Decision]) -> float:
-    """1 until the first decision; each takes over from the factor that the earlier ones have reached."""
-    if not decisions or step < decisions[0].step:
+def cooldown_factor(step: int, cooldowns: Sequence[Cooldown]) -> float:
+    """1 until the first cooldown; each takes over from the factor that the earlier ones reached."""
+    if not cooldowns or step < cooldowns[0].start:
         return 1.0
-    *earlier, last = decisions
-    if step < last.step:
-        return decay_factor(step, earlier)
-    return decay_factor(last.step, earlier) * max(0, last.end - step) / max(1, last.end - last.step)
+    *earlier, last = cooldowns
+    if step < last.start:
+        return cooldown_factor(step, earlier)
+    share = max(0, last.end - step) / max(1, last.end - last.start)
+    return cooldown_factor(last.start, earlier) * share
 
 
 def snapshot_steps(steps: int, count: int) -> list[int]:
@@ -63,79 +47,107 @@ def snapshot_steps(steps: int, count: int) -> list[int]:
 
 @dataclass
 class Clock:
-    """The decisions of one run. budget: seconds from the run's start to its exit, None for a fixed number of steps.
+    """The decisions of one run.
 
-    elapsed: () -> seconds spent on the run so far, over all its sessions. replayed: decisions are only read."""
+    elapsed: () -> seconds spent on the run so far, over all its sessions. decay: share of the run
+    in which the learning rate falls. budget: seconds from the run's start to its exit, None for a
+    fixed number of `steps`. replayed: decisions are only read."""
 
     elapsed: Callable[[], float]
     decay: float
     budget: float | None = None
     steps: int | None = None
-    decisions: list[Decision] = field(default_factory=list)
-    outlook: Outlook | None = None
-    cuts: list[Cut] = field(default_factory=list)
+    cooldowns: list[Cooldown] = field(default_factory=list)
+    projection: Projection | None = None
+    rollbacks: list[Rollback] = field(default_factory=list)
     replayed: bool = False
     durations: deque[float] = field(default_factory=lambda: deque(maxlen=50))
     snapshot_seconds: float = 0.0
-    score_seconds: float = 0.0
-    scored: Sequence[int] = ()  # the steps at which samples are scored
-    delayed: bool = False  # since the last decision, by going back
+    quality_seconds: float = 0.0
+    quality_steps: Sequence[int] = ()  # the steps at which quality is measured
+    delayed: bool = False  # since the last decision, by a rollback
+
+    def read(self, decisions: Iterable[Decision]) -> None:
+        """Take over the decisions of earlier sessions."""
+        for decision in decisions:
+            match decision:
+                case Cooldown():
+                    self.cooldowns.append(decision)
+                case Projection():
+                    self.projection = decision
+                case Rollback():
+                    self.rollbacks.append(decision)
+
+    def now(self) -> float:
+        """Seconds of the run so far, as records have them."""
+        return round(self.elapsed(), 3)
 
     @property
     def end(self) -> int | None:
         """The step at which training ends, as far as that is decided."""
-        return self.decisions[-1].end if self.decisions else None
+        return self.cooldowns[-1].end if self.cooldowns else None
 
     def seconds_per_step(self) -> float:
         return sum(self.durations) / len(self.durations)
 
     def steps_left(self, snapshots: Sequence[int], step: int) -> int:
-        """How many more steps fit into the budget, with the snapshots and scores due until then and the finish."""
+        """How many more steps fit, with the snapshots and qualities until then and the finish."""
         assert self.budget is not None
         left = self.budget - self.elapsed() - FINISH_SECONDS - self.snapshot_seconds
-        left -= self.score_seconds * max(bool(self.scored), sum(1 for s in self.scored if s > step))
+        later = sum(1 for s in self.quality_steps if s > step)
+        left -= self.quality_seconds * max(bool(self.quality_steps), later)
         due = sum(1 for s in snapshots if s > step) - 1
         return max(1, int((left - max(0, due) * self.snapshot_seconds) / self.seconds_per_step()))
 
-    def look_ahead(self, step: int, snapshots: Sequence[int]) -> Outlook | None:
-        """The outlook, once: at once for a fixed number of steps, else after a few timed steps."""
-        if self.outlook or self.replayed or (self.steps is None and not self.timed):
+    def look_ahead(self, step: int, snapshots: Sequence[int]) -> Projection | None:
+        """The projection, once: at once for a fixed number of steps, else after a few of them."""
+        if self.projection or self.replayed or (self.steps is None and not self.timed):
             return None
-        self.outlook = Outlook(step, self.steps if self.steps is not None else step + self.steps_left(snapshots, step))
-        return self.outlook
+        steps = self.steps
+        if steps is None:
+            steps = step + self.steps_left(snapshots, step)
+        self.projection = Projection(step, self.now(), steps)
+        return self.projection
 
     @property
     def timed(self) -> bool:
-        """Whether enough steps were timed: the first one compiles, so `fit` does not report it."""
+        """Whether enough steps were timed. The first one compiles, so `fit` does not report it."""
         return len(self.durations) >= 5
 
-    def decide(self, step: int, snapshots: Sequence[int]) -> Decision | None:
-        """The clock's decision before step `step` is taken, None for none. It is in force at once: record it first."""
+    def decide(self, step: int, snapshots: Sequence[int]) -> Cooldown | None:
+        """The decision before step `step` is taken, None for none. In force at once: record it."""
         if self.replayed:
             return None
+        start, end = step, None
         if self.steps is not None:
-            decision = None if self.decisions else Decision(self.steps - round(self.decay * self.steps), self.steps)
+            if not self.cooldowns:
+                start, end = self.steps - round(self.decay * self.steps), self.steps
         elif not self.durations:
             return None
-        elif not self.decisions:
-            usable = self.budget - FINISH_SECONDS - self.snapshot_seconds if self.budget is not None else 0.0
-            due = self.elapsed() >= (1 - self.decay) * usable
-            decision = Decision(step, step + self.steps_left(snapshots, step)) if due else None
+        elif not self.cooldowns:
+            usable = 0.0
+            if self.budget is not None:
+                usable = self.budget - FINISH_SECONDS - self.snapshot_seconds
+            if self.elapsed() >= (1 - self.decay) * usable:
+                end = step + self.steps_left(snapshots, step)
         else:
-            last = self.decisions[-1]
-            due = step - last.step >= last.end - step or self.delayed  # the closer to the end, the more often
-            end = step + self.steps_left(snapshots, step) if due and last.end > step else last.end
+            last = self.cooldowns[-1]
+            # The closer to the end, the more often.
+            due = step - last.start >= last.end - step or self.delayed
+            left = self.steps_left(snapshots, step) if due and last.end > step else None
             self.delayed = False
-            decision = Decision(step, end) if end != last.end else None
-        if decision:
-            self.decisions.append(decision)
-        return decision
+            end = None if left is None or step + left == last.end else step + left
+        if end is None:
+            return None
+        self.cooldowns.append(Cooldown(step, self.now(), start, end))
+        return self.cooldowns[-1]
 
-    def set_back(self, step: int) -> Cut:
-        """Training goes on from step `step` once more: what was decided since is decided anew, and the learning rate is halved."""
+    def roll_back(self, step: int, failed: int, reason: str) -> Rollback:
+        """Training goes on from `step` again: later decisions are taken anew, the rate is halved."""
         if self.steps is None and not self.replayed:
-            self.decisions[:] = [decision for decision in self.decisions if decision.step <= step]
-            self.outlook = self.outlook if self.outlook and self.outlook.step <= step else None
+            self.cooldowns[:] = [cooldown for cooldown in self.cooldowns if cooldown.start <= step]
+            if self.projection and self.projection.step > step:
+                self.projection = None
             self.delayed = True
-        self.cuts.append(Cut(step))
-        return self.cuts[-1]
+        self.rollbacks.append(Rollback(step, self.now(), failed, reason))
+        return self.rollbacks[-1]

@@ -1,47 +1,53 @@
-"""Training: `fit`, one visible loop that yields what happens as events.
+"""Compiling the loss, and checking the compiler.
 
-Who reads the events (the console, the run folder) decides what to do with them; the loop knows neither. All of its
-randomness is a function of (seed, step), so a state at step n is the same whichever sessions led there.
+Compilers can be wrong without an error: torch 2.13 dropped the gradient of all that comes before an
+upsampling.
 """
 
 from __future__ import annotations
 
 import warnings
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
-
-from undiffuse.diffusion.objective import Problem
+from torch import nn
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import Tensor
 
     from undiffuse.training.step import BatchLoss
 
-MISCOMPILED = 0.3  # relative difference of a weight's compiled gradient; rounding to bfloat16 makes 0.03
+MISCOMPILED = 0.3  # relative difference of a weight's gradient; rounding to bfloat16 makes 0.03
+
+
+def compiled_loss(plain: BatchLoss, network: nn.Module, batch: Any) -> tuple[BatchLoss, str | None]:
+    """(the loss, compiled where that works; the fault where it does not, else None).
+
+    batch: one to try it on."""
+    quick = torch.compile(plain, dynamic=False)
+    fault = fault_of(quick, plain, network, batch, gradients=not has_dropout(network))
+    return (quick, None) if fault is None else (plain, fault)
+
+
+def has_dropout(network: nn.Module) -> bool:
+    """Whether two calls of the network differ."""
+    return any(isinstance(module, nn.Dropout) and module.p > 0 for module in network.modules())
 
 
 def fault_of(
-    quick: BatchLoss,
-    plain: BatchLoss,
-    network: nn.Module,
-    problem: Problem,
-    label: Tensor | None,
-    *,
-    gradients: bool = True,
+    quick: BatchLoss, plain: BatchLoss, network: nn.Module, batch: Any, *, gradients: bool = True
 ) -> str | None:
-    """Why the compiled loss `quick` can't be used in place of `plain`, None where it can: it fails, or it has another gradient. Compilers
-    err without a word: torch 2.13 dropped the gradient of all that comes before an upsampling.
+    """Why the compiled loss `quick` can't be used in place of `plain`, None where it can.
 
-    Compared at weights moved at random, since many gradients are zero at the start. gradients: whether they can be compared;
-    not with dropout, which differs."""
-    # diffusers caches a few constant functions; the warning is for its authors, not for the user of this package.
+    It fails, or it has another gradient. Compared at weights moved at random, since many gradients
+    are zero at the start. gradients: whether they can be compared; with dropout they differ."""
+    # diffusers caches a few constant functions; the warning is for its authors, not for users.
     warnings.filterwarnings("ignore", message="Dynamo detected a call to a `functools.lru_cache`")
     generator = torch.Generator().manual_seed(0)
     kept = {name: p.detach().clone() for name, p in network.named_parameters()}
 
     def gradient(batch_loss: BatchLoss) -> dict[str, Tensor]:
-        batch_loss(problem, label).backward()
+        batch_loss(batch).backward()
         found = {name: p.grad for name, p in network.named_parameters() if p.grad is not None}
         network.zero_grad()
         return found
@@ -61,7 +67,8 @@ def fault_of(
                 p.copy_(kept[name])
     for name, expected in theirs.items():
         found = ours.get(name, torch.zeros_like(expected))
-        alike = bool((found - expected).norm() <= MISCOMPILED * expected.norm())  # False for one that is not a number
+        # False where one is not a number.
+        alike = bool((found - expected).norm() <= MISCOMPILED * expected.norm())
         if expected.ndim > 1 and expected.isfinite().all() and not alike:
             return f"its gradient of {name} is wrong"
     return None

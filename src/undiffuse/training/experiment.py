@@ -1,93 +1,131 @@
-"""One session of training: begins or resumes a run folder, and writes into it what `fit` yields.
+"""An experiment: a configuration made ready to train, without a folder.
 
-A run is what the same command makes, in however many sessions. A session ends when the budget is used up, or on
-Ctrl-C or SIGTERM, after which the same command goes on.
+Sessions, plans, studies, benchmarks and tests train through it. Nobody else writes the recipe.
 """
 
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Annotated, TypeAlias
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
 import torch
 from pydantic import Field, NonNegativeInt
 
-from undiffuse import nets
+from undiffuse.base import rng
 from undiffuse.base.errors import UserError
+from undiffuse.base.pixels import to_float
 from undiffuse.base.tensors import LARGEST, LARGEST_HEADER
+from undiffuse.data.batches import batch_indices
 from undiffuse.data.clusters import k_means, k_means_within, mean_images
+from undiffuse.data.dataset import Dataset
 from undiffuse.data.loading import load_dataset
 from undiffuse.data.splits import split_dataset, subset
+from undiffuse.diffusion.conditioning import Conditioning
 from undiffuse.diffusion.denoiser import Denoiser
-from undiffuse.training.config import Config
+from undiffuse.diffusion.objectives import OBJECTIVES, Objective
+from undiffuse.diffusion.times import TIMES, sample_times
+from undiffuse.diffusion.weightings import WEIGHTINGS
+from undiffuse.nets import build_network, check_prediction
+from undiffuse.training.rehearsal import rehearse
+from undiffuse.training.state import State, new_state, stepped_tensors
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from undiffuse.data.dataset import Dataset
+    from undiffuse.training.config import Config
+
+Side: TypeAlias = Annotated[int, Field(ge=1, le=4096)]
 
 
-def prepare(config: Config, dataset: Dataset | None = None) -> tuple[Dataset, Dataset, DataFacts]:
-    """(training set, held-out set, their facts) of a configuration, from its whole data set, which is loaded unless it
-    is given. Raises UserError for unusable data."""
-    dataset = dataset if dataset is not None else load_dataset(config.data, config.size)
-    if config.subset is not None:
-        dataset = subset(dataset, config.subset, config.seed)
-    if config.conditional and not dataset.classes:
-        raise UserError(f"--conditional needs class labels, and '{config.data}' has none")
-    training, held_out = split_dataset(dataset, config.seed)
-    digest = hashlib.sha256()
-    for part in (training, held_out):
-        digest.update(part.images.numpy().tobytes())
-        if part.labels is not None:
-            digest.update(part.labels.numpy().tobytes())
-    return (
-        training,
-        held_out,
-        DataFacts(dataset.name, dataset.shape, dataset.classes, len(training), len(held_out), digest.hexdigest()),
-    )
+@dataclass(frozen=True)
+class DataFacts:
+    """What a run must know of its data.
+
+    shape: (C, H, W) of an image. classes: their names. training, validation: how many images are
+    trained on, and held out. sha256: of these, so that other data in the same place are noticed."""
+
+    name: str
+    shape: tuple[Side, Side, Side]
+    classes: tuple[str, ...]
+    training: NonNegativeInt
+    validation: NonNegativeInt
+    sha256: str
 
 
-def grouped(
-    config: Config, training: Dataset, held_out: Dataset, facts: DataFacts
-) -> tuple[Dataset, Dataset, DataFacts]:
-    """(training set, held-out set, their facts): with groups for labels, where the configuration asks for them and there are enough
-    images; else as they are."""
-    if not config.groups:
-        return training, held_out, facts
-    everything = torch.cat([training.images, held_out.images])
-    class_of: tuple[int, ...] = ()
-    if config.conditional:
-        assert training.labels is not None
-        assert held_out.labels is not None
-        label = torch.cat([training.labels, held_out.labels])
-        group, class_of = k_means_within(everything, label, len(facts.classes), config.groups, config.seed)
-    else:
-        group = k_means(everything, config.groups, config.seed)
-    own, others = group[: len(training)], group[len(training) :]
-    sizes = torch.bincount(own, minlength=len(class_of) or int(group.max()) + 1)
-    if len(sizes) < 2 or len(sizes) == len(set(class_of)):  # they would say nothing, or nothing that the classes do not
-        return training, held_out, facts
-    facts = replace(facts, groups=tuple(sizes.tolist()), class_of=class_of)
-    return replace(training, labels=own), replace(held_out, labels=others), facts
+@dataclass(frozen=True)
+class Part:
+    """A part of the data, with the condition (N,) of each image, or None."""
+
+    dataset: Dataset
+    condition: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.dataset)
 
 
-def show_pictures(network: nn.Module, training: Dataset) -> None:
-    """Fill the network's `pictures`, where it has some, with the mean images of the labels that it is told."""
-    pictures = getattr(network, "pictures", None)
-    if pictures is not None:
-        pictures.copy_(mean_images(training, len(pictures) - 1))
+@dataclass
+class Experiment:
+    """A configuration made ready. `state` is all that training changes.
 
+    expected: the tensors of a checkpoint after a step, with the shapes that each has."""
 
-def refuse_too_large(checkpoint: dict[str, Tensor]) -> None:
-    """UserError for tensors of a checkpoint that would be larger than what is read back."""
-    size = sum(value.nbytes for value in checkpoint.values())
-    if size > LARGEST - LARGEST_HEADER:
-        raise UserError(
-            f"the network's checkpoints would take {size / 2**30:.1f} GiB, and {LARGEST / 2**30:.0f} is the most; take fewer --channels, "
-            "a smaller --size, or fewer classes"
+    config: Config
+    facts: DataFacts
+    training: Part
+    held_out: Part
+    state: State
+    denoiser: Denoiser
+    objective: Objective
+    expected: dict[str, Tensor]
+
+    @property
+    def conditioning(self) -> Conditioning:
+        return self.denoiser.conditioning
+
+    @property
+    def steps(self) -> int | None:
+        """The number of steps that is asked for; None with a budget of minutes."""
+        return total_steps(self.config, len(self.training))
+
+    @property
+    def images(self) -> int | None:
+        """How many images the run trains on, every epoch counted; None with a budget of minutes."""
+        return self.steps and self.steps * self.config.batch_size
+
+    @property
+    def parameters(self) -> int:
+        """The number of the network's parameters."""
+        return sum(p.numel() for p in self.state.network.parameters())
+
+    def batch(self, step: int) -> Any:
+        """What step number `step` (from 0) learns from; a function of (seed, step) alone.
+
+        A batch of images, each noised to a time of its own, as the objective prepares it."""
+        config, training = self.config, self.training
+        rows = batch_indices(len(training), config.batch_size, step, config.seed)
+        x_0 = to_float(training.dataset.read(rows))
+        noise = rng.normal(x_0.shape, config.seed, "noise", step)
+        t = self.times(len(rows), rng.stream(config.seed, "times", step), config.stratified)
+        condition = None
+        if training.condition is not None:
+            condition = hide(training.condition[rows], self.conditioning.count, config, step)
+        return self.objective.prepare(x_0, noise, t, condition)
+
+    def times(self, count: int, generator: Any, stratified: bool) -> Tensor:
+        """Times (count,) as training samples them, float64."""
+        distribution = TIMES[self.config.times]
+        return sample_times(
+            distribution, count, generator, stratified=stratified, steps=self.config.chain
         )
+
+
+def hide(condition: Tensor, unconditional: int, config: Config, step: int) -> Tensor:
+    """The conditions, each hidden, as `unconditional`, with probability config.condition_dropout."""
+    uniform = rng.stream(config.seed, "label dropout", step).random(len(condition))
+    return condition.masked_fill(
+        torch.from_numpy(uniform < config.condition_dropout), unconditional
+    )
 
 
 def total_steps(config: Config, training: int) -> int | None:
@@ -99,55 +137,110 @@ def total_steps(config: Config, training: int) -> int | None:
     return None
 
 
-Side: TypeAlias = Annotated[int, Field(ge=1, le=4096)]
+# --- Making it ready ---
 
 
-@dataclass(frozen=True)
-class DataFacts:
-    """What a run must know of its data: its name, an image's shape, the class names, how many images it trains on
-    and holds out, and the SHA-256 of them, so that another data set in the same place is noticed.
+def make_experiment(config: Config, whole: Dataset | None = None) -> Experiment:
+    """Make a configuration ready to train. whole: its data set, loaded unless it is given.
 
-    groups: how many training images there are in each group, where there are some; class_of: the class of each, where it is within one."""
+    Raises UserError for anything that cannot be trained."""
+    rehearse(config)
+    training, held_out, facts = prepare_data(config, whole)
+    conditioning, own, others = condition_on(config, training, held_out)
+    network = build_configured(config, facts, conditioning)
+    prototypes = getattr(network, "prototypes", None)
+    if prototypes is not None:
+        assert own is not None
+        prototypes.copy_(mean_images(training, own, len(prototypes) - 1))
+    denoiser = Denoiser(network, config.schedule, config.predict, facts.shape, conditioning)
+    expected = stepped_tensors(config, network)
+    refuse_too_large(expected)
+    return Experiment(
+        config,
+        facts,
+        Part(training, own),
+        Part(held_out, others),
+        new_state(config, network),
+        denoiser,
+        OBJECTIVES[config.objective](denoiser, WEIGHTINGS[config.weighting]),
+        expected,
+    )
 
-    name: str
-    shape: tuple[Side, Side, Side]
-    classes: tuple[str, ...]
-    training: NonNegativeInt
-    validation: NonNegativeInt
-    sha256: str
-    groups: tuple[NonNegativeInt, ...] = ()
-    class_of: tuple[NonNegativeInt, ...] = ()
 
-    def same_images(self, other: DataFacts) -> bool:
-        """Whether these are facts of the same images. Groups do not count: on another machine rounding may move an image into another."""
-        return replace(self, groups=(), class_of=()) == replace(other, groups=(), class_of=())
+def prepare_data(
+    config: Config, whole: Dataset | None = None
+) -> tuple[Dataset, Dataset, DataFacts]:
+    """(training set, held-out set, their facts) of a configuration, from its whole data set.
+
+    whole: loaded unless it is given. Raises UserError for unusable data."""
+    whole = whole if whole is not None else load_dataset(config.data, config.size)
+    if config.subset is not None:
+        whole = subset(whole, config.subset, config.seed)
+    if config.conditional and not whole.classes:
+        raise UserError(f"--conditional needs class labels, and '{config.data}' has none")
+    training, held_out = split_dataset(whole, config.seed)
+    digest = hashlib.sha256()
+    for part in (training, held_out):
+        part.hash_into(digest)
+    sizes = len(training), len(held_out)
+    facts = DataFacts(whole.name, whole.shape, whole.classes, *sizes, digest.hexdigest())
+    return training, held_out, facts
 
 
-def shapes(tensors: dict[str, Tensor]) -> dict[str, tuple[int, ...]]:
-    return {name: tuple(value.shape) for name, value in tensors.items()}
+def condition_on(
+    config: Config, training: Dataset, held_out: Dataset
+) -> tuple[Conditioning, Tensor | None, Tensor | None]:
+    """(the conditioning, the conditions of the training images, those of the held-out images).
 
-
-def build_network(config: Config, facts: DataFacts, device: str = "cpu") -> nn.Module:
-    """The configured network for images like the data's, with the seed's random weights. On the device "meta" it takes no memory."""
-    import torch
-
-    torch.manual_seed(config.seed)
-    with torch.device(device):
-        network: nn.Module = nets.NETWORKS[config.net](
-            shape=facts.shape,
-            classes=len(facts.groups or (facts.classes if config.conditional else ())),
-            channels=config.channels,
-            blocks=config.blocks,
-            attention=config.attention,
-            heads=config.heads,
-            dropout=config.dropout,
+    The conditions are clusters, where the configuration asks for them and there are enough images;
+    else the classes of a conditional run; else there are none."""
+    unconditional = config.condition_dropout > 0
+    classes = training.classes if config.conditional else ()
+    plain = Conditioning(classes, unconditional=unconditional or not classes)
+    labels = (training.labels, held_out.labels) if classes else (None, None)
+    if not config.clusters:
+        return plain, *labels
+    everything = torch.cat([training.images, held_out.images])
+    class_of_cluster: tuple[int, ...] = ()
+    if classes:
+        assert training.labels is not None
+        assert held_out.labels is not None
+        both = torch.cat([training.labels, held_out.labels])
+        cluster, class_of_cluster = k_means_within(
+            everything, both, len(classes), config.clusters, config.seed
         )
-    only = getattr(network, "predicts", None)
-    if only is not None and config.predict != only:
-        raise UserError(f"network '{config.net}' goes with --predict {only} only, not with '{config.predict}'")
+    else:
+        cluster = k_means(everything, config.clusters, config.seed)
+    own, others = cluster[: len(training)], cluster[len(training) :]
+    sizes = torch.bincount(own, minlength=len(class_of_cluster) or int(cluster.max()) + 1)
+    if len(sizes) < 2 or len(sizes) == len(set(class_of_cluster)):
+        return plain, *labels  # they would say nothing that the classes do not
+    found = Conditioning(classes, tuple(sizes.tolist()), class_of_cluster, unconditional)
+    return found, own, others
+
+
+def build_configured(
+    config: Config, facts: DataFacts, conditioning: Conditioning, device: str = "cpu"
+) -> nn.Module:
+    """The configured network, with the seed's random weights. On "meta" it takes no memory."""
+    network = build_network(
+        config.net, facts.shape, conditioning.count, seed=config.seed, device=device
+    )
+    check_prediction(config.net, network, config.predict)
     return network
 
 
-def make_denoiser(network: nn.Module, config: Config, facts: DataFacts) -> Denoiser:
-    classes = facts.classes if config.conditional else ()
-    return Denoiser(network, config.schedule, config.predict, facts.shape, classes, facts.groups, facts.class_of)
+def refuse_too_large(checkpoint: dict[str, Tensor]) -> None:
+    """Raises UserError for tensors of a checkpoint that would be larger than what is read back."""
+    size = sum(value.nbytes for value in checkpoint.values())
+    if size > LARGEST - LARGEST_HEADER:
+        raise UserError(
+            f"the network's checkpoints would take {size / 2**30:.1f} GiB, and "
+            f"{LARGEST / 2**30:.0f} is the most; take fewer --channels, a smaller --size, or fewer "
+            "classes"
+        )
+
+
+def shapes(tensors: dict[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    """The shape of each tensor, by name."""
+    return {name: tuple(value.shape) for name, value in tensors.items()}

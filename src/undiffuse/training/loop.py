@@ -1,7 +1,8 @@
-"""Training: `fit`, one visible loop that yields what happens as events.
+"""The training loop: it yields what happens as records.
 
-Who reads the events (the console, the run folder) decides what to do with them; the loop knows neither. All of its
-randomness is a function of (seed, step), so a state at step n is the same whichever sessions led there.
+Who reads the records (the console, the run folder) decides what to do with them; the loop knows
+neither. All of its randomness is a function of (seed, step), so a state at step n is the same
+whichever sessions led there.
 """
 
 from __future__ import annotations
@@ -9,160 +10,214 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import replace
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from undiffuse.base import engine
+from undiffuse.base.engine import Engine, in_precision
 from undiffuse.base.errors import UserError
-from undiffuse.diffusion.denoiser import Denoiser
-from undiffuse.diffusion.objective import Problem, loss
-from undiffuse.diffusion.times import TIMES
-from undiffuse.diffusion.weightings import WEIGHTINGS
 from undiffuse.training.clock import Clock, lr_factor, snapshot_steps
-from undiffuse.training.compilation import fault_of
-from undiffuse.training.events import Decided, Ended, Event, Scored, SetBack, Snapshot, Stepped, Uncompiled
-from undiffuse.training.precision import in_precision
-from undiffuse.training.probes import quick_samples, score_plan, snapshot, validate
-from undiffuse.training.state import State
-from undiffuse.training.step import descend, problem_of
+from undiffuse.training.compilation import compiled_loss
+from undiffuse.training.probes import quality_plan, quick_samples, snapshot, validate
+from undiffuse.training.records import (
+    CompileFallback,
+    Finished,
+    Quality,
+    Record,
+    Snapshot,
+    StepTaken,
+    Stopped,
+)
+from undiffuse.training.step import BatchLoss, train_step
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from undiffuse.data.dataset import Dataset
-    from undiffuse.measuring.scorer import Scorer
-    from undiffuse.training.config import Config
+    from undiffuse.diffusion.denoiser import Denoiser
+    from undiffuse.training.experiment import Experiment
+    from undiffuse.training.probes import Scorer
 
-KEPT_EVERY = 50  # steps: how far training is set back at most when numbers go wrong
+KEPT_EVERY = 50  # steps: how far a rollback goes back at most
+MOST_ROLLBACKS = 5
 
 
-MOST_CUTS = 5
+def never() -> bool:
+    return False
 
 
 def fit(
-    config: Config,
-    denoiser: Denoiser,
-    state: State,
-    training: Dataset,
-    held_out: Dataset,
+    experiment: Experiment,
     clock: Clock,
+    engine: Engine,
     *,
-    precision: str,
-    compiled: bool,
     scorer: Scorer | None = None,
-    looked: Iterable[int] = (),
-    stop: Callable[[], bool] = lambda: False,
-) -> Iterator[Event]:
-    """Train `state` from where it is to the clock's end, or until stop() is true; yields events.
+    snapshots_done: Iterable[int] = (),
+    stop: Callable[[], bool] = never,
+    insist: bool = False,
+) -> Iterator[Record]:
+    """Train from where the state is to the clock's end, or until stop() is true; yields records.
 
-    denoiser: around state.network; its schedule and prediction define the loss. looked: the steps of the snapshots
-    that an earlier session took. scorer: scores samples at some of the snapshots.
+    scorer: measures the quality of samples at some of the snapshots. snapshots_done: the steps of
+    the snapshots that an earlier session took. insist: raise UserError where compiling fails.
 
-    Where a loss, a gradient or a weight is not finite, training is set back by up to KEPT_EVERY steps and goes on with half of the
-    learning rate, MOST_CUTS times; then UserError is raised. (Not further than to where this session began: a run that was also
-    resumed in between may be set back to another step than one that was not.) `state` is finite whenever an event is read."""
-    weighting, distribution = WEIGHTINGS[config.weighting], TIMES[config.times]
-    averaged = replace(denoiser, network=in_precision(state.average, precision))
+    Where a loss, a gradient or a weight is not finite, training is rolled back by up to KEPT_EVERY
+    steps and goes on with half of the learning rate, MOST_ROLLBACKS times; then UserError is raised.
+    (Not further than to where this session began: a run that was also resumed in between may be
+    rolled back to another step than one that was not.) The state is finite whenever a record is
+    read."""
+    loop = Loop(experiment, clock, engine, scorer, stop, set(snapshots_done), insist)
+    return loop.records()
 
-    def batch_loss(problem: Problem, label: Tensor | None) -> Tensor:
-        with engine.arithmetic(precision):
-            return loss(state.network, problem, label).mean()
 
-    def snapshots() -> list[int]:
-        if clock.outlook is None:
+@dataclass
+class Loop:
+    """The loop and what it keeps between steps; `fit` explains the fields."""
+
+    experiment: Experiment
+    clock: Clock
+    engine: Engine
+    scorer: Scorer | None
+    stop: Callable[[], bool]
+    snapshots_done: set[int]
+    insist: bool
+    good: tuple[dict[str, Tensor], int] = field(init=False)  # the state that a rollback restores
+    first: bool = True  # of this session: it compiles, so its time says nothing of the others'
+
+    def __post_init__(self) -> None:
+        self.state = self.experiment.state
+        self.config = self.experiment.config
+        self.good = self.state.copy()
+        self.batch_loss: BatchLoss = self.plain_loss  # or a compiled one
+
+    def plain_loss(self, batch: Any) -> Tensor:
+        """The loss of what the objective prepared, ()."""
+        with self.engine.arithmetic():
+            return self.experiment.objective.loss(self.state.network, batch).mean()
+
+    @property
+    def averaged(self) -> Denoiser:
+        """The denoiser with averaged weights, of which samples are made."""
+        network = in_precision(self.state.average, self.engine.precision)
+        return replace(self.experiment.denoiser, network=network)
+
+    # --- Snapshots ---
+
+    @property
+    def snapshots(self) -> list[int]:
+        """The steps at which snapshots are planned, as far as that is known."""
+        projection = self.clock.projection
+        if projection is None:
             return [0]
-        # None before the outlook: the steps were not known then, and a replay must do the same.
-        planned = snapshot_steps(clock.outlook.steps, config.snapshots)
-        return [s for s in planned if s == 0 or s >= clock.outlook.step]
+        # None before the projection: the steps were not known, and a replay must do the same.
+        planned = snapshot_steps(projection.steps, self.config.snapshots)
+        return [step for step in planned if step == 0 or step >= projection.step]
 
-    def scores() -> tuple[int, list[int]]:
-        if scorer is None or clock.outlook is None:
+    def quality_plan(self) -> tuple[int, list[int]]:
+        if self.scorer is None or self.clock.projection is None:
             return 0, []
-        return score_plan(clock.outlook.steps, snapshots(), config, tuple(scorer.floors))
+        counts = tuple(self.scorer.floors)
+        return quality_plan(self.clock.projection.steps, self.snapshots, self.config, counts)
 
-    def look() -> Iterator[Event]:
-        """Validation loss, samples and score of the averaged weights; nothing, where it was asked to stop meanwhile."""
-        begin, found = time.monotonic(), list[Event]()
-        if len(held_out):
-            found.append(validate(averaged, weighting, distribution, config, held_out, state.step))
-        images = snapshot(averaged, config, state.step)
-        clock.snapshot_seconds = time.monotonic() - begin
-        n, steps = scores()
-        if scorer is not None and (state.step in steps or (steps and state.step == clock.end)):
-            begin = time.monotonic()
-            parts = list(
-                itertools.takewhile(lambda _: not stop(), quick_samples(averaged, config, training, n, state.step))
-            )
-            if sum(map(len, parts)) < n:
+    def take_snapshot(self) -> Iterator[Record]:
+        """Held-out loss, samples and quality of the averaged weights.
+
+        Nothing, where it was asked to stop meanwhile. The snapshot comes last: it marks all of this
+        as done."""
+        step, begin, found = self.state.step, time.monotonic(), list[Record]()
+        if len(self.experiment.held_out):
+            found.append(validate(self.experiment, self.averaged, step, self.clock.now()))
+        images = snapshot(self.averaged, self.config, step)
+        self.clock.snapshot_seconds = time.monotonic() - begin
+        n, steps = self.quality_plan()
+        if step in steps or (steps and step == self.clock.end):
+            quality = self.measure_quality(n)
+            if quality is None:
                 return
-            frechet = scorer(torch.cat(parts))
-            clock.score_seconds = time.monotonic() - begin
-            found.append(Scored(state.step, frechet, scorer.floors[n], n, clock.score_seconds))
-        seen.add(state.step)
+            found.append(quality)
+        self.snapshots_done.add(step)
         yield from found
-        yield Snapshot(state.step, images, clock.snapshot_seconds)  # last: it marks all of this as done
+        yield Snapshot(step, self.clock.now(), self.clock.snapshot_seconds, images)
 
-    clock.scored = scores()[1]
-    seen = set(looked)
-    good = state.copy()
-    first = True  # of this session: it compiles, so its time says nothing of the others'
-    last = time.monotonic()
-    while True:
-        step = state.step
-        if step in snapshots() and step not in seen and step != clock.end:
-            yield from look()
-            if step not in seen:
-                yield Ended(step, finished=False)
+    def measure_quality(self, n: int) -> Quality | None:
+        """The quality of n samples; None where it was asked to stop meanwhile."""
+        assert self.scorer is not None
+        step, begin = self.state.step, time.monotonic()
+        batches = quick_samples(self.averaged, self.experiment, n, step)
+        parts = list(itertools.takewhile(lambda _: not self.stop(), batches))
+        if sum(map(len, parts)) < n:
+            return None
+        frechet = self.scorer(torch.cat(parts))
+        seconds = self.clock.quality_seconds = time.monotonic() - begin
+        return Quality(step, self.clock.now(), frechet, self.scorer.floors[n], n, seconds)
+
+    # --- Steps ---
+
+    def records(self) -> Iterator[Record]:
+        """The loop."""
+        clock, state = self.clock, self.state
+        clock.quality_steps = self.quality_plan()[1]
+        last = time.monotonic()
+        while True:
+            step = state.step
+            if step in self.snapshots and step not in self.snapshots_done and step != clock.end:
+                yield from self.take_snapshot()
+                if step not in self.snapshots_done:
+                    yield Stopped(step, clock.now())
+                    return
+                last = time.monotonic()
+            if projection := clock.look_ahead(step, self.snapshots):
+                clock.quality_steps = self.quality_plan()[1]
+                yield projection
+            if cooldown := clock.decide(step, self.snapshots):
+                yield cooldown
+            if clock.end is not None and step >= clock.end:
+                break
+            if self.stop():
+                yield Stopped(step, clock.now())
                 return
-            last = time.monotonic()
-        if outlook := clock.look_ahead(step, snapshots()):
-            clock.scored = scores()[1]
-            yield Decided(step, outlook)
-        if decision := clock.decide(step, snapshots()):
-            yield Decided(step, decision)
-        if clock.end is not None and step >= clock.end:
-            break
-        if stop():
-            yield Ended(step, finished=False)
-            return
-
-        problem, label = problem_of(denoiser, config, training, step)
-        if first and compiled:
-            quick = torch.compile(batch_loss, dynamic=False)
-            fault = fault_of(quick, batch_loss, state.network, problem, label, gradients=config.dropout == 0)
-            if fault is None:
-                batch_loss = quick
-            elif config.compile == "on":
-                raise UserError(
-                    f"torch.compile can't be used here ({fault}); train with --compile off, and another --out"
-                )
-            else:
-                yield Uncompiled(step, fault)
-
-        lr = config.lr * lr_factor(step, config.warmup, clock.decisions, clock.cuts)
-        value, wrong = descend(batch_loss, state, problem, label, lr, config)
-        now = time.monotonic()
-        seconds, last = now - last, now
-        if not first:
-            clock.durations.append(seconds)
-        first = False
-        if wrong is None:
-            if state.step % KEPT_EVERY == 0:
-                good = state.copy()
-            yield Stepped(state.step, value, lr, seconds, clock.end)
-            continue
-        if len(clock.cuts) >= MOST_CUTS:
-            state.restore(*good)
-            raise UserError(
-                f"training diverged: the {wrong} of step {step + 1} was not finite, though the learning rate was halved {MOST_CUTS} times "
-                f"before; begin again, in another --out, with a lower --lr than {config.lr / 2**MOST_CUTS:g}, or with --precision fp32"
+            batch = self.experiment.batch(step)
+            if self.first and self.engine.compiled:
+                yield from self.compile(batch)
+            lr = self.config.lr * lr_factor(
+                step, self.config.warmup, clock.cooldowns, clock.rollbacks
             )
-        state.restore(*good)
-        seen = {s for s in seen if s <= state.step}
-        yield SetBack(state.step, step + 1, clock.set_back(state.step), f"its {wrong} was not finite")
+            value, wrong = train_step(self.batch_loss, state, batch, lr, self.config)
+            now = time.monotonic()
+            seconds, last = now - last, now
+            if not self.first:
+                clock.durations.append(seconds)
+            self.first = False
+            if wrong is None:
+                if state.step % KEPT_EVERY == 0:
+                    self.good = state.copy()
+                yield StepTaken(state.step, clock.now(), value, lr, round(seconds, 6), clock.end)
+            else:
+                yield from self.roll_back(step, wrong)
+        if state.step not in self.snapshots_done:
+            yield from self.take_snapshot()
+        done = state.step in self.snapshots_done
+        yield (Finished if done else Stopped)(state.step, clock.now())
 
-    if state.step not in seen:
-        yield from look()
-    yield Ended(state.step, finished=state.step in seen)
+    def compile(self, batch: Any) -> Iterator[Record]:
+        """Compile the loss, or say why that fails."""
+        self.batch_loss, fault = compiled_loss(self.plain_loss, self.state.network, batch)
+        if fault is None:
+            return
+        if self.insist:
+            raise UserError(f"torch.compile can't be used here ({fault}); train with --compile off")
+        reason = fault.encode(errors="replace").decode()[:1000]
+        yield CompileFallback(self.state.step, self.clock.now(), reason)
+
+    def roll_back(self, step: int, wrong: str) -> Iterator[Record]:
+        """Restore the last good state and halve the learning rate. UserError after MOST_ROLLBACKS."""
+        self.state.restore(*self.good)
+        if len(self.clock.rollbacks) >= MOST_ROLLBACKS:
+            lowest = self.config.lr / 2**MOST_ROLLBACKS
+            raise UserError(
+                f"training diverged: the {wrong} of step {step + 1} was not finite, though the "
+                f"learning rate was halved {MOST_ROLLBACKS} times before; begin again, in another "
+                f"--out, with a lower --lr than {lowest:g}, or with --precision fp32"
+            )
+        self.snapshots_done = {s for s in self.snapshots_done if s <= self.state.step}
+        yield self.clock.roll_back(self.state.step, step + 1, f"its {wrong} was not finite")

@@ -10,11 +10,14 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from undiffuse.base import engine
 from undiffuse.base.errors import UserError
+from undiffuse.base.lazy import lazy
 from undiffuse.base.table import Table
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
+else:
+    torch = lazy("torch")
 
 OPTIMIZERS = Table("optimizer")
 
@@ -35,8 +38,6 @@ class Settings(Protocol):
 @OPTIMIZERS.add
 def adamw(network: nn.Module, config: Settings) -> torch.optim.Optimizer:
     """Loshchilov & Hutter 2019 (arXiv:1711.05101)."""
-    import torch
-
     return torch.optim.AdamW(network.parameters(), **adamw_options(config))
 
 
@@ -56,7 +57,6 @@ def muon(network: nn.Module, config: Settings, *, momentum: float = 0.9) -> torc
     The momentum of each weight, as a matrix of output by all input values, is replaced by the nearest orthogonal one: every direction is
     learnt at the same pace. It is scaled to an entry's root mean square of 0.2, about AdamW's, so that one learning rate serves both:
     Liu et al. 2025 (arXiv:2502.16982), (4). Matrices with fewer than 16 rows or columns are left to AdamW."""
-    import torch
     from torch import nn
 
     if not 0 <= momentum < 1:
@@ -84,10 +84,14 @@ def muon(network: nn.Module, config: Settings, *, momentum: float = 0.9) -> torc
                     if not state:
                         state["momentum"] = torch.zeros_like(p)
                     state["momentum"].lerp_(gradient, 1 - momentum)
-                    directions.append(gradient.lerp(state["momentum"], momentum).reshape(rows, columns))  # Nesterov's
+                    directions.append(
+                        gradient.lerp(state["momentum"], momentum).reshape(rows, columns)
+                    )  # Nesterov's
                 scale = -group["lr"] * 0.2 * max(rows, columns) ** 0.5
                 for p, update in zip(parameters, orthogonal(torch.stack(directions)), strict=True):
-                    p.mul_(1 - group["lr"] * group["weight_decay"]).add_(update.view(p.shape), alpha=scale)
+                    p.mul_(1 - group["lr"] * group["weight_decay"]).add_(
+                        update.view(p.shape), alpha=scale
+                    )
                     p.grad = None
 
     weights = {
@@ -114,8 +118,6 @@ def orthogonal(matrices: Tensor, iterations: int = 5) -> Tensor:
     """About the nearest orthogonal matrix to each of (K, R, C): singular values of more than a few hundredths of the matrix's norm
     are moved to about 0.7 to 1.2, by the quintic Newton-Schulz iteration X <- a X + (b S + c S^2) X, S = X X^T, in bfloat16 where the
     processor has it."""
-    import torch
-
     a, b, c = NEWTON_SCHULZ
     tall = matrices.shape[1] > matrices.shape[2]
     x = matrices.mT if tall else matrices

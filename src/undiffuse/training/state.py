@@ -1,8 +1,4 @@
-"""Training: `fit`, one visible loop that yields what happens as events.
-
-Who reads the events (the console, the run folder) decides what to do with them; the loop knows neither. All of its
-randomness is a function of (seed, step), so a state at step n is the same whichever sessions led there.
-"""
+"""What training changes, and how it becomes a checkpoint and comes back."""
 
 from __future__ import annotations
 
@@ -22,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class State:
-    """What training changes: the network, its average over the steps, the optimiser, and the number of steps taken."""
+    """The network, its average over the steps, the optimiser, and the number of steps taken."""
 
     network: nn.Module
     average: nn.Module
@@ -53,9 +49,15 @@ class State:
         self.optimizer.state.clear()
         moments = part("optimizer/")
         for name, parameter in self.network.named_parameters():
-            own = {key.removeprefix(f"{name}/"): value for key, value in moments.items() if key.startswith(f"{name}/")}
+            own = {
+                key.removeprefix(f"{name}/"): value
+                for key, value in moments.items()
+                if key.startswith(f"{name}/")
+            }
             if own:
-                self.optimizer.state[parameter] = {key: laid_out_like(parameter, value) for key, value in own.items()}
+                self.optimizer.state[parameter] = {
+                    key: laid_out_like(parameter, value) for key, value in own.items()
+                }
         self.step = step
 
     def copy(self) -> tuple[dict[str, Tensor], int]:
@@ -63,17 +65,21 @@ class State:
         return {name: value.clone() for name, value in self.tensors().items()}, self.step
 
     def is_finite(self) -> bool:
-        return bool(torch.stack(torch._foreach_norm(list(self.tensors().values()))).isfinite().all())
+        return bool(
+            torch.stack(torch._foreach_norm(list(self.tensors().values()))).isfinite().all()
+        )
 
 
 def new_state(config: Config, network: nn.Module) -> State:
-    return State(
-        network, copy.deepcopy(network).eval().requires_grad_(False), OPTIMIZERS[config.optimizer](network, config)
-    )
+    """The state before the first step."""
+    average = copy.deepcopy(network).eval().requires_grad_(False)
+    return State(network, average, OPTIMIZERS[config.optimizer](network, config))
 
 
 def stepped_tensors(config: Config, network: nn.Module) -> dict[str, Tensor]:
-    """The tensors of a checkpoint after a step, with the names and shapes that each has: of a step on a copy, with gradients of zero."""
+    """The tensors of a checkpoint after a step, with the names and shapes that each has.
+
+    They are those of a step on a copy, with gradients of zero."""
     state = new_state(config, copy.deepcopy(network))
     for parameter in state.network.parameters():
         parameter.grad = torch.zeros_like(parameter)

@@ -1,0 +1,38 @@
+"""Objectives: what the network learns from a batch.
+
+An objective has two parts. `prepare` turns images, noise and times into what the network sees and
+should return; its coefficients are float64 and it runs once a step. `loss` is the arithmetic of the
+network, which may be compiled.
+
+To add one: a file in this folder with a function (denoiser, weighting) -> Objective, decorated with
+`@OBJECTIVES.add`. `weighting` is a function log-SNR -> weight.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from typing import TYPE_CHECKING, Any, Protocol
+
+from undiffuse.diffusion.objectives._table import OBJECTIVES
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from torch import Tensor
+
+__all__ = ["OBJECTIVES", "Objective"]
+
+
+class Objective(Protocol):
+    """What the network learns."""
+
+    def prepare(self, x_0: Tensor, noise: Tensor, t: Tensor, condition: Tensor | None) -> Any:
+        """Images and noise (B, C, H, W), times (B,) and conditions (B,), as a tuple of tensors."""
+
+    def loss(self, network: Callable[..., Tensor], batch: Any) -> Tensor:
+        """The loss of each image, (B,), of what `prepare` returned."""
+
+
+for _module in pkgutil.iter_modules(__path__):
+    importlib.import_module(f"{__name__}.{_module.name}")

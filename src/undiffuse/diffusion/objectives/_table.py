@@ -1,0 +1,7 @@
+"""The table of objectives."""
+
+from __future__ import annotations
+
+from undiffuse.base.table import Table
+
+OBJECTIVES = Table("objective")

@@ -1,0 +1,65 @@
+"""The sampling loop: from any time to any other, over any denoise function.
+
+Guidance, clipping, known pixels and measurements are wrappers of `denoise` (guidance.py). An edit
+starts at a time below 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeAlias
+
+from undiffuse.base.lazy import lazy
+from undiffuse.diffusion.samplers import Step
+from undiffuse.diffusion.schedule import Schedule, noise_level
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import torch
+    from torch import Tensor
+
+    from undiffuse.diffusion.guidance import Denoise
+else:
+    torch = lazy("torch")
+
+Noise: TypeAlias = "Callable[[int], Tensor]"
+
+
+@dataclass(frozen=True)
+class Frame:
+    """One finished step of a batch: from x_t at time t, by x_0, to x_s at time s; (B, C, H, W)."""
+
+    index: int
+    t: float
+    s: float
+    x_t: Tensor
+    x_0: Tensor
+    x_s: Tensor
+
+
+def walk(
+    denoise: Denoise,
+    x: Tensor,
+    times: Tensor,
+    step_of: Callable[[Step], Tensor],
+    *,
+    schedule: Schedule,
+    noise: Noise,
+) -> Iterator[Frame]:
+    """Yields a frame for each step from `x` (B, C, H, W) at times[0] to times[-1].
+
+    denoise: (x_t, t ()) -> x_0_hat. times: (K + 1,) float64, falling. step_of: a sampler.
+    schedule: t -> (alpha, sigma). noise: the number of a step -> standard normal noise like x."""
+    levels = [noise_level(schedule, t) for t in times]
+    previous = None
+    for index in range(len(times) - 1):
+        step = Step(
+            denoise, lambda k=index: noise(k), x, times[index], times[index + 1],
+            levels[index], levels[index + 1], previous,
+        )  # fmt: skip
+        with torch.no_grad():
+            x_s = step_of(step)
+        yield Frame(index, step.t.item(), step.s.item(), x, step.x_0, x_s)
+        x, previous = x_s, (step.x_0, step.at_t)

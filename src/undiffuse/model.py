@@ -1,0 +1,288 @@
+"""`Model`: a network with all that is needed to use it. It needs no run folder.
+
+model = Model.load("runs/digits/model.safetensors")
+model.sample(n=8, classes="7")      # uint8 images
+model(x_t, t, classes=[7, 7])       # denoised images
+model.bits(images)                  # bits per dimension
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
+
+import torch
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+
+from undiffuse.base.errors import UserError
+from undiffuse.base.images import as_array
+from undiffuse.base.pixels import from_array, to_uint8
+from undiffuse.base.tensors import load_tensors, save_tensors
+from undiffuse.diffusion.conditioning import Conditioning
+from undiffuse.diffusion.denoiser import Denoiser
+from undiffuse.diffusion.likelihood import CHAIN, variational_bound
+from undiffuse.diffusion.sampling import (
+    Sampling,
+    network_calls,
+    sample,
+    trajectory,
+    unguidable,
+)
+from undiffuse.nets import build_network, check_prediction
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+    from torch import Tensor, nn
+
+    from undiffuse.diffusion.walk import Frame
+
+MOST_IMAGES = 10_000_000  # of one request: 8 GB of digits
+
+Side: TypeAlias = Annotated[int, Field(ge=1, le=4096)]
+
+
+@dataclass(frozen=True)
+class Description:
+    """What a model is, without its weights.
+
+    net, schedule, predict: specs such as "unet:heads=4", "cosine" and "v". shape: (C, H, W) of an
+    image. sampling: how it samples where nothing else is asked for. chain: T of the chain that it
+    was trained on, None for continuous time. step: how many steps it was trained."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    net: str
+    schedule: str
+    predict: str
+    shape: tuple[Side, Side, Side]
+    conditioning: Conditioning = Conditioning()
+    sampling: Sampling = Sampling()
+    chain: Annotated[int, Field(ge=2)] | None = None
+    step: Annotated[int, Field(ge=0)] = 0
+
+    def build(self, *, seed: int = 0, device: str = "cpu") -> nn.Module:
+        """The network, with random weights. On the device "meta" it takes no memory."""
+        network = build_network(
+            self.net, self.shape, self.conditioning.count, seed=seed, device=device
+        )
+        check_prediction(self.net, network, self.predict)
+        return network
+
+
+class Model:
+    """A network with its schedule, prediction, conditioning and image shape, ready to use.
+
+    Raises UserError for a prediction that the schedule makes impossible."""
+
+    def __init__(self, description: Description, network: nn.Module | None = None) -> None:
+        """network: with the weights; a new one, untrained, where it is None."""
+        self.description = description
+        self.network = (network if network is not None else description.build()).eval()
+        self.denoiser = Denoiser(
+            self.network,
+            description.schedule,
+            description.predict,
+            description.shape,
+            description.conditioning,
+        )
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The names of the classes that can be asked for."""
+        return self.description.conditioning.classes
+
+    def describe(self) -> dict[str, Any]:
+        """What the model is, as plain data."""
+        return asdict(self.description)
+
+    # --- Files ---
+
+    def save(self, path: str | Path) -> None:
+        """Write the weights and the description to one file, FILE.safetensors."""
+        metadata = {
+            "step": str(self.description.step),
+            "model": json.dumps(self.describe()),
+        }
+        save_tensors(Path(path), dict(self.network.state_dict()), metadata)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Model:
+        """The model that `save` wrote, or a finished run's model.safetensors.
+
+        Raises UserError, which names the file, for one that is damaged or no model."""
+        path = Path(path)
+        if not path.is_file():
+            raise UserError(f"{path} does not exist; give a file that Model.save wrote")
+        tensors, metadata = load_tensors(path)
+        try:
+            found = TypeAdapter(Description).validate_json(metadata.get("model", ""))
+            return cls.of_tensors(found, tensors, path)
+        except ValidationError as error:
+            first = error.errors()[0]
+            raise UserError(f"{path} is no model: {first['msg']}") from error
+
+    @classmethod
+    def of_tensors(
+        cls, description: Description, tensors: dict[str, Tensor], source: Path
+    ) -> Model:
+        """A model of these weights, from the file `source`, which an error names."""
+        # Compared before there is memory for them: the description may say anything.
+        promised = description.build(device="meta").state_dict()
+        found = {name: value.shape for name, value in tensors.items()}
+        if found != {name: value.shape for name, value in promised.items()}:
+            raise UserError(f"{source} does not fit the network that it is said to be of")
+        network = description.build()
+        network.load_state_dict(tensors)
+        return cls(description, network)
+
+    # --- Use ---
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        x_t: Tensor,
+        t: Tensor | float,
+        classes: Any = None,
+        *,
+        samples: Sequence[int] | None = None,
+        seed: int = 0,
+    ) -> Tensor:
+        """x_0_hat: noisy images x_t (B, C, H, W) at times t, () or (B,), in (0, 1], denoised.
+
+        classes: numbers or names, one for all images or one each; None for the unconditional
+        prediction. Where a class has clusters, one is sampled for each image in proportion to its
+        size, as in sampling: a function of seed and `samples`, the images' indices (0 to B - 1 by
+        default). The same images keep the same clusters from call to call."""
+        count = len(x_t)
+        t = torch.as_tensor(t, dtype=torch.float64).expand(count)
+        if classes is None:
+            if not self.description.conditioning.unconditional:
+                raise UserError(unguidable(self.denoiser))
+            return self.denoiser(x_t, t)
+        numbers = torch.tensor(self.description.conditioning.class_numbers(classes))
+        if len(numbers) not in (1, count):
+            raise UserError(f"classes has {len(numbers)} entries for {count} images; give one each")
+        indices = range(count) if samples is None else samples
+        condition = self.description.conditioning.sample(numbers.expand(count), indices, seed)
+        return self.denoiser(x_t, t, condition=condition)
+
+    def request(
+        self, n: int = 64, classes: Any = None, *, batch_size: int = 256, **sampling: Any
+    ) -> Request:
+        """A request for n images, checked. sampling: fields of `Sampling`; else the model's own.
+
+        classes: numbers or names, which take turns; by default all classes take turns. Raises
+        UserError for what the model cannot do."""
+        given = {name: value for name, value in sampling.items() if value is not None}
+        if unknown := given.keys() - Sampling.__dataclass_fields__.keys():
+            known = ", ".join(Sampling.__dataclass_fields__)
+            raise UserError(f"there is no option '{min(unknown)}'; there are: {known}")
+        for name, value in (("n", n), ("batch_size", batch_size)):
+            if value < 1:
+                raise UserError(f"{name} must be at least 1, not {value}")
+        check_numbers(n, given.get("seed", 0))
+        conditioning = self.description.conditioning
+        cycle = list(range(len(self.classes)))
+        if classes is not None:
+            cycle = conditioning.class_numbers(classes)
+        numbers = torch.tensor(cycle)[torch.arange(n) % len(cycle)] if cycle else None
+        chosen = replace(self.description.sampling, **given).checked(self.denoiser)
+        usual = classes is None and given.keys() <= {"seed", "precision"}
+        return Request(self, n, numbers, chosen, batch_size, usual)
+
+    def sample(self, n: int = 64, classes: Any = None, **options: Any) -> NDArray[np.uint8]:
+        """n new images, uint8 (n, H, W), or (n, H, W, 3) in colour. See `request` for the options.
+
+        The same seed gives the same images, whatever the batch size."""
+        return as_array(torch.cat(list(self.request(n, classes, **options).batches())))
+
+    def bits(
+        self, images: NDArray[np.uint8] | Tensor, classes: Any = None, *, seed: int = 0
+    ) -> NDArray[np.float64]:
+        """Bits per dimension (n,) of images: an upper bound on their code length.
+
+        images: uint8 (n, H, W), (n, H, W, 3) or (n, C, H, W). classes: one each, for a model that
+        is conditioned on classes; a model with clusters is measured without conditions. The bound
+        is that of a chain of T steps (`diffusion/likelihood.py`)."""
+        batch = from_array(images, self.description.shape)
+        conditioning = self.description.conditioning
+        numbers = None
+        if conditioning.clusters and classes is not None:
+            raise UserError(
+                "this model is conditioned on clusters, so its bits are those of the unconditional "
+                "model; leave classes out"
+            )
+        if classes is not None:
+            numbers = torch.tensor(conditioning.class_numbers(classes)).expand(len(batch))
+        elif not conditioning.unconditional:
+            raise UserError(unguidable(self.denoiser))
+        chain = self.description.chain or CHAIN
+        bound = variational_bound(self.denoiser, batch, numbers, steps=chain, seed=seed)
+        return bound.total.numpy()
+
+
+@dataclass(frozen=True)
+class Request:
+    """A request for images, made ready.
+
+    classes: the class number (n,) of each image, or None. usual: sampled as the model does it where
+    nothing else is asked for."""
+
+    model: Model
+    n: int
+    classes: Tensor | None
+    sampling: Sampling
+    batch_size: int = 256
+    usual: bool = True
+
+    @property
+    def steps(self) -> int:
+        """Sampling steps."""
+        assert self.sampling.steps is not None
+        return self.sampling.steps
+
+    @property
+    def calls(self) -> int:
+        """Network calls for each image."""
+        return network_calls(self.model.denoiser, self.sampling, self.steps)
+
+    @property
+    def note(self) -> dict[str, Any]:
+        """What a picture of these images is."""
+        names = ("sampler", "grid", "guidance", "clip", "seed", "steps")
+        return {
+            "step": self.model.description.step,
+            "usual": self.usual,
+            **{name: getattr(self.sampling, name) for name in names},
+        }
+
+    def frames(self, first: int, count: int) -> Iterator[Frame]:
+        """The steps of the images with numbers first..first + count - 1, as one batch."""
+        own = None if self.classes is None else self.classes[first : first + count]
+        samples = range(first, first + count)
+        return trajectory(self.model.denoiser, samples, self.sampling, classes=own)
+
+    def batches(self) -> Iterator[Tensor]:
+        """The images, uint8 (B, C, H, W), a batch at a time."""
+        for first in range(0, self.n, self.batch_size):
+            count = min(self.batch_size, self.n - first)
+            own = None if self.classes is None else self.classes[first : first + count]
+            samples = range(first, first + count)
+            yield to_uint8(sample(self.model.denoiser, samples, self.sampling, classes=own))
+
+    def stages(self, count: int) -> list[Tensor]:
+        """The first `count` images at every time from 1 to 0, uint8 (count, C, H, W) each."""
+        frames = list(self.frames(0, min(count, self.n)))
+        return [to_uint8(x) for x in (frames[0].x_t, *(frame.x_s for frame in frames))]
+
+
+def check_numbers(n: int, seed: int) -> None:
+    """Raises UserError for more images than one request may have, or for what is no seed."""
+    if n > MOST_IMAGES:
+        raise UserError(f"n must be at most {MOST_IMAGES:,}, not {n:,}; use another seed for more")
+    if not (hasattr(seed, "__index__") and 0 <= seed < 2**63):
+        raise UserError(f"seed must be a number from 0 to 2^63 - 1, not {seed}")

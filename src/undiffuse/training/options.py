@@ -1,0 +1,70 @@
+"""How a session runs a configuration: what may change from session to session.
+
+The configuration (config.py) decides the result. These options decide how this session computes it.
+A run may be resumed with other options. Where the bits of the result can then differ, the session
+says so.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from undiffuse.base.engine import Engine, compiler, has_bf16, prepare_compiler
+from undiffuse.training.config import Config, validated_as
+
+WORTH_COMPILING = 50_000
+"""Images to train on from which compiling, which takes 15 to 60 seconds, saves time."""
+
+
+class SessionOptions(BaseModel):
+    """Options of one session."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    precision: Literal["auto", "bf16", "fp32"] = Field(
+        "auto", description="of the network's arithmetic - bf16 where the CPU has it"
+    )
+    compile: Literal["auto", "on", "off"] = Field(
+        "auto",
+        description="torch.compile - where there is a C++ compiler and the run is long enough",
+    )
+    checkpoint_every: int | None = Field(
+        None, description="steps between checkpoints - about one a minute", ge=1
+    )
+
+
+def make_options(**chosen: Any) -> SessionOptions:
+    """Raises UserError, one sentence, for anything that does not fit."""
+    return validated_as(SessionOptions, chosen)
+
+
+def resolve(
+    options: SessionOptions, config: Config, images: int | None, cache: Path
+) -> tuple[Engine, list[str]]:
+    """(the engine of a session on this machine, notes for the user).
+
+    images: how many the run trains on, every epoch counted; None with a budget of minutes.
+    cache: undiffuse's own folder, for the compiler's cache."""
+    notes = []
+    precision = options.precision
+    if precision == "auto":
+        precision = "bf16" if has_bf16() else "fp32"
+        if precision == "fp32":
+            notes.append(
+                "this CPU has no bfloat16 arithmetic, so training runs in fp32, more slowly"
+            )
+    minutes = config.minutes
+    long_enough = minutes >= 2 if minutes is not None else (images or 0) >= WORTH_COMPILING
+    compiled = options.compile == "on" or (options.compile == "auto" and long_enough)
+    if compiled and compiler() is None:
+        compiled = False
+        notes.append(
+            "no C++ compiler was found, so the network is not compiled; training is slower "
+            "(see README); install g++ for full speed"
+        )
+    if compiled:
+        prepare_compiler(cache / "compiler")
+    return Engine(precision, compiled), notes
