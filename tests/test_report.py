@@ -23,7 +23,8 @@ from undiffuse import cli
 from undiffuse.base.errors import UserError
 from undiffuse.diffusion.schedule import SCHEDULES
 from undiffuse.report import Report, write_report
-from undiffuse.report.blocks import Code, Equation, Figure, Heading, Missing, Table, Text, coded, latex, markdown, plain
+from undiffuse.report.blocks import Code, Equation, Figure, Heading, Missing, Table, Text, coded, plain
+from undiffuse.report.markdown import latex, markdown
 from undiffuse.runs.folder import Run
 from undiffuse.training.config import Config
 

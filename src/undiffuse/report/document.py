@@ -10,14 +10,28 @@ from pathlib import Path
 from typing import Literal
 
 from undiffuse.base.errors import UserError
-from undiffuse.report.blocks import Block, Code, Command, Equation, Figure, Heading, Missing, Table, Text, coded, plain
+from undiffuse.report.blocks import (
+    Block,
+    Code,
+    Command,
+    Equation,
+    Figure,
+    Heading,
+    Missing,
+    Table,
+    Text,
+    coded,
+    plain,
+)
 
 ACCENTS = {"\u0304": "\u00af", "\u0302": "^"}
-"""Combining accents, as the compiler writes them over symbols, and the accents for themselves: browsers set the former beside the symbol."""
+"""Combining accents, which the compiler writes over symbols, and the same accents by themselves.
+
+Browsers set a combining accent beside its symbol."""
 
 
 def typst_source(title: str, blocks: Iterable[Block]) -> str:
-    """The whole document; pictures are expected beside it, as NAME.svg or NAME.png."""
+    """The whole document. Its pictures lie beside it, as NAME.svg or NAME.png."""
     head = f'#import "style.typ": *\n#show: report.with(title: [{plain(title)}])\n'
     return "\n\n".join([head, *map(typst, blocks), ""])
 
@@ -29,39 +43,51 @@ def typst(block: Block) -> str:
         case Text(words):
             return words
         case Equation(mathematics, number, note):
-            label = f"({number})" if number else ""
-            return f"#numbered($ {mathematics} $, [{label}{f' {note}' if note else ''}])"
+            tag = f"({number})" if number else ""
+            return f"#numbered($ {mathematics} $, [{tag}{f' {note}' if note else ''}])"
         case Figure(name, caption, alt, width):
-            return f"#picture({json.dumps(name)}, {json.dumps(alt, ensure_ascii=False)}, {width:.0%}, [{caption}])"
+            return (
+                f"#picture({json.dumps(name)}, {json.dumps(alt, ensure_ascii=False)}, {width:.0%}, "
+                f"[{caption}])"
+            )
         case Table(header, rows, caption, numeric):
             shown = [
-                [f"#num[{cell}]" if i in numeric else cell for i, cell in enumerate(row)] for row in [header, *rows]
+                [f"#num[{cell}]" if i in numeric else cell for i, cell in enumerate(row)]
+                for row in [header, *rows]
             ]
             cells = "\n".join(", ".join(f"[{cell}]" for cell in row) + "," for row in shown)
             columns = ", ".join("right" if i in numeric else "left" for i in range(len(header)))
             return f"#tabular(({columns},), [{caption}],\n{cells}\n)"
         case Code(source, file, line):
             fence = "`" * 4
-            return f"#where({json.dumps(file)}, {line})\n\n{fence}python\n{source.rstrip()}\n{fence}"
+            return (
+                f"#where({json.dumps(file)}, {line})\n\n{fence}python\n{source.rstrip()}\n{fence}"
+            )
         case Missing(what, command):
             return f"#missing[{what} This command makes it:][{coded(command)}]"
         case Command(words, command):
             return f"#told[{words}][{coded(command)}]"
 
 
-def compile_document(title: str, blocks: Iterable[Block], pictures: Mapping[str, bytes]) -> tuple[str, bytes]:
+def compile_document(
+    title: str, blocks: Iterable[Block], pictures: Mapping[str, bytes]
+) -> tuple[str, bytes]:
     """(the page, the document). pictures: by file name, such as "loss.png"."""
     try:
-        import typst as compiler
+        import typst as compiler  # an optional dependency
     except ImportError as error:
-        raise UserError("a report needs the typst library; install it with: pip install 'undiffuse[report]'") from error
+        raise UserError(
+            "a report needs the typst library; install it with: pip install 'undiffuse[report]'"
+        ) from error
 
     files = resources.files("undiffuse.report")
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
         (place / "style.typ").write_text((files / "style.typ").read_text())
         (place / "main.typ").write_text(typst_source(title, blocks))
-        (place / "pictures.json").write_text(json.dumps({Path(name).stem: name for name in pictures}))
+        (place / "pictures.json").write_text(
+            json.dumps({Path(name).stem: name for name in pictures})
+        )
         for name, content in pictures.items():
             (place / name).write_bytes(content)
 
@@ -72,7 +98,9 @@ def compile_document(title: str, blocks: Iterable[Block], pictures: Mapping[str,
             try:
                 found = world.compile(format=form)
             except compiler.TypstError as error:
-                raise UserError(f"the report can't be set ({error}); is a picture of the run damaged?") from error
+                raise UserError(
+                    f"the report can't be set ({error}); is a picture of the run damaged?"
+                ) from error
             assert isinstance(found, bytes)
             return found
 

@@ -1,4 +1,6 @@
-"""Blocks as a Jupyter notebook, which runs from top to bottom beside its run folder; what its cells show is in it already."""
+"""Blocks as a Jupyter notebook. It runs from top to bottom in its run folder.
+
+The output of its cells is in the file already, so a viewer shows all of it."""
 
 from __future__ import annotations
 
@@ -17,9 +19,8 @@ from undiffuse.report.blocks import (
     Missing,
     Table,
     Text,
-    latex,
-    markdown,
 )
+from undiffuse.report.markdown import latex, markdown
 
 SETUP = """\
 from pathlib import Path
@@ -40,8 +41,12 @@ tensor = torch.from_numpy(drawn)
 images.grid(tensor[:, None] if drawn.ndim == 3 else tensor.movedim(-1, 1), columns=10)"""
 
 
-def notebook(title: str, blocks: Iterable[Block], pictures: Mapping[str, bytes], weights: bool) -> bytes:
-    """The notebook's file. pictures: by file name. weights: whether the run has a model to draw from."""
+def notebook(
+    title: str, blocks: Iterable[Block], pictures: Mapping[str, bytes], weights: bool
+) -> bytes:
+    """The notebook's file. pictures: by file name. weights: whether the run has a model.
+
+    A run with a model has a last cell that samples new images."""
     cells = [prose(f"# {title}"), program(SETUP)]
     by_stem = {name.rpartition(".")[0]: name for name in pictures}
     for block in blocks:
@@ -62,7 +67,9 @@ def notebook(title: str, blocks: Iterable[Block], pictures: Mapping[str, bytes],
     return json.dumps(content, indent=1, ensure_ascii=False).encode()
 
 
-def cells_of(block: Block, pictures: Mapping[str, bytes], by_stem: Mapping[str, str]) -> list[dict[str, Any]]:
+def cells_of(
+    block: Block, pictures: Mapping[str, bytes], by_stem: Mapping[str, str]
+) -> list[dict[str, Any]]:
     match block:
         case Heading(level, words):
             return [prose(f"{'#' * (level + 1)} {markdown(words)}")]
@@ -81,7 +88,8 @@ def cells_of(block: Block, pictures: Mapping[str, bytes], by_stem: Mapping[str, 
         case Table(header, rows, caption, numeric):
             lines = [header, ["--:" if i in numeric else ":--" for i in range(len(header))], *rows]
             table = "\n".join(
-                f"| {' | '.join(cell.replace('|', '&#124;') for cell in map(markdown, line))} |" for line in lines
+                f"| {' | '.join(cell.replace('|', '&#124;') for cell in map(markdown, line))} |"
+                for line in lines
             )
             return [prose(f"{markdown(caption)}\n\n{table}")]
         case Code(source, file, line):
@@ -102,9 +110,17 @@ def prose(words: str) -> dict[str, Any]:
 
 def program(source: str, shown: dict[str, Any] | None = None) -> dict[str, Any]:
     outputs = (
-        [{"output_type": "execute_result", "execution_count": None, "metadata": {}, "data": shown}] if shown else []
+        [{"output_type": "execute_result", "execution_count": None, "metadata": {}, "data": shown}]
+        if shown
+        else []
     )
-    return {"cell_type": "code", "execution_count": None, "metadata": {}, "source": source, "outputs": outputs}
+    return {
+        "cell_type": "code",
+        "execution_count": None,
+        "metadata": {},
+        "source": source,
+        "outputs": outputs,
+    }
 
 
 def picture(content: bytes, file: str, alt: str) -> dict[str, Any]:

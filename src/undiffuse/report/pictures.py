@@ -1,13 +1,22 @@
-"""The pictures that explain: a digit being noised, the chain, the schedules. Drawn from the run's own schedule and images.
+"""The figures that a report draws: the chain, the noise, the schedules, and comparisons.
 
-To add one: a function (source) -> Figure with `@PICTURES.add`; a report names it by its name."""
+To add one: a function (source) -> Figure with `@PICTURES.add`. A block `Figure` names it."""
 
 from __future__ import annotations
 
 import io
 from functools import partial
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import matplotlib
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import FancyArrowPatch
+from PIL import Image
+from torch import Tensor
 
 from undiffuse.base import rng
 from undiffuse.base.images import as_picture, tiles
@@ -15,23 +24,15 @@ from undiffuse.base.pixels import to_float, to_uint8
 from undiffuse.base.table import Table
 from undiffuse.diffusion import process
 from undiffuse.diffusion.schedule import SCHEDULES, noise_level
-from undiffuse.report.content import STUDIES, WAYS
+from undiffuse.report.source import Source
+from undiffuse.report.words import SAMPLER_NAMES, STUDY_NAMES
 from undiffuse.runs import figures
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-    from torch import Tensor
-
-    from undiffuse.report.content import Source
 
 PICTURES = Table("picture")
 
 
 def svg(figure: Figure) -> bytes:
-    """The same bytes for the same figure: no date, no random names."""
-    import matplotlib
-
+    """A figure as SVG. The same figure gives the same bytes: no date, no random names."""
     out = io.BytesIO()
     with matplotlib.rc_context({"svg.hashsalt": "undiffuse", "svg.fonttype": "path"}):
         figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None})
@@ -39,11 +40,9 @@ def svg(figure: Figure) -> bytes:
 
 
 def examples(source: Source, count: int) -> Tensor:
-    """The first training images of data.png, float (count, C, H, W), or fewer where it has fewer."""
-    import numpy as np
-    import torch
-    from PIL import Image
+    """The first `count` training images of data.png, float (count, C, H, W).
 
+    Fewer, if it has fewer."""
     channels, height, width = source.about.facts.shape
     with Image.open(io.BytesIO(source.pictures["data.png"])) as sheet:
         shown = tiles(sheet, height, width)[:count]
@@ -53,8 +52,6 @@ def examples(source: Source, count: int) -> Tensor:
 
 
 def noised(source: Source, x_0: Tensor, t: float) -> Tensor:
-    import torch
-
     level = noise_level(SCHEDULES[source.config.schedule], torch.tensor(t, dtype=torch.float64))
     return process.jump(x_0, rng.normal(x_0.shape, 0, "report"), level.alpha, level.sigma)
 
@@ -80,8 +77,6 @@ def noising(source: Source) -> Figure:
 
 @PICTURES.add
 def chain(source: Source) -> Figure:
-    from matplotlib.patches import FancyArrowPatch
-
     figure = figures.new_figure(8, 2.2)
     figure.set_layout_engine("none")
     x_0 = examples(source, 1)
@@ -101,7 +96,9 @@ def chain(source: Source) -> Figure:
         if name in ("$x_1$", "$x_t$"):  # many steps lie between these and the next
             figure.text((left + right) / 2, 0.52, r"$\cdots$", ha="center", fontsize=14)
         for y, start, end in ((0.68, left, right), (0.41, right, left)):
-            arrow = FancyArrowPatch((start, y), (end, y), arrowstyle="-|>", mutation_scale=11, color=figures.COLOURS[1])
+            arrow = FancyArrowPatch(
+                (start, y), (end, y), arrowstyle="-|>", mutation_scale=11, color=figures.COLOURS[1]
+            )
             figure.add_artist(arrow)
     figure.text(0.59, 0.89, "$q(x_t|x_{t-1})$: adds noise", ha="center", fontsize=10)
     figure.text(0.59, 0.02, "$p_\\theta(x_{t-1}|x_t)$: takes it away", ha="center", fontsize=10)
@@ -127,11 +124,23 @@ def samplers(source: Source) -> Figure:
         rows = [row for row in source.samplers["rows"] if row["sampler"] == name]
         calls, distance = [row["calls"] for row in rows], [row["frechet"] for row in rows]
         colour = shades.get(name, "#555555")
-        axis.plot(calls, distance, linestyle=style, marker=marker, markersize=5, color=colour, label=WAYS[name])
+        axis.plot(
+            calls,
+            distance,
+            linestyle=style,
+            marker=marker,
+            markersize=5,
+            color=colour,
+            label=SAMPLER_NAMES[name],
+        )
     if source.samplers["real_frechet"] is not None:
-        axis.axhline(source.samplers["real_frechet"], color="#111111", linewidth=0.8, label="real images")
+        axis.axhline(
+            source.samplers["real_frechet"], color="#111111", linewidth=0.8, label="real images"
+        )
     axis.set(xscale="log", yscale="log", xlabel="network calls an image", ylabel="Fréchet distance")
-    axis.set_xticks(sorted({row["calls"] for row in source.samplers["rows"] if row["sampler"] != "heun"}))
+    axis.set_xticks(
+        sorted({row["calls"] for row in source.samplers["rows"] if row["sampler"] != "heun"})
+    )
     axis.set_xticks([], minor=True)
     axis.xaxis.set_major_formatter("{x:g}")
     figures.in_decimals(axis)
@@ -141,28 +150,38 @@ def samplers(source: Source) -> Figure:
 
 @PICTURES.add
 def ways(source: Source) -> Figure:
-    """Of each sampler the images with the most calls that it was tried with: the same noises below one another."""
+    """A row of images for each sampler, with its largest number of calls.
+
+    The images of a column begin with the same noise."""
     assert source.samplers is not None
-    last = {row["sampler"]: row for row in sorted(source.samplers["rows"], key=lambda row: int(row["calls"]))}
-    names = {name: WAYS[name].replace(", ", ",\n") for name in WAYS if name in last}
+    last = {
+        row["sampler"]: row
+        for row in sorted(source.samplers["rows"], key=lambda row: int(row["calls"]))
+    }
+    names = {
+        name: SAMPLER_NAMES[name].replace(", ", ",\n") for name in SAMPLER_NAMES if name in last
+    }
     return below_one_another(
-        source, {f"{words}\n{last[name]['steps']} steps": last[name]["picture"] for name, words in names.items()}
+        source,
+        {
+            f"{words}\n{last[name]['steps']} steps": last[name]["picture"]
+            for name, words in names.items()
+        },
     )
 
 
 def images_compared(source: Source, name: str) -> Figure:
-    """Images of each training of a study, of its first seed."""
+    """A row of images for each training of a study with the first seed."""
     rows = source.trainings[name]["rows"]
     first = [row for row in rows if row["seed"] == rows[0]["seed"]]
     return below_one_another(
-        source, {"all" if row["value"] is None else str(row["value"]): row["picture"] for row in first}
+        source,
+        {"all" if row["value"] is None else str(row["value"]): row["picture"] for row in first},
     )
 
 
 def below_one_another(source: Source, named: dict[str, str], count: int = 10) -> Figure:
-    """The first images of some pictures in the folder `study`, a row each, with its words before it."""
-    from PIL import Image
-
+    """A row for each of some pictures of a study: words, and the picture's first images."""
     _, height, width = source.about.facts.shape
     figure = figures.new_figure(7.2, 0.2 + 0.5 * len(named))
     axes = figure.subplots(len(named), count, squeeze=False)
@@ -172,12 +191,16 @@ def below_one_another(source: Source, named: dict[str, str], count: int = 10) ->
         with Image.open(io.BytesIO(source.pictures[f"study-{name}"])) as sheet:
             for axis, tile in zip(line, tiles(sheet, height, width), strict=False):
                 axis.imshow(tile, cmap="gray", vmin=0, vmax=255)
-        line[0].text(-0.15, 0.5, words, ha="right", va="center", fontsize=8, transform=line[0].transAxes)
+        line[0].text(
+            -0.15, 0.5, words, ha="right", va="center", fontsize=8, transform=line[0].transAxes
+        )
     return figure
 
 
 def errors_compared(source: Source, name: str) -> Figure:
-    """Each training's errors over the smallest at that level; of the images that it was trained on dotted, in the study `subset`."""
+    """The errors of each training, relative to the smallest error at the same noise level.
+
+    Dotted lines in the study `subset`: errors of images that were trained on."""
     study = source.trainings[name]
     rows = [row for row in study["rows"] if row["seed"] == study["rows"][0]["seed"]]
     smallest = [min(errors) for errors in zip(*(row["unseen"] for row in rows), strict=True)]
@@ -185,10 +208,19 @@ def errors_compared(source: Source, name: str) -> Figure:
     axis = figure.subplots()
     styles = ["-", "--", "-.", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1))]
     for number, row in enumerate(rows):
-        look: dict[str, Any] = {"color": (*figures.COLOURS[1:], "#555555")[number % 3], "linewidth": 1.4}
+        look: dict[str, Any] = {
+            "color": (*figures.COLOURS[1:], "#555555")[number % 3],
+            "linewidth": 1.4,
+        }
         value = "all" if row["value"] is None else row["value"]
         relative = [error / least for error, least in zip(row["unseen"], smallest, strict=True)]
-        axis.plot(row["levels"], relative, linestyle=styles[number % len(styles)], label=f"{value}", **look)
+        axis.plot(
+            row["levels"],
+            relative,
+            linestyle=styles[number % len(styles)],
+            label=f"{value}",
+            **look,
+        )
         if name == "subset":
             relative = [error / least for error, least in zip(row["seen"], smallest, strict=True)]
             axis.plot(row["levels"], relative, linestyle=":", **look)
@@ -198,15 +230,17 @@ def errors_compared(source: Source, name: str) -> Figure:
     return figure
 
 
-for study_of_trainings in STUDIES:
-    PICTURES.named(f"{study_of_trainings}-compared")(partial(errors_compared, name=study_of_trainings))
-    PICTURES.named(f"{study_of_trainings}-images")(partial(images_compared, name=study_of_trainings))
+for study_of_trainings in STUDY_NAMES:
+    PICTURES.named(f"{study_of_trainings}-compared")(
+        partial(errors_compared, name=study_of_trainings)
+    )
+    PICTURES.named(f"{study_of_trainings}-images")(
+        partial(images_compared, name=study_of_trainings)
+    )
 
 
 @PICTURES.add
 def schedules(source: Source) -> Figure:
-    import torch
-
     own = source.config.schedule
     t = torch.linspace(0, 1, 400, dtype=torch.float64)[1:]
     figure = figures.new_figure(7.2, 2.9)
@@ -216,8 +250,18 @@ def schedules(source: Source) -> Figure:
     for number, name in enumerate(names):
         style = "-" if name == own else styles[1 + number % (len(styles) - 1)]
         level = noise_level(SCHEDULES[name], t)
-        look = {"color": "#c8501e", "linewidth": 2.4} if name == own else {"color": "#555555", "linewidth": 1.1}
-        left.plot(t, level.alpha**2 / (level.alpha**2 + level.sigma**2), linestyle=style, label=name, **look)
+        look = (
+            {"color": "#c8501e", "linewidth": 2.4}
+            if name == own
+            else {"color": "#555555", "linewidth": 1.1}
+        )
+        left.plot(
+            t,
+            level.alpha**2 / (level.alpha**2 + level.sigma**2),
+            linestyle=style,
+            label=name,
+            **look,
+        )
         right.plot(t, level.log_snr, linestyle=style, **look)
     left.set(xlabel="t", ylabel=r"$\bar\alpha$")
     right.set(xlabel="t", ylabel="log SNR")
