@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -485,6 +486,18 @@ def test_headings_are_nested(reported: Path) -> None:
     levels = [block.level for block in blocks_of(reported, Heading)]
     assert levels[0] == 1
     assert all(b <= a + 1 for a, b in pairwise(levels))
+
+
+def test_the_notebooks_cells_are_a_program(
+    monkeypatch: pytest.MonkeyPatch, reported: Path, tmp_path: Path
+) -> None:
+    """They run from top to bottom in the run folder; the last one samples."""
+    book = nbformat.read(reported / "report.ipynb", as_version=4)
+    cells = [cell.source for cell in book.cells if cell.cell_type == "code"]
+    program = tmp_path / "cells.py"
+    program.write_text("\n".join(cells))
+    monkeypatch.chdir(reported)
+    assert runpy.run_path(str(program))["drawn"].shape == (20, 8, 8)
 
 
 @pytest.mark.slow

@@ -33,12 +33,12 @@ report = Report(run)"""
 
 
 TRY_IT = """\
-from undiffuse import images
 import torch
+from undiffuse.base.images import image_grid
 
 drawn = undiffuse.sample(run, n=20, seed=1)  # uint8 (20, H, W), or (20, H, W, 3) in colour
 tensor = torch.from_numpy(drawn)
-images.grid(tensor[:, None] if drawn.ndim == 3 else tensor.movedim(-1, 1), columns=10)"""
+image_grid(tensor[:, None] if drawn.ndim == 3 else tensor.movedim(-1, 1), columns=10)"""
 
 
 def notebook(
