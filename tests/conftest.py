@@ -22,7 +22,9 @@ usual = {
     "suppress_health_check": [HealthCheck.too_slow, HealthCheck.filter_too_much],
 }
 settings.register_profile("same", max_examples=50, derandomize=True, **usual)
-settings.register_profile("new", max_examples=int(os.environ.get("EXAMPLES", "2000")), print_blob=True, **usual)
+settings.register_profile(
+    "new", max_examples=int(os.environ.get("EXAMPLES", "2000")), print_blob=True, **usual
+)
 settings.load_profile("new" if "EXAMPLES" in os.environ else "same")
 
 
@@ -45,9 +47,15 @@ def write_idx(folder: Path, images: np.ndarray, labels: Sequence[int] | None = N
 def as_flags(fields: dict[str, Any]) -> list[str]:
     """The command's flags for fields of a configuration; those that are None are left out."""
     given = {
-        name: value if isinstance(value, tuple) else (value,) for name, value in fields.items() if value is not None
+        name: value if isinstance(value, tuple) else (value,)
+        for name, value in fields.items()
+        if value is not None
     }
-    return [part for name, values in given.items() for part in (f"--{name.replace('_', '-')}", *map(str, values))]
+    return [
+        part
+        for name, values in given.items()
+        for part in (f"--{name.replace('_', '-')}", *map(str, values))
+    ]
 
 
 @pytest.fixture(scope="session")

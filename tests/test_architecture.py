@@ -40,7 +40,9 @@ OUTSIDE = {
 
 ROOT = Path(undiffuse.__file__).parent
 MODULES = {
-    ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix("__init__").rstrip("."): path
+    ".".join(path.relative_to(ROOT).with_suffix("").parts)
+    .removesuffix("__init__")
+    .rstrip("."): path
     for path in ROOT.rglob("*.py")
 }
 
@@ -104,7 +106,11 @@ def test_no_circle() -> None:
 
 @pytest.mark.parametrize("library", OUTSIDE)
 def test_one_library_one_place(library: str) -> None:
-    users = {module for module, path in MODULES.items() if any(name.split(".")[0] == library for name in imports(path))}
+    users = {
+        module
+        for module, path in MODULES.items()
+        if any(name.split(".")[0] == library for name in imports(path))
+    }
     assert users
     assert users <= OUTSIDE[library]
 

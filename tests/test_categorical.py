@@ -16,13 +16,21 @@ LEVELS = torch.linspace(-1, 1, 256, dtype=torch.float64)
 
 def network(shape: tuple[int, int, int], classes: int = 0) -> Categorical:
     torch.manual_seed(0)
-    options = {"classes": classes, "blocks": (1, 1), "attention": (False, False), "heads": 1, "dropout": 0.0}
+    options = {
+        "classes": classes,
+        "blocks": (1, 1),
+        "attention": (False, False),
+        "heads": 1,
+        "dropout": 0.0,
+    }
     return Categorical(shape=shape, channels=(8, 16), **options).eval()
 
 
 @pytest.mark.parametrize("log_snr", [-12.0, -3.0, 0.0, 5.0, 9.0, 11.0, 14.0])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_the_guess_is_the_posterior_mean_under_the_prior_that_the_network_gives(log_snr: float, precision: str) -> None:
+def test_the_guess_is_the_posterior_mean_under_the_prior_that_the_network_gives(
+    log_snr: float, precision: str
+) -> None:
     """Features say nothing (weights are zero), the bias is a prior: the same for each value of a patch's four, here another each."""
     if precision == "bf16" and not engine.has_bf16():
         pytest.skip("no bfloat16 here")
@@ -35,7 +43,9 @@ def test_the_guess_is_the_posterior_mean_under_the_prior_that_the_network_gives(
     alpha, sigma = level.sigmoid().sqrt(), (-level).sigmoid().sqrt()
     generator = torch.Generator().manual_seed(2)
     x_0 = LEVELS[torch.randint(256, (3, *shape), generator=generator)]
-    x_t = (alpha * x_0 + sigma * torch.randn(3, *shape, dtype=torch.float64, generator=generator)).float()
+    x_t = (
+        alpha * x_0 + sigma * torch.randn(3, *shape, dtype=torch.float64, generator=generator)
+    ).float()
     with torch.no_grad(), engine.arithmetic(precision):
         guess = net(x_t, torch.full((3,), log_snr))
     assert guess.shape == x_t.shape
@@ -44,19 +54,25 @@ def test_the_guess_is_the_posterior_mean_under_the_prior_that_the_network_gives(
             of_patch = log_prior[2 * (row % 2) + column % 2].double()
             seen = x_t[:, 0, row, column].double()[:, None]
             p = (of_patch - (seen - alpha * LEVELS) ** 2 / (2 * sigma**2)).softmax(dim=1)
-            assert guess[:, 0, row, column].double() == pytest.approx((p * LEVELS).sum(dim=1), abs=2e-4)
+            assert guess[:, 0, row, column].double() == pytest.approx(
+                (p * LEVELS).sum(dim=1), abs=2e-4
+            )
 
 
 def test_with_little_noise_it_rounds_to_a_grey_level() -> None:
     x_0 = LEVELS.float().repeat(3, 1, 1).view(1, 3, 16, 16)
-    noisy = torch.tensor(14.0).sigmoid().sqrt() * (x_0 + 0.3 / 127.5 * torch.sign(torch.randn(x_0.shape)))
+    noisy = torch.tensor(14.0).sigmoid().sqrt() * (
+        x_0 + 0.3 / 127.5 * torch.sign(torch.randn(x_0.shape))
+    )
     with torch.no_grad():
         guess = network((3, 16, 16))(noisy, torch.full((1,), 14.0))
     assert (guess - x_0).abs().max() < 0.02 / 127.5
 
 
 @pytest.mark.parametrize("log_snr", [-12.0, 0.0, 8.0, 14.0])
-def test_it_is_given_what_each_value_says_of_itself(log_snr: float, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_is_given_what_each_value_says_of_itself(
+    log_snr: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The mean of the levels' embedding under Bayes' rule for a value alone, beside x_t."""
     net = network((3, 5, 6))
     log_marginal = torch.randn(256, generator=torch.Generator().manual_seed(1)) / 8
@@ -75,10 +91,15 @@ def test_it_is_given_what_each_value_says_of_itself(log_snr: float, monkeypatch:
         net(x_t, torch.full((2,), log_snr))
     level = torch.tensor(log_snr, dtype=torch.float64)
     alpha, sigma = level.sigmoid().sqrt(), (-level).sigmoid().sqrt()
-    p = (16 * log_marginal.double() - (x_t.double()[..., None] - alpha * LEVELS) ** 2 / (2 * sigma**2)).softmax(dim=-1)
+    p = (
+        16 * log_marginal.double()
+        - (x_t.double()[..., None] - alpha * LEVELS) ** 2 / (2 * sigma**2)
+    ).softmax(dim=-1)
     angle = LEVELS[:, None] * torch.pi / 2 * 2.0 ** torch.arange(8)
     expected = p @ torch.cat([angle.cos(), angle.sin()], dim=1)  # (B, C, H, W, 16)
-    found = seen[0][:, 12:].unflatten(1, (3, 2, 2, 16))  # the colours, the pixels of a patch, the embedding
+    found = seen[0][:, 12:].unflatten(
+        1, (3, 2, 2, 16)
+    )  # the colours, the pixels of a patch, the embedding
     for row, column in ((0, 0), (0, 5), (3, 2), (4, 1)):
         in_patch = found[:, :, row % 2, column % 2, :, row // 2, column // 2]
         assert torch.allclose(in_patch.double(), expected[:, :, row, column], atol=1e-3)
@@ -93,7 +114,11 @@ def test_it_sees_the_picture_of_its_class_beside_these() -> None:
         net.pictures.copy_(torch.randn(net.pictures.shape, generator=generator))
         for parameter in (net.out.weight, net.out.bias):
             parameter.copy_(torch.randn(parameter.shape, generator=generator))
-    x_t, level, label = torch.randn(3, 3, 5, 6, generator=generator), torch.zeros(3), torch.tensor([2, 0, 4])
+    x_t, level, label = (
+        torch.randn(3, 3, 5, 6, generator=generator),
+        torch.zeros(3),
+        torch.tensor([2, 0, 4]),
+    )
     seen: list[torch.Tensor] = []
     net.stem.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     with torch.no_grad():

@@ -58,7 +58,9 @@ Command = Callable[..., Answer]
 
 
 @pytest.fixture
-def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Command:
+def command(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> Command:
     """The command, run in this process from within an empty folder."""
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
@@ -83,14 +85,23 @@ def assert_refused(answer: Answer, *parts: str) -> None:
     said = re.sub(r"[\s│╭╮╰╯─]+", " ", answer.err).strip()
     for part in parts:
         assert part in said
-    for machinery in ("Traceback", "pydantic", "tyro", "validation error", "input_value", "Annotated"):
+    for machinery in (
+        "Traceback",
+        "pydantic",
+        "tyro",
+        "validation error",
+        "input_value",
+        "Annotated",
+    ):
         assert machinery not in said
     assert answer.out == ""
     assert list(Path.cwd().iterdir()) == []
 
 
 def python(script: str, *arguments: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-c", script, *map(str, arguments)], capture_output=True, text=True)
+    return subprocess.run(
+        [sys.executable, "-c", script, *map(str, arguments)], capture_output=True, text=True
+    )
 
 
 # Help, and what a bare import costs
@@ -158,14 +169,29 @@ def test_the_help_of_a_preset_shows_its_values(command: Command) -> None:
         ("", ["train, sample, evaluate, study, report, info"]),
         ("draw", ["draw", "train, sample, evaluate, study, report, info"]),
         ("train --bogus 1", ["--bogus"]),
-        ("train --preset nonsense", ["no preset called 'nonsense'; there are: fast, handout, likelihood"]),
-        ("train --preset=nonsense", ["no preset called 'nonsense'; there are: fast, handout, likelihood"]),
-        ("train --schedule nonsense", [f"no schedule called 'nonsense'; there are: {', '.join(SCHEDULES)}"]),
+        (
+            "train --preset nonsense",
+            ["no preset called 'nonsense'; there are: fast, handout, likelihood"],
+        ),
+        (
+            "train --preset=nonsense",
+            ["no preset called 'nonsense'; there are: fast, handout, likelihood"],
+        ),
+        (
+            "train --schedule nonsense",
+            [f"no schedule called 'nonsense'; there are: {', '.join(SCHEDULES)}"],
+        ),
         ("train --schedule cosine:q=1", ["no parameter 'q'", "s=0.008"]),
-        ("train --net nonsense", [f"no network called 'nonsense'; there are: {', '.join(NETWORKS)}"]),
+        (
+            "train --net nonsense",
+            [f"no network called 'nonsense'; there are: {', '.join(NETWORKS)}"],
+        ),
         ("train --net unet:heads=4", ["network 'unet' takes no parameters", "--heads"]),
         ("train --plan --schedule cosine:s=-1", ["schedule cosine:s=-1", "other parameters"]),
-        ("train --plan --weighting sigmoid:bias=1000", ["weighting sigmoid:bias=1000", "other parameters"]),
+        (
+            "train --plan --weighting sigmoid:bias=1000",
+            ["weighting sigmoid:bias=1000", "other parameters"],
+        ),
         ("train --steps 5 --minutes 3", ["give one of --minutes, --epochs and --steps"]),
         ("train --epochs 5 --steps 3", ["give one of --minutes, --epochs and --steps"]),
         ("train --minutes 0", ["minutes", "greater than 0"]),
@@ -207,7 +233,9 @@ def test_what_comes_with_the_package_is_listed() -> None:
 
 def test_a_flag_beside_replay_is_refused_rather_than_ignored(command: Command, run: Path) -> None:
     for flags in ("--lr 0.5", "--preset handout", "--plan"):
-        assert_refused(command("train", "--replay", run, "--out", "new", *flags.split()), "--replay")
+        assert_refused(
+            command("train", "--replay", run, "--out", "new", *flags.split()), "--replay"
+        )
 
 
 def idx(images: int = 30, labels: int = 30) -> Callable[[Path], Path]:
@@ -258,10 +286,19 @@ def no_folder(folder: Path) -> Path:
 BAD_DATA = {
     "truncated": (spoilt(lambda content: content[:-1]), "cut short"),
     "oversized": (spoilt(lambda content: content + b"\0"), "goes on after"),
-    "wrong magic number": (spoilt(lambda content: b"\0\0\x0d" + content[3:]), "starts with '00000d03'"),
-    "promises too much": (spoilt(lambda c: c[:4] + struct.pack(">I", 10**6) + c[8:]), "more than a file of"),
+    "wrong magic number": (
+        spoilt(lambda content: b"\0\0\x0d" + content[3:]),
+        "starts with '00000d03'",
+    ),
+    "promises too much": (
+        spoilt(lambda c: c[:4] + struct.pack(">I", 10**6) + c[8:]),
+        "more than a file of",
+    ),
     "counts that don't match": (idx(labels=29), "29 labels for the 30 images"),
-    "a gzip bomb": (spoilt(lambda c: compress(c[:4] + struct.pack(">3I", 30, 8, 8) + bytes(10**6))), "goes on after"),
+    "a gzip bomb": (
+        spoilt(lambda c: compress(c[:4] + struct.pack(">3I", 30, 8, 8) + bytes(10**6))),
+        "goes on after",
+    ),
     "damaged gzip": (spoilt(lambda content: b"\x1f\x8b" + zlib.compress(content)), "damaged gzip"),
     "an empty folder": (empty, "holds no images"),
     "a broken image": (broken_picture, "broken"),
@@ -271,7 +308,9 @@ BAD_DATA = {
 
 
 @pytest.mark.parametrize("case", BAD_DATA)
-def test_bad_data_are_named(command: Command, tiny: dict[str, Any], tmp_path: Path, case: str) -> None:
+def test_bad_data_are_named(
+    command: Command, tiny: dict[str, Any], tmp_path: Path, case: str
+) -> None:
     make, problem = BAD_DATA[case]
     culprit = make(tmp_path / "data")
     answer = command("train", "--out", "new", *as_flags({**tiny, "data": tmp_path / "data"}))
@@ -297,7 +336,9 @@ def test_bad_data_are_named(command: Command, tiny: dict[str, Any], tmp_path: Pa
         ("--precision fp8", ["--precision", "fp8"]),
     ],
 )
-def test_an_impossible_drawing_is_one_sentence(command: Command, run: Path, flags: str, parts: list[str]) -> None:
+def test_an_impossible_drawing_is_one_sentence(
+    command: Command, run: Path, flags: str, parts: list[str]
+) -> None:
     assert_refused(command("sample", run, *f"--out new.png {flags}".split()), *parts)
 
 
@@ -320,7 +361,9 @@ def test_too_little_memory_is_one_sentence_and_other_failures_are_not_hidden(
 # The verbs
 
 
-def test_train_then_again_then_otherwise(command: Command, run: Path, tiny: dict[str, Any], tmp_path: Path) -> None:
+def test_train_then_again_then_otherwise(
+    command: Command, run: Path, tiny: dict[str, Any], tmp_path: Path
+) -> None:
     """The flags for the fixture's fields: the same weights. Again: it says so. Otherwise: refused."""
     out = tmp_path / "run"
     line = ["train", "--out", out, *as_flags(tiny)]
@@ -376,11 +419,15 @@ def test_the_command_of_a_configuration_makes_it(
     assert len(as_command(make_config(), "runs/x").split()) == 4
 
 
-def test_the_command_that_a_run_names_goes_on_with_it(command: Command, run: Path, tmp_path: Path) -> None:
+def test_the_command_that_a_run_names_goes_on_with_it(
+    command: Command, run: Path, tmp_path: Path
+) -> None:
     copy = Path(shutil.copytree(run, tmp_path / "copy"))
     assert "was already finished" in command(*shlex.split(Run(copy).command())[1:]).words
     assert command("train", "--replay", copy, "--out", tmp_path / "again").code == 0
-    assert "was already finished" in command(*shlex.split(Run(tmp_path / "again").command())[1:]).words
+    assert (
+        "was already finished" in command(*shlex.split(Run(tmp_path / "again").command())[1:]).words
+    )
 
 
 def test_replay_repeats_a_run(command: Command, run: Path) -> None:
@@ -389,12 +436,16 @@ def test_replay_repeats_a_run(command: Command, run: Path) -> None:
     assert f"replays {run}" in command("info", "again").words
 
 
-def test_the_default_folder_is_named_after_the_preset(command: Command, tiny: dict[str, Any]) -> None:
+def test_the_default_folder_is_named_after_the_preset(
+    command: Command, tiny: dict[str, Any]
+) -> None:
     assert command("train", *as_flags({**tiny, "steps": 1, "snapshots": 2})).code == 0
     assert Run(Path("runs/fast")).finished()
 
 
-def test_a_folder_with_brackets_in_its_name_is_printed_as_it_is(command: Command, tiny: dict[str, Any]) -> None:
+def test_a_folder_with_brackets_in_its_name_is_printed_as_it_is(
+    command: Command, tiny: dict[str, Any]
+) -> None:
     answer = command("train", "--out", "a[b]/[/c]", *as_flags({**tiny, "steps": 1, "snapshots": 2}))
     assert (answer.code, answer.err) == (0, "")
     assert "a[b]/[/c]: finished" in answer.words
@@ -405,16 +456,24 @@ def test_lines_stay_whole_however_narrow_the_terminal(
 ) -> None:
     monkeypatch.setenv("COLUMNS", "20")
     run = "a/long/way/to/a/run"
-    lines = command("train", "--out", run, *as_flags({**tiny, "steps": 1, "snapshots": 2})).out.splitlines()
+    lines = command(
+        "train", "--out", run, *as_flags({**tiny, "steps": 1, "snapshots": 2})
+    ).out.splitlines()
     assert lines[0].startswith(f"{run}: 61 images of 'digits' (8x8x1), 3 held out; unet, ")
     assert f"  {run}/timeline.png, {run}/loss.png" in lines
     (line,) = command("sample", run, "--n", "3").out.splitlines()
     assert re.fullmatch(rf"{run}/samples.png: 3 images by .* network calls each, in \S+ s", line)
 
 
-@pytest.mark.parametrize(("budget", "steps"), [({"steps": 100}, 100), ({"epochs": 4}, 30), ({"minutes": 5}, None)])
+@pytest.mark.parametrize(
+    ("budget", "steps"), [({"steps": 100}, 100), ({"epochs": 4}, 30), ({"minutes": 5}, None)]
+)
 def test_plan_counts_and_writes_nothing(
-    monkeypatch: pytest.MonkeyPatch, command: Command, tiny: dict[str, Any], budget: dict[str, int], steps: int | None
+    monkeypatch: pytest.MonkeyPatch,
+    command: Command,
+    tiny: dict[str, Any],
+    budget: dict[str, int],
+    steps: int | None,
 ) -> None:
     monkeypatch.setattr(engine, "STARTED", time.monotonic())  # or these tests' own time would count
     answer = command("train", "--plan", *as_flags({**tiny, "steps": None, **budget}))
@@ -432,7 +491,10 @@ def test_plan_counts_and_writes_nothing(
 
 def test_plan_says_which_subset_a_short_budget_sees(command: Command, tiny: dict[str, Any]) -> None:
     answer = command("train", "--plan", *as_flags({**tiny, "steps": 3}))
-    assert "largest sensible subset: 25 images, 24 of them to train on, each seen once (--subset 25)" in answer.words
+    assert (
+        "largest sensible subset: 25 images, 24 of them to train on, each seen once (--subset 25)"
+        in answer.words
+    )
 
 
 def test_plan_refuses_what_training_does(
@@ -458,7 +520,9 @@ def test_info_shows_every_hyperparameter_with_its_reason(command: Command, run: 
     assert "classes 0, 1, 2, 3, 4, 5, 6, 7, 8, 9" in answer.words
 
 
-def test_info_of_an_unfinished_run_says_how_to_go_on(command: Command, run: Path, tmp_path: Path) -> None:
+def test_info_of_an_unfinished_run_says_how_to_go_on(
+    command: Command, run: Path, tmp_path: Path
+) -> None:
     copy = Path(shutil.copytree(run, tmp_path / "copy"))
     lines = (copy / "log.jsonl").read_bytes().splitlines(keepends=True)
     (copy / "log.jsonl").write_bytes(b"".join(lines[:-1]))
@@ -470,7 +534,9 @@ def test_sample_draws_what_the_python_function_draws(command: Command, labelled_
     answer = command("sample", labelled_run, *flags.split())
     assert (answer.code, answer.err) == (0, "")
     assert "new.npz: 5 images by ddim, 4 steps, 8 network calls each" in answer.words
-    expected = api.sample(labelled_run, n=5, labels=(7, 3), guidance=1.5, seed=2, sampler="ddim", steps=4)
+    expected = api.sample(
+        labelled_run, n=5, labels=(7, 3), guidance=1.5, seed=2, sampler="ddim", steps=4
+    )
     with np.load("new.npz") as archive:
         assert (archive["images"] == expected).all()
         assert archive["labels"].tolist() == [7, 3, 7, 3, 7]
@@ -497,7 +563,9 @@ def test_classes_are_asked_for_by_name_or_by_number(
         assert_refused(refused, f"no class {wrong}; its classes are 0 to 2: 2, cat, dog")
 
 
-def test_a_folder_to_write_to_that_is_a_file_is_named(command: Command, run: Path, tmp_path: Path) -> None:
+def test_a_folder_to_write_to_that_is_a_file_is_named(
+    command: Command, run: Path, tmp_path: Path
+) -> None:
     (tmp_path / "notes.txt").write_text("mine")
     assert_refused(command("sample", run, "--out", f"{tmp_path}/notes.txt/"), "notes.txt is a file")
     assert (tmp_path / "notes.txt").read_text() == "mine"
@@ -506,7 +574,9 @@ def test_a_folder_to_write_to_that_is_a_file_is_named(command: Command, run: Pat
 def test_a_score_is_shown_where_real_images_have_none(run: Path) -> None:
     """Of a data set whose every image is there twice, say."""
     screen = io.StringIO()
-    with Watcher(Run(run).about().config, run, Console(file=screen, width=40), time.monotonic()) as watcher:
+    with Watcher(
+        Run(run).about().config, run, Console(file=screen, width=40), time.monotonic()
+    ) as watcher:
         watcher(Scored(5, 3.25, 0.0, 100, 1.0))
         watcher(Scored(5, 3.25, 0.65, 100, 1.0))
     nothing, floor = screen.getvalue().splitlines()
@@ -525,7 +595,9 @@ def test_the_live_line_fits_the_terminal(width: int, run: Path) -> None:
         watcher(Validated(0, 0.1234, []))
         watcher(Stepped(23_456, 0.0987, 1e-3, 0.1, 98_765))
         watcher.progress.refresh()
-        (line,) = [line for line in screen.getvalue().split("\r")[-1].splitlines() if "to go" in line]
+        (line,) = [
+            line for line in screen.getvalue().split("\r")[-1].splitlines() if "to go" in line
+        ]
     shown = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", line).rstrip()
     assert len(shown) <= width
     assert re.match(r".{10,30} +0% (100:00|99:59) to go  step 23,456/98,765", shown)
@@ -534,7 +606,8 @@ def test_the_live_line_fits_the_terminal(width: int, run: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("there", "asked", "hint"), [("10.0", "3", True), ("10.0", "10", False), ("10.0", "abc", False), (None, "3", False)]
+    ("there", "asked", "hint"),
+    [("10.0", "3", True), ("10.0", "10", False), ("10.0", "abc", False), (None, "3", False)],
 )
 def test_make_digits_names_the_command_for_another_number_of_minutes(
     tmp_path: Path, there: str | None, asked: str, hint: bool
@@ -550,7 +623,11 @@ def test_make_digits_names_the_command_for_another_number_of_minutes(
     arguments = [f"BIN={tmp_path}/bin", f"RUN={tmp_path}/run", f"MINUTES={asked}"]
     root = Path(__file__).parent.parent
     done = subprocess.run(
-        ["make", "-o", "setup", "digits", *arguments], cwd=root, capture_output=True, text=True, check=False
+        ["make", "-o", "setup", "digits", *arguments],
+        cwd=root,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 2
     assert (f"make digits MINUTES={asked} RUN={tmp_path}/run-{asked}min" in done.stdout) == hint
@@ -562,4 +639,8 @@ def test_sample_writes_a_grid_or_a_folder(command: Command, run: Path, tmp_path:
     with Image.open(copy / "samples.png") as sheet:
         assert sheet.width == sheet.height > 50
     assert command("sample", copy, "--n", 3, "--out", "new/").code == 0
-    assert sorted(path.name for path in Path("new").iterdir()) == ["00000.png", "00001.png", "00002.png"]
+    assert sorted(path.name for path in Path("new").iterdir()) == [
+        "00000.png",
+        "00001.png",
+        "00002.png",
+    ]

@@ -9,7 +9,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from undiffuse.training.clock import FINISH_SECONDS, Clock, Cut, Decision, Outlook, lr_factor, snapshot_steps
+from undiffuse.training.clock import (
+    FINISH_SECONDS,
+    Clock,
+    Cut,
+    Decision,
+    Outlook,
+    lr_factor,
+    snapshot_steps,
+)
 
 # The learning rate
 
@@ -28,25 +36,33 @@ def test_a_correction_takes_over_where_the_earlier_decay_has_arrived() -> None:
     """At 150, half way down, the end moves from 200 to 180; at 165, half way from there, to 190."""
     decisions = [Decision(100, 200), Decision(150, 180), Decision(165, 190)]
     rates = [lr_factor(step, 10, decisions) for step in range(10, 191)]
-    assert rates == pytest.approx(np.interp(range(10, 191), [10, 100, 150, 165, 190], [1, 1, 0.5, 0.25, 0]))
+    assert rates == pytest.approx(
+        np.interp(range(10, 191), [10, 100, 150, 165, 190], [1, 1, 0.5, 0.25, 0])
+    )
     assert all(lr_factor(d.step, 10, decisions[:k]) == pytest.approx(lr_factor(d.step, 10, decisions[: k + 1]))
                for k, d in enumerate(decisions) if k)  # fmt: skip
 
 
 def test_a_correction_does_not_change_what_was_before_it() -> None:
     one, both = [Decision(100, 200)], [Decision(100, 200), Decision(150, 180)]
-    assert [lr_factor(s, 10, one) for s in range(150)] == [lr_factor(s, 10, both) for s in range(150)]
+    assert [lr_factor(s, 10, one) for s in range(150)] == [
+        lr_factor(s, 10, both) for s in range(150)
+    ]
 
 
 def test_a_decay_that_begins_within_the_warm_up_is_multiplied_by_it() -> None:
     rates = [lr_factor(step, 99, [Decision(49, 69)]) for step in (48, 49, 59, 69)]
     assert rates == pytest.approx([0.49, 0.5, 0.6 * 0.5, 0])
-    assert max(lr_factor(step, 9, [Decision(0, 100)]) for step in range(100)) > 0.9  # decay = 1, the whole run
+    assert (
+        max(lr_factor(step, 9, [Decision(0, 100)]) for step in range(100)) > 0.9
+    )  # decay = 1, the whole run
 
 
 def test_each_cut_halves_the_rate_from_its_step_on() -> None:
     plain = [lr_factor(step, 10, [Decision(60, 100)]) for step in range(100)]
-    halved = [lr_factor(step, 10, [Decision(60, 100)], [Cut(5), Cut(70), Cut(70)]) for step in range(100)]
+    halved = [
+        lr_factor(step, 10, [Decision(60, 100)], [Cut(5), Cut(70), Cut(70)]) for step in range(100)
+    ]
     share = [1.0] * 5 + [1 / 2] * 65 + [1 / 8] * 30
     assert halved == pytest.approx([a * b for a, b in zip(plain, share, strict=True)])
 
@@ -86,7 +102,12 @@ def test_first_and_last_step_are_always_among_the_snapshots(steps: int, count: i
 
 
 def simulate(
-    budget: float, seconds: Callable[[int, float], float], *, first: float = 0.0, look: float = 1.0, decay: float = 0.4
+    budget: float,
+    seconds: Callable[[int, float], float],
+    *,
+    first: float = 0.0,
+    look: float = 1.0,
+    decay: float = 0.4,
 ) -> tuple[Clock, float]:
     """Train to the clock's end in made-up time: (the clock, when the process exits).
 
@@ -137,7 +158,9 @@ MACHINES = {
 @pytest.mark.parametrize("minutes", [3, 10])
 def test_training_ends_on_the_budget(machine: str, minutes: int) -> None:
     seconds, first = MACHINES[machine]
-    clock, exit_ = simulate(60 * minutes, lambda step, now: seconds(step, now * 10 / minutes), first=first)
+    clock, exit_ = simulate(
+        60 * minutes, lambda step, now: seconds(step, now * 10 / minutes), first=first
+    )
     assert exit_ == pytest.approx(60 * minutes, rel=0.05)
     assert all(one.step < other.step for one, other in pairwise(clock.decisions))
 
@@ -169,7 +192,14 @@ def test_a_fixed_number_of_steps_needs_no_clock() -> None:
 
 def test_a_replayed_clock_decides_nothing() -> None:
     recorded, _ = simulate(60, halving(30))
-    replay = Clock(lambda: 1e9, 0.4, budget=60, decisions=recorded.decisions, outlook=recorded.outlook, replayed=True)
+    replay = Clock(
+        lambda: 1e9,
+        0.4,
+        budget=60,
+        decisions=recorded.decisions,
+        outlook=recorded.outlook,
+        replayed=True,
+    )
     replay.durations.extend([1.0] * 50)
     assert recorded.end is not None
     for step in range(recorded.end + 1):
@@ -180,6 +210,8 @@ def test_a_replayed_clock_decides_nothing() -> None:
 
 def test_an_exhausted_budget_still_ends_the_run() -> None:
     """Resumed after its time is up (the machine was off, say), a run takes one step more and stops."""
-    clock = Clock(lambda: 700.0, 0.4, budget=600, decisions=[Decision(100, 500)], outlook=Outlook(6, 500))
+    clock = Clock(
+        lambda: 700.0, 0.4, budget=600, decisions=[Decision(100, 500)], outlook=Outlook(6, 500)
+    )
     clock.durations.extend([0.2] * 10)
     assert clock.decide(400, [0, 500]) == Decision(400, 401)

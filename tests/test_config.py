@@ -43,25 +43,41 @@ def refused(**fields: Any) -> str:
 @pytest.mark.parametrize("preset", PRESETS)
 def test_every_preset_is_valid_and_survives_json(preset: str) -> None:
     config = make_config(preset)
-    assert {name: getattr(config, name) for name in PRESETS[preset]} == {k: v for k, (v, _) in PRESETS[preset].items()}
+    assert {name: getattr(config, name) for name in PRESETS[preset]} == {
+        k: v for k, (v, _) in PRESETS[preset].items()
+    }
     assert Config.model_validate_json(config.model_dump_json()) == config
 
 
 def test_the_handout_preset_is_the_handouts() -> None:
     config = make_config("handout")
-    assert (config.chain, config.schedule, config.predict, config.weighting) == (1000, "linear", "x0", "uniform")
+    assert (config.chain, config.schedule, config.predict, config.weighting) == (
+        1000,
+        "linear",
+        "x0",
+        "uniform",
+    )
     assert (config.net, config.times, config.stratified) == ("unet2d", "uniform", False)
 
 
 def test_a_budget_replaces_that_of_the_preset() -> None:
     assert make_config("fast").minutes == 10
     assert make_config("fast", minutes=3).minutes == 3
-    assert (make_config("handout", epochs=2).minutes, make_config("handout", epochs=2).epochs) == (None, 2)
+    assert (make_config("handout", epochs=2).minutes, make_config("handout", epochs=2).epochs) == (
+        None,
+        2,
+    )
     assert (make_config(steps=5).minutes, make_config(steps=5).steps) == (None, 5)
 
 
 @pytest.mark.parametrize(
-    "budgets", [{"minutes": 1, "steps": 5}, {"epochs": 1, "steps": 5}, {"minutes": 1, "epochs": 1}, {"minutes": None}]
+    "budgets",
+    [
+        {"minutes": 1, "steps": 5},
+        {"epochs": 1, "steps": 5},
+        {"minutes": 1, "epochs": 1},
+        {"minutes": None},
+    ],
 )
 def test_there_is_exactly_one_budget(budgets: dict[str, Any]) -> None:
     assert "one of --minutes, --epochs and --steps" in refused(**budgets)
@@ -103,9 +119,30 @@ def test_numbers_that_cannot_be_are_refused_by_the_fields_name(field: str, value
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        *[("steps", 0), ("batch_size", 0), ("subset", 0), ("chain", 1), ("snapshots", 1), ("seed", -1), ("warmup", -1)],
-        *[("ema", 0.3), ("dropout", 1.0), ("label_dropout", 1.0), ("decay", 1.1), ("beta_2", 1.0), ("steps", 2.5)],
-        *[("precision", "fp8"), ("compile", "maybe"), ("channels", (8, 0)), ("learning_rate", 0.1), ("seed", 2**64)],
+        *[
+            ("steps", 0),
+            ("batch_size", 0),
+            ("subset", 0),
+            ("chain", 1),
+            ("snapshots", 1),
+            ("seed", -1),
+            ("warmup", -1),
+        ],
+        *[
+            ("ema", 0.3),
+            ("dropout", 1.0),
+            ("label_dropout", 1.0),
+            ("decay", 1.1),
+            ("beta_2", 1.0),
+            ("steps", 2.5),
+        ],
+        *[
+            ("precision", "fp8"),
+            ("compile", "maybe"),
+            ("channels", (8, 0)),
+            ("learning_rate", 0.1),
+            ("seed", 2**64),
+        ],
     ],
 )
 def test_values_out_of_range_are_refused_by_the_fields_name(field: str, value: Any) -> None:
@@ -117,7 +154,9 @@ def test_every_hyperparameter_has_a_reason() -> None:
     for name, field in Config.model_fields.items():
         what, dash, why = (field.description or "").partition(" - ")
         assert what
-        assert name in ("preset", "epochs", "steps", "seed") or (dash and why), f"{name} has no reason"
+        assert name in ("preset", "epochs", "steps", "seed") or (dash and why), (
+            f"{name} has no reason"
+        )
     assert all(why for preset in PRESETS.values() for _, why in preset.values())
 
 
@@ -136,7 +175,10 @@ def test_reasons_are_the_presets_or_the_defaults_or_the_users(preset: str) -> No
 def test_a_value_that_differs_from_the_presets_is_the_users_even_where_it_is_the_default() -> None:
     usual = make_config().sample_calls
     assert PRESETS["likelihood"]["sample_calls"][0] != usual
-    assert reasons(make_config("likelihood", sample_calls=usual))["sample_calls"] == "chosen for this run"
+    assert (
+        reasons(make_config("likelihood", sample_calls=usual))["sample_calls"]
+        == "chosen for this run"
+    )
 
 
 def test_the_usual_guidance_falls_as_the_run_goes_on() -> None:
@@ -161,7 +203,10 @@ def test_without_labels_there_is_nothing_to_guide_by() -> None:
 def test_differences_name_each_field_with_both_values() -> None:
     one, other = make_config(steps=5), make_config(steps=5, lr=0.5, schedule="flow")
     assert differences(one, one) == []
-    assert differences(one, other) == ["schedule: cosine there, flow asked", "lr: 0.004 there, 0.5 asked"]
+    assert differences(one, other) == [
+        "schedule: cosine there, flow asked",
+        "lr: 0.004 there, 0.5 asked",
+    ]
 
 
 def test_a_saved_configuration_with_impossible_values_is_a_users_error() -> None:

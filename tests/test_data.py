@@ -59,7 +59,12 @@ def numbered(n: int, labelled: bool = True) -> Dataset:
     """n images of one pixel, whose label is their number; the pixel is the number modulo 256."""
     labels = torch.arange(n)
     images = (labels % 256).to(torch.uint8).view(n, 1, 1, 1)
-    return Dataset("numbered", images, labels if labelled else None, tuple(map(str, range(n))) if labelled else ())
+    return Dataset(
+        "numbered",
+        images,
+        labels if labelled else None,
+        tuple(map(str, range(n))) if labelled else (),
+    )
 
 
 # MNIST
@@ -80,7 +85,10 @@ def test_mnist_is_the_published_one(part: str, prefix: str, request: pytest.Fixt
     dataset = request.getfixturevalue(f"mnist_{part}")
     assert dataset.name == "mnist"
     assert dataset.classes == tuple("0123456789")
-    images, labels = idx(dataset.images.squeeze(1).numpy()), idx(dataset.labels.numpy().astype(np.uint8))
+    images, labels = (
+        idx(dataset.images.squeeze(1).numpy()),
+        idx(dataset.labels.numpy().astype(np.uint8)),
+    )
     published = {
         "train-images": "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
         "train-labels": "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
@@ -95,7 +103,18 @@ def test_mnist_labels(mnist_train: Dataset, mnist_test: Dataset) -> None:
     assert mnist_train.shape == mnist_test.shape == (1, 28, 28)
     assert mnist_train.labels.tolist()[:10] == [5, 0, 4, 1, 9, 2, 1, 3, 1, 4]
     assert mnist_test.labels.tolist()[:10] == [7, 2, 1, 0, 4, 1, 4, 9, 5, 9]
-    assert mnist_train.labels.bincount().tolist() == [5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949]
+    assert mnist_train.labels.bincount().tolist() == [
+        5923,
+        6742,
+        5958,
+        6131,
+        5842,
+        5421,
+        5918,
+        6265,
+        5851,
+        5949,
+    ]
 
 
 def test_mnist_needs_at_most_three_copies() -> None:
@@ -109,7 +128,9 @@ def test_mnist_needs_at_most_three_copies() -> None:
 
 
 @pytest.mark.parametrize("damage", ["other contents", "cut short", "missing"])
-def test_damaged_mnist_is_noticed(damage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_damaged_mnist_is_noticed(
+    damage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     packaged = importlib.resources.files("undiffuse.data") / "mnist"
     copy = tmp_path / "mnist"
     shutil.copytree(str(packaged), copy)
@@ -135,7 +156,12 @@ def test_damaged_mnist_is_noticed(damage: str, tmp_path: Path, monkeypatch: pyte
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("dash", ["-", "."])
 def test_four_files(packed: bool, dash: str, tmp_path: Path) -> None:
-    written = {"train-images": GREY, "train-labels": LABELS, "t10k-images": GREY[2:4], "t10k-labels": LABELS[2:4]}
+    written = {
+        "train-images": GREY,
+        "train-labels": LABELS,
+        "t10k-images": GREY[2:4],
+        "t10k-labels": LABELS[2:4],
+    }
     for name, array in written.items():
         contents = idx(array)
         file = f"{name}{dash}idx{array.ndim}-ubyte" + ".gz" * packed
@@ -194,7 +220,9 @@ def test_image_folder(pixels: np.ndarray, tmp_path: Path) -> None:
     (tmp_path / ".thumbnails" / "0.png").write_bytes(b"no image")
     (tmp_path / "notes.txt").write_text("no image")
     dataset = load(str(tmp_path))
-    assert torch.equal(dataset.images, torch.from_numpy(pixels.reshape(6, 9, 7, -1)).permute(0, 3, 1, 2))
+    assert torch.equal(
+        dataset.images, torch.from_numpy(pixels.reshape(6, 9, 7, -1)).permute(0, 3, 1, 2)
+    )
     assert dataset.images.is_contiguous()
     assert dataset.labels is None
 
@@ -257,7 +285,11 @@ def test_transparency_is_laid_on_black(tmp_path: Path) -> None:
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
 def test_a_transparent_grey_is_black(dtype: type, tmp_path: Path) -> None:
     white = np.iinfo(dtype).max
-    png(tmp_path / "a.png", np.array([[white, white // 255 * 5]], dtype=dtype), transparency=int(white))
+    png(
+        tmp_path / "a.png",
+        np.array([[white, white // 255 * 5]], dtype=dtype),
+        transparency=int(white),
+    )
     images = load(str(tmp_path)).images
     assert images.tolist() == [[[[0, 5]]]]
 
@@ -305,7 +337,9 @@ def test_resize_takes_the_central_square(kind: str, wide: bool, tmp_path: Path) 
     square = RNG.integers(0, 256, (6, 6, 3), dtype=np.uint8)
     if kind == "idx3":
         square = square[..., :1]
-    long = np.concatenate([np.full((2, *square.shape[1:]), 255, np.uint8), square, square[:3] * 0])  # 2 above, 3 below
+    long = np.concatenate(
+        [np.full((2, *square.shape[1:]), 255, np.uint8), square, square[:3] * 0]
+    )  # 2 above, 3 below
     if wide:
         long, square = long.transpose(1, 0, 2), square.transpose(1, 0, 2)
     if kind == "png":
@@ -321,7 +355,9 @@ def test_resize_brings_all_to_one_size(tmp_path: Path) -> None:
     for i, shape in enumerate([(5, 9), (20, 20), (8, 4)]):
         png(tmp_path / f"{i}.png", np.full(shape, 50 * i, dtype=np.uint8))
     images = load(str(tmp_path), size=8).images
-    assert torch.equal(images, torch.tensor([0, 50, 100], dtype=torch.uint8).view(3, 1, 1, 1).expand(3, 1, 8, 8))
+    assert torch.equal(
+        images, torch.tensor([0, 50, 100], dtype=torch.uint8).view(3, 1, 1, 1).expand(3, 1, 8, 8)
+    )
 
 
 def test_mnist_resizes_as_files_do(mnist_test: Dataset, tmp_path: Path) -> None:
@@ -349,7 +385,11 @@ def as_png(array: np.ndarray) -> Callable[[Path], None]:
 
 BAD_FILES = {
     "empty folder": ({}, "", "no images"),
-    "no images": ({"notes.txt": b"hello", "a.gif": b"GIF89a"}, "", r"no images.*\.png, \.jpg, \.jpeg and IDX"),
+    "no images": (
+        {"notes.txt": b"hello", "a.gif": b"GIF89a"},
+        "",
+        r"no images.*\.png, \.jpg, \.jpeg and IDX",
+    ),
     "cut short": ({"a.idx3": IMAGES[:-1]}, "a.idx3", "cut short"),
     "cut header": ({"a.idx3": IMAGES[:9]}, "a.idx3", "ends within its header"),
     "an empty file": ({"a.idx3": b""}, "a.idx3", "starts with ''"),
@@ -361,8 +401,16 @@ BAD_FILES = {
     "no images in it": ({"a.idx3": idx(GREY, (0, 9, 7))[:16]}, "a.idx3", "is empty"),
     "no pixels in it": ({"a.idx3": idx(GREY, (6, 0, 7))[:16]}, "a.idx3", "is empty"),
     "absurd size": ({"a.idx3": idx(GREY, (2**32 - 1,) * 3)}, "a.idx3", "more than the 4294967296"),
-    "2 GB in 394 bytes": ({"a.idx3": idx(GREY, (2**21, 32, 32))}, "a.idx3", "promises 2147483648 bytes"),
-    "2 GB in 400 packed": ({"a.gz": gzip.compress(idx(GREY, (2**21, 32, 32)))}, "a.gz", "promises 2147483648 bytes"),
+    "2 GB in 394 bytes": (
+        {"a.idx3": idx(GREY, (2**21, 32, 32))},
+        "a.idx3",
+        "promises 2147483648 bytes",
+    ),
+    "2 GB in 400 packed": (
+        {"a.gz": gzip.compress(idx(GREY, (2**21, 32, 32)))},
+        "a.gz",
+        "promises 2147483648 bytes",
+    ),
     "bad checksum": ({"a.gz": BAD_CRC}, "a.gz", "damaged gzip"),
     "cut gzip": ({"a.idx3.gz": PACKED[:-20]}, "a.idx3.gz", "damaged gzip"),
     "cut gzip checksum": ({"a.idx3.gz": PACKED[:-2]}, "a.idx3.gz", "damaged gzip"),
@@ -378,16 +426,44 @@ BAD_FILES = {
     ),
     "labels only": ({"b.idx1": idx(LABELS)}, "", "0 of images and 1 of labels"),
     "two files of images": ({"a": IMAGES, "b": IMAGES}, "", "2 of images and 0 of labels"),
-    "two files of labels": ({"a": IMAGES, "b": idx(LABELS), "c": idx(LABELS)}, "", "1 of images and 2 of labels"),
-    "IDX and images": ({"a.idx3": IMAGES, "x/b.png": as_png(GREY[0])}, "", "both IDX files .a.idx3. and images.*b.png"),
-    "images at two levels": ({"a.png": as_png(GREY[0]), "cat/b.png": as_png(GREY[1])}, "", "a.png.*beside.*cat"),
-    "two sizes": ({"a.png": as_png(GREY[0]), "b.png": as_png(GREY[0].T)}, "b.png", "is 9 x 7 and .*a.png 7 x 9"),
+    "two files of labels": (
+        {"a": IMAGES, "b": idx(LABELS), "c": idx(LABELS)},
+        "",
+        "1 of images and 2 of labels",
+    ),
+    "IDX and images": (
+        {"a.idx3": IMAGES, "x/b.png": as_png(GREY[0])},
+        "",
+        "both IDX files .a.idx3. and images.*b.png",
+    ),
+    "images at two levels": (
+        {"a.png": as_png(GREY[0]), "cat/b.png": as_png(GREY[1])},
+        "",
+        "a.png.*beside.*cat",
+    ),
+    "two sizes": (
+        {"a.png": as_png(GREY[0]), "b.png": as_png(GREY[0].T)},
+        "b.png",
+        "is 9 x 7 and .*a.png 7 x 9",
+    ),
     "no PNG": ({"a.png": b"hello"}, "a.png", "is broken or no PNG or JPEG image"),
     "no JPEG": ({"a.jpg": b"\xff\xd8\xff\xe0"}, "a.jpg", "is broken or no PNG or JPEG image"),
-    "PNG without pixels": ({"a.png": png_promising(8, 8)}, "a.png", "is broken or no PNG or JPEG image"),
+    "PNG without pixels": (
+        {"a.png": png_promising(8, 8)},
+        "a.png",
+        "is broken or no PNG or JPEG image",
+    ),
     "4097 x 4096": ({"a.png": png_promising(4097, 4096)}, "a.png", "more than 16777216 pixels"),
-    "10000 x 10000": ({"a.png": png_promising(10_000, 10_000)}, "a.png", "more than 16777216 pixels"),
-    "60000 x 60000": ({"a.png": png_promising(60_000, 60_000)}, "a.png", "more than 16777216 pixels"),
+    "10000 x 10000": (
+        {"a.png": png_promising(10_000, 10_000)},
+        "a.png",
+        "more than 16777216 pixels",
+    ),
+    "60000 x 60000": (
+        {"a.png": png_promising(60_000, 60_000)},
+        "a.png",
+        "more than 16777216 pixels",
+    ),
 }
 
 
@@ -430,7 +506,11 @@ def test_a_cut_image_is_noticed(ending: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["a.idx3.gz", "digits"])
 def test_a_gzip_bomb_stays_packed(name: str, tmp_path: Path) -> None:
     packer = zlib.compressobj(wbits=31)
-    packed = packer.compress(idx(GREY)) + b"".join(packer.compress(bytes(1 << 20)) for _ in range(100)) + packer.flush()
+    packed = (
+        packer.compress(idx(GREY))
+        + b"".join(packer.compress(bytes(1 << 20)) for _ in range(100))
+        + packer.flush()
+    )
     (tmp_path / name).write_bytes(packed)
     assert len(packed) < 200_000
     tracemalloc.start()
@@ -450,7 +530,9 @@ def test_a_link_to_nothing_is_said(tmp_path: Path) -> None:
         load(str(tmp_path))
 
 
-@pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="whoever runs this may read everything")
+@pytest.mark.skipif(
+    os.name != "posix" or os.geteuid() == 0, reason="whoever runs this may read everything"
+)
 @pytest.mark.parametrize("name", ["a.png", "a.idx3", "digits"])
 def test_an_unreadable_file_is_said(name: str, tmp_path: Path) -> None:
     (tmp_path / name).write_bytes(IMAGES)
@@ -472,11 +554,14 @@ def test_too_much_to_hold_is_refused_first(tmp_path: Path, monkeypatch: pytest.M
 
 
 @pytest.mark.parametrize("spec", ["no-such-thing", "", "a.png", "\0", "mnistt"])
-def test_neither_name_nor_folder(spec: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_neither_name_nor_folder(
+    spec: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     png(tmp_path / "a.png", GREY[0])
     with pytest.raises(
-        UserError, match=re.escape(f"neither a data set (there are: {', '.join(DATASETS)}) nor a folder")
+        UserError,
+        match=re.escape(f"neither a data set (there are: {', '.join(DATASETS)}) nor a folder"),
     ) as error:
         load(spec)
     assert f"'{spec}'" in str(error.value)
@@ -501,8 +586,12 @@ def test_splits(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"idx has no test set.*lacks t10k-labels"):
         load(str(folder), split="test")
     assert load(str(folder)).labels.tolist() == [1, 0, 2, 0, 1, 1]  # training needs no test set
-    (folder / "t10k-labels-idx1-ubyte").write_bytes(idx(np.array([3, 3, 3, 3, 3, 8], dtype=np.uint8)))
-    with pytest.raises(UserError, match=r"t10k-labels-idx1-ubyte has the label 8, which .*train-labels"):
+    (folder / "t10k-labels-idx1-ubyte").write_bytes(
+        idx(np.array([3, 3, 3, 3, 3, 8], dtype=np.uint8))
+    )
+    with pytest.raises(
+        UserError, match=r"t10k-labels-idx1-ubyte has the label 8, which .*train-labels"
+    ):
         load(str(folder), split="test")
 
 
@@ -535,7 +624,9 @@ def test_subset_of_what_is_not_there(n: int) -> None:
         subset(numbered(10), n, seed=0)
 
 
-@pytest.mark.parametrize(("n", "held_out"), [(1, 0), (19, 0), (20, 1), (1000, 50), (20_000, 1000), (30_000, 1000)])
+@pytest.mark.parametrize(
+    ("n", "held_out"), [(1, 0), (19, 0), (20, 1), (1000, 50), (20_000, 1000), (30_000, 1000)]
+)
 def test_split(n: int, held_out: int) -> None:
     dataset = numbered(n)
     train, validation = split_dataset(dataset, seed=3)
@@ -557,12 +648,20 @@ def test_mean_images() -> None:
     """Of each label, then of all; a label that no image has, has the mean of all."""
     pixels = np.random.default_rng(0).integers(256, size=(700, 3, 20, 30), dtype=np.uint8)
     labels = np.arange(700) % 5 // 2 * 2  # 0, 2 and 4 of 0 to 4
-    found = mean_images(Dataset("", torch.from_numpy(pixels), torch.from_numpy(labels), tuple("abcde")), 5)
-    means = [pixels[labels == k].mean(axis=0) if k % 2 == 0 else pixels.mean(axis=0) for k in range(6)]
-    assert found.numpy() == pytest.approx(np.stack([*means[:5], pixels.mean(axis=0)]) / 127.5 - 1, abs=1e-6)
+    found = mean_images(
+        Dataset("", torch.from_numpy(pixels), torch.from_numpy(labels), tuple("abcde")), 5
+    )
+    means = [
+        pixels[labels == k].mean(axis=0) if k % 2 == 0 else pixels.mean(axis=0) for k in range(6)
+    ]
+    assert found.numpy() == pytest.approx(
+        np.stack([*means[:5], pixels.mean(axis=0)]) / 127.5 - 1, abs=1e-6
+    )
 
 
-@pytest.mark.parametrize(("n", "batch_size"), [(10, 5), (10, 3), (10, 10), (7, 20), (7, 14), (1, 4), (97, 32)])
+@pytest.mark.parametrize(
+    ("n", "batch_size"), [(10, 5), (10, 3), (10, 10), (7, 20), (7, 14), (1, 4), (97, 32)]
+)
 def test_every_epoch_shows_every_image_once(n: int, batch_size: int) -> None:
     steps = -(-6 * n // batch_size)
     batches = [batch_indices(n, batch_size, step, seed=5) for step in range(steps)]

@@ -21,7 +21,9 @@ X_0, EPS = torch.from_numpy(np.random.default_rng(0).standard_normal((2, len(TIM
 
 def edm_answer(alpha: Tensor, sigma: Tensor, sigma_data: float) -> Tensor:
     """(8) of Karras et al. 2022 (arXiv:2206.00364), solved for F and freed of divisions by alpha."""
-    return (sigma * X_0 - sigma_data**2 * alpha * EPS) / (sigma_data * (sigma**2 + sigma_data**2 * alpha**2).sqrt())
+    return (sigma * X_0 - sigma_data**2 * alpha * EPS) / (
+        sigma_data * (sigma**2 + sigma_data**2 * alpha**2).sqrt()
+    )
 
 
 ANSWERS = {
@@ -45,7 +47,9 @@ def noisy(schedule: str) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def possible(predictions: list[str]) -> list[tuple[str, str]]:
-    return [(s, p) for s in SCHEDULES for p in predictions if p != "eps" or not ends_in_pure_noise(s)]
+    return [
+        (s, p) for s in SCHEDULES for p in predictions if p != "eps" or not ends_in_pure_noise(s)
+    ]
 
 
 @pytest.mark.parametrize(("schedule", "prediction"), possible(list(ANSWERS)))
@@ -60,7 +64,9 @@ def test_the_perfect_answer_gives_the_image(schedule: str, prediction: str) -> N
 def test_what_the_network_is_shown(schedule: str, prediction: str) -> None:
     """x_t / sqrt(alpha^2 s^2 + sigma^2), of unit size for data of size s (1, or sigma_data), the log-SNR, the label."""
     seen = []
-    denoiser = Denoiser(lambda *args: seen.append(args) or EPS, schedule, prediction, SHAPE, ("a", "b"))
+    denoiser = Denoiser(
+        lambda *args: seen.append(args) or EPS, schedule, prediction, SHAPE, ("a", "b")
+    )
     x_t, alpha, sigma = noisy(schedule)
     label = torch.arange(len(TIMES)) % 3
     denoiser(x_t, TIMES, label)
@@ -84,7 +90,9 @@ def test_no_eps_where_no_signal_is_left(schedule: str) -> None:
     if not ends_in_pure_noise(schedule):
         assert Denoiser(lambda *_: EPS, schedule, "eps", SHAPE)(X_0, TIMES).isfinite().all()
         return
-    with pytest.raises(UserError, match=f"'eps' with schedule '{schedule}' divides by zero at t = 1.*x0, v, flow"):
+    with pytest.raises(
+        UserError, match=f"'eps' with schedule '{schedule}' divides by zero at t = 1.*x0, v, flow"
+    ):
         Denoiser(lambda *_: EPS, schedule, "eps", SHAPE)
 
 

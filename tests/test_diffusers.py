@@ -44,7 +44,9 @@ def network(x: Tensor, level: Tensor, label: Tensor | None = None) -> Tensor:
 
 
 def level_of(k: int) -> Tensor:
-    return noise_level(SCHEDULES["linear"], torch.tensor([(k + 1) / 1000], dtype=torch.float64)).log_snr
+    return noise_level(
+        SCHEDULES["linear"], torch.tensor([(k + 1) / 1000], dtype=torch.float64)
+    ).log_snr
 
 
 @pytest.fixture
@@ -82,12 +84,17 @@ def close(one: Tensor, two: Tensor, tolerance: float = 1e-5) -> None:
 @each_clip
 @each_spacing
 @each_prediction
-def test_ddpm(frames: Any, prediction: str, spacing: str, clip: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ddpm(
+    frames: Any, prediction: str, spacing: str, clip: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     theirs = in_double(diffusers.DDPMScheduler(prediction_type=NAMES[prediction], clip_sample=clip))
     theirs.set_timesteps(timesteps=SPACINGS[spacing])
     ours = frames(SPACINGS[spacing], prediction, sampler="ddpm", clip=clip)
     for k, frame in zip(SPACINGS[spacing], ours, strict=True):
-        monkeypatch.setattr("diffusers.schedulers.scheduling_ddpm.randn_tensor", lambda *_, f=frame, **__: noise_of(f))
+        monkeypatch.setattr(
+            "diffusers.schedulers.scheduling_ddpm.randn_tensor",
+            lambda *_, f=frame, **__: noise_of(f),
+        )
         step = theirs.step(network(frame.x_t, level_of(k)), k, frame.x_t)
         close(frame.x_0, step.pred_original_sample)
         close(frame.x_s, step.prev_sample)
@@ -102,7 +109,9 @@ def test_ddim(frames: Any, prediction: str, spacing: str, clip: bool, eta: float
     timesteps = SPACINGS[spacing]
     ours = frames(timesteps, prediction, sampler=f"ddim:eta={eta}", clip=clip)
     for k, before, frame in zip(timesteps, [*timesteps[1:], -1], ours, strict=True):
-        theirs.num_inference_steps = Fraction(1000, k - before)  # they go 1000 // num_inference_steps back
+        theirs.num_inference_steps = Fraction(
+            1000, k - before
+        )  # they go 1000 // num_inference_steps back
         step = theirs.step(
             network(frame.x_t, level_of(k)),
             k,
@@ -143,7 +152,9 @@ def test_dpmpp_2m(frames: Any, prediction: str, spacing: str) -> None:
 
 def test_unet2d_is_told_diffusers_own_step() -> None:
     def step_at(t: Tensor, dtype: torch.dtype = torch.float64) -> Tensor:
-        return unet2d.linear_step(log_snr(*SCHEDULES["linear"](t.double())).to(dtype), linear_table(1e-4, 0.02))
+        return unet2d.linear_step(
+            log_snr(*SCHEDULES["linear"](t.double())).to(dtype), linear_table(1e-4, 0.02)
+        )
 
     every = torch.arange(1000, dtype=torch.float64)
     close(step_at((every + 1) / 1000), every, 1e-8)
@@ -159,10 +170,19 @@ def test_unet2d_in_diffusers_pipeline(
     """Saved as a DDIM pipeline, loaded again, and run from the same noise, it draws the same images."""
     torch.manual_seed(0)
     ours = unet2d.UNet2D(
-        shape=(1, 8, 8), classes=0, channels=(8, 16), blocks=(1, 1), attention=(False, False), heads=1, dropout=0
+        shape=(1, 8, 8),
+        classes=0,
+        channels=(8, 16),
+        blocks=(1, 1),
+        attention=(False, False),
+        heads=1,
+        dropout=0,
     ).eval()
     scheduler = diffusers.DDIMScheduler(
-        prediction_type=NAMES[prediction], clip_sample=clip, timestep_spacing="trailing", set_alpha_to_one=True
+        prediction_type=NAMES[prediction],
+        clip_sample=clip,
+        timestep_spacing="trailing",
+        set_alpha_to_one=True,
     )
     diffusers.DDIMPipeline(ours.model, scheduler).save_pretrained(tmp_path)
     pipeline = diffusers.DDIMPipeline.from_pretrained(tmp_path)
@@ -170,8 +190,12 @@ def test_unet2d_in_diffusers_pipeline(
 
     denoiser = Denoiser(ours, "linear", prediction, (1, 8, 8))
     drawn = list(trajectory(denoiser, range(2), sampler="ddim", steps=10, clip=clip))
-    monkeypatch.setattr("diffusers.pipelines.ddim.pipeline_ddim.randn_tensor", lambda *_, **__: drawn[0].x_t)
-    theirs = pipeline(batch_size=2, num_inference_steps=10, use_clipped_model_output=True, output_type="pt").images
+    monkeypatch.setattr(
+        "diffusers.pipelines.ddim.pipeline_ddim.randn_tensor", lambda *_, **__: drawn[0].x_t
+    )
+    theirs = pipeline(
+        batch_size=2, num_inference_steps=10, use_clipped_model_output=True, output_type="pt"
+    ).images
     assert pipeline.scheduler.timesteps.tolist() == SPACINGS["even"]
     close((drawn[-1].x_s / 2 + 0.5).clamp(0, 1), theirs, 1e-4)
 
@@ -180,22 +204,40 @@ def test_unet2d_pads_odd_sizes() -> None:
     """28 = 4 x 7 is no multiple of 8: zeros are added, and cut off again."""
     torch.manual_seed(0)
     ours = unet2d.UNet2D(
-        shape=(1, 7, 6), classes=2, channels=(8, 16), blocks=(1, 1), attention=(False, True), heads=2, dropout=0
+        shape=(1, 7, 6),
+        classes=2,
+        channels=(8, 16),
+        blocks=(1, 1),
+        attention=(False, True),
+        heads=2,
+        dropout=0,
     ).eval()
     x = torch.randn(2, 1, 7, 6)
     label = torch.tensor([0, 2])
     padded = torch.zeros(2, 1, 8, 6)
     padded[:, :, :7] = x
     with torch.no_grad():
-        theirs = ours.model(padded, torch.tensor([999.0, 499.0]), class_labels=label).sample[:, :, :7]
+        theirs = ours.model(padded, torch.tensor([999.0, 499.0]), class_labels=label).sample[
+            :, :, :7
+        ]
         close(ours(x, torch.cat([level_of(999), level_of(499)]).float(), label), theirs, 1e-4)
 
 
 def test_unet2d_refuses_a_level_narrower_than_a_head() -> None:
-    options = {"shape": (1, 8, 8), "classes": 0, "channels": (8, 16, 32), "blocks": (1, 1, 1), "dropout": 0}
+    options = {
+        "shape": (1, 8, 8),
+        "classes": 0,
+        "channels": (8, 16, 32),
+        "blocks": (1, 1, 1),
+        "dropout": 0,
+    }
     with pytest.raises(UserError, match=r"8 channels, and a head 16, .* give --heads 4 or more"):
         unet2d.UNet2D(attention=(True, True, True), heads=2, **options)
-    for heads, attention in ((4, (True, True, True)), (2, (False, True, True)), (1, (False, False, True))):
+    for heads, attention in (
+        (4, (True, True, True)),
+        (2, (False, True, True)),
+        (1, (False, False, True)),
+    ):
         network = unet2d.UNet2D(attention=attention, heads=heads, **options)
         assert network(torch.zeros(1, 1, 8, 8), torch.zeros(1)).shape == (1, 1, 8, 8)
 
@@ -203,5 +245,8 @@ def test_unet2d_refuses_a_level_narrower_than_a_head() -> None:
 def test_without_diffusers_it_is_said_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, "undiffuse.nets.unet2d")
     monkeypatch.setitem(sys.modules, "diffusers", None)
-    with pytest.raises(UserError, match=r"'unet2d' needs the diffusers library.*pip install 'undiffuse\[diffusers\]'"):
+    with pytest.raises(
+        UserError,
+        match=r"'unet2d' needs the diffusers library.*pip install 'undiffuse\[diffusers\]'",
+    ):
         importlib.import_module("undiffuse.nets.unet2d")

@@ -81,7 +81,9 @@ def test_without_a_guess_for_all_groups_together_there_is_no_likelihood(
     assert "--label-dropout 0" in found["missing"]["bits_per_dim"]
 
 
-def test_the_exact_likelihood_says_at_which_log_snr_the_data_are_read(train: Callable[..., Path], shades: Path) -> None:
+def test_the_exact_likelihood_says_at_which_log_snr_the_data_are_read(
+    train: Callable[..., Path], shades: Path
+) -> None:
     """The schedule's highest, where that is lower than the usual one; the second step's of a chain."""
     parts = Parts(quality=False, novelty=False)
     schedules = {
@@ -92,22 +94,32 @@ def test_the_exact_likelihood_says_at_which_log_snr_the_data_are_read(train: Cal
     for schedule, (chain, level) in schedules.items():
         run = train(data=str(shades), schedule=schedule, chain=chain, steps=1, snapshots=2)
         found = undiffuse.evaluate(run, parts=parts, bits_images=2, ode_images=2)
-        assert found["bits_per_dim"]["ode"]["log_snr"] == pytest.approx(min(level, ODE_LEVEL), abs=1e-6)
+        assert found["bits_per_dim"]["ode"]["log_snr"] == pytest.approx(
+            min(level, ODE_LEVEL), abs=1e-6
+        )
 
 
 def numbers(content: Any, path: str = "") -> dict[str, float]:
     if isinstance(content, dict):
-        return {k: v for key, value in content.items() for k, v in numbers(value, f"{path}.{key}").items()}
+        return {
+            k: v
+            for key, value in content.items()
+            for k, v in numbers(value, f"{path}.{key}").items()
+        }
     return {path.lstrip("."): content} if isinstance(content, int | float) else {}
 
 
-def test_metrics_json_is_what_is_returned(evaluated: tuple[Path, dict[str, Any]], shade_run: Path) -> None:
+def test_metrics_json_is_what_is_returned(
+    evaluated: tuple[Path, dict[str, Any]], shade_run: Path
+) -> None:
     found = evaluate_run(shade_run, 100, parts=Parts(likelihood=False, novelty=False))
     assert json.loads((shade_run / "metrics.json").read_text()) == json.loads(json.dumps(found))
     assert "frechet" in found
 
 
-def test_every_figure_has_its_interval_its_control_and_its_count(evaluated: tuple[Path, dict[str, Any]]) -> None:
+def test_every_figure_has_its_interval_its_control_and_its_count(
+    evaluated: tuple[Path, dict[str, Any]],
+) -> None:
     _, found = evaluated
     names = (
         "frechet_to_test", "kid", "precision", "recall", "density", "coverage", "class_balance", "confidence", "unsure", "label_agreement",
@@ -126,7 +138,9 @@ def test_every_figure_has_its_interval_its_control_and_its_count(evaluated: tupl
     bits = found["bits_per_dim"]
     assert bits["low"] < bits["test"] < bits["high"]
     assert bits["n"] == 240
-    assert sum(bits[term]["value"] for term in ("prior", "diffusion", "reconstruction")) == pytest.approx(bits["test"])
+    assert sum(
+        bits[term]["value"] for term in ("prior", "diffusion", "reconstruction")
+    ) == pytest.approx(bits["test"])
     assert bits["gap"]["value"] == pytest.approx(bits["test"] - bits["training"]["value"])
     assert bits["ode"]["n"] == 20
     assert isinstance(found["novelty"]["alarm"], bool)
@@ -151,7 +165,9 @@ def test_an_untrained_network_is_far_from_the_floor_and_real_images_are_not(
     real = evaluate_images(tmp_path / "real.npz", str(shades), tmp_path / "m.json")
     assert found["frechet"]["ratio"] > 5
     assert real["frechet"]["ratio"] < 3
-    assert real["frechet"]["unbiased"] < 0.5 * real["frechet"]["value"]  # most of it is the bias of a small sample
+    assert (
+        real["frechet"]["unbiased"] < 0.5 * real["frechet"]["value"]
+    )  # most of it is the bias of a small sample
     assert real["frechet"]["low"] <= real["frechet"]["floor"] <= real["frechet"]["high"]
     assert real["label_agreement"]["value"] > 0.9
     assert real["train_on_synthetic"]["value"] > found["train_on_synthetic"]["value"]
@@ -163,7 +179,9 @@ def test_an_untrained_network_is_far_from_the_floor_and_real_images_are_not(
 def test_the_frechet_distance_is_to_all_training_images(shades: Path, tmp_path: Path) -> None:
     images, _ = shade_images(150, seed=6)
     np.savez(tmp_path / "x.npz", images=images)
-    found = evaluate_images(tmp_path / "x.npz", str(shades), tmp_path / "m.json", parts=Parts(novelty=False))
+    found = evaluate_images(
+        tmp_path / "x.npz", str(shades), tmp_path / "m.json", parts=Parts(novelty=False)
+    )
     dataset = load_dataset(str(shades))
     network = features.feature_network(dataset)
     assert network is not None
@@ -179,7 +197,9 @@ def test_planted_copies_raise_the_alarm_of_a_file(shades: Path, tmp_path: Path) 
     images, _ = shade_images(200, seed=7)
     images[:20] = load_dataset(str(shades)).images[:20, 0].numpy()
     np.savez(tmp_path / "x.npz", images=images)
-    found = evaluate_images(tmp_path / "x.npz", str(shades), tmp_path / "m.json", parts=Parts(quality=False))
+    found = evaluate_images(
+        tmp_path / "x.npz", str(shades), tmp_path / "m.json", parts=Parts(quality=False)
+    )
     assert found["novelty"]["alarm"] is True
     with Image.open(tmp_path / "m-novelty.png") as picture:
         shown = tiles(picture, 8, 8)
@@ -204,9 +224,11 @@ def test_the_same_evaluation_gives_the_same_figures(shade_run: Path) -> None:
     first, second = (evaluate_run(shade_run, 120, parts=parts) for _ in range(2))
     for found in (first, second):
         found["sampling"].pop("seconds")
-        assert {"drawing images", "Frechet and kernel distances", "nearest training images"} <= found.pop(
-            "seconds"
-        ).keys()
+        assert {
+            "drawing images",
+            "Frechet and kernel distances",
+            "nearest training images",
+        } <= found.pop("seconds").keys()
     assert first == second
 
 
@@ -214,7 +236,9 @@ def test_parts_that_are_not_wanted_are_kept_from_before(shade_run: Path, tmp_pat
     run = shutil.copytree(shade_run, tmp_path / "run")
     (run / "metrics.json").unlink(missing_ok=True)
     both = evaluate_run(run, 120, ode_images=0)
-    only_bits = evaluate_run(run, 120, seed=1, parts=Parts(quality=False, novelty=False), ode_images=0)
+    only_bits = evaluate_run(
+        run, 120, seed=1, parts=Parts(quality=False, novelty=False), ode_images=0
+    )
     assert only_bits["bits_per_dim"] != both["bits_per_dim"]
     assert (only_bits["seed"], only_bits["bits_per_dim"]["seed"]) == (0, 1)  # each part's own
     assert {**only_bits, "bits_per_dim": 0} == {**both, "bits_per_dim": 0}
@@ -226,12 +250,16 @@ def test_parts_that_are_not_wanted_are_kept_from_before(shade_run: Path, tmp_pat
     assert json.loads((run / "metrics.json").read_text()) == json.loads(json.dumps(only_quality))
 
 
-def test_images_that_cannot_be_saved_do_not_cost_the_figures(shade_run: Path, tmp_path: Path) -> None:
+def test_images_that_cannot_be_saved_do_not_cost_the_figures(
+    shade_run: Path, tmp_path: Path
+) -> None:
     run = shutil.copytree(shade_run, tmp_path / "run")
     (run / "metrics.json").unlink(missing_ok=True)
     (tmp_path / "images.png.tmp").mkdir()  # where it is written first
     with pytest.raises(UserError, match=r"images\.png could not be written"):
-        evaluate_run(run, 100, parts=Parts(likelihood=False, novelty=False), save=f"{tmp_path}/images.png")
+        evaluate_run(
+            run, 100, parts=Parts(likelihood=False, novelty=False), save=f"{tmp_path}/images.png"
+        )
     assert json.loads((run / "metrics.json").read_text())["frechet"]["n"] == 100
 
 
@@ -239,12 +267,21 @@ def test_labels_are_drawn_as_those_of_real_images_are() -> None:
     """At random: in exact proportions, images as good as real ones would look better than real ones."""
     labels = torch.tensor([0] * 50 + [1] * 30 + [2] * 20)
     dataset = Dataset("x", torch.zeros(100, 1, 4, 4, dtype=torch.uint8), labels, ("a", "b", "c"))
-    counts = np.stack([np.bincount(random_labels(dataset, 200, seed, "labels"), minlength=3) for seed in range(300)])
+    counts = np.stack(
+        [
+            np.bincount(random_labels(dataset, 200, seed, "labels"), minlength=3)
+            for seed in range(300)
+        ]
+    )
     assert counts.mean(axis=0) == pytest.approx([100, 60, 40], abs=2)
-    assert counts.std(axis=0) == pytest.approx(np.sqrt([200 * p * (1 - p) for p in (0.5, 0.3, 0.2)]), rel=0.15)
+    assert counts.std(axis=0) == pytest.approx(
+        np.sqrt([200 * p * (1 - p) for p in (0.5, 0.3, 0.2)]), rel=0.15
+    )
 
 
-def test_without_labels_only_novelty_and_likelihood_are_given(tmp_path: Path, train: Callable[..., Path]) -> None:
+def test_without_labels_only_novelty_and_likelihood_are_given(
+    tmp_path: Path, train: Callable[..., Path]
+) -> None:
     images, _ = shade_images(2400, seed=2)
     folder = write_idx(tmp_path / "bare", images)
     run = train(data=str(folder), steps=5)
@@ -257,7 +294,10 @@ def test_without_labels_only_novelty_and_likelihood_are_given(tmp_path: Path, tr
 
 
 def test_drawn_images_are_saved_as_asked_for(
-    shade_run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    shade_run: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
 ) -> None:
     """As a folder too; and where nothing is measured, nothing false is said of why."""
     run = shutil.copytree(shade_run, tmp_path / "run")
@@ -289,7 +329,9 @@ def test_too_few_images_for_a_control_are_refused(run: Path) -> None:
 # --- Mistakes ---
 
 
-def refused(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *arguments: str) -> str:
+def refused(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *arguments: str
+) -> str:
     monkeypatch.setattr("sys.argv", ["undiffuse", "evaluate", *arguments])
     with pytest.raises(SystemExit) as stopped:
         cli.main()
@@ -307,17 +349,25 @@ def zip_of(path: Path, content: bytes) -> None:
 
 def header(shape: tuple[int, ...]) -> bytes:
     out = io.BytesIO()
-    np.lib.format.write_array_header_1_0(out, {"descr": "|u1", "fortran_order": False, "shape": shape})
+    np.lib.format.write_array_header_1_0(
+        out, {"descr": "|u1", "fortran_order": False, "shape": shape}
+    )
     return out.getvalue()
 
 
 BROKEN: dict[str, tuple[Callable[[Path], Any], str]] = {
     "not there": (lambda p: None, "does not exist"),
     "no archive": (lambda p: p.write_bytes(b"PK garbage"), "can't be read"),
-    "other arrays": (lambda p: np.savez(p, pictures=np.zeros((200, 8, 8), np.uint8)), "no array 'images'"),
+    "other arrays": (
+        lambda p: np.savez(p, pictures=np.zeros((200, 8, 8), np.uint8)),
+        "no array 'images'",
+    ),
     "wrong size": (lambda p: np.savez(p, images=np.zeros((200, 9, 8), np.uint8)), "have shape"),
     "wrong rank": (lambda p: np.savez(p, images=np.zeros((200, 64), np.uint8)), "have shape"),
-    "wrong type": (lambda p: np.savez(p, images=np.zeros((200, 8, 8), np.float32)), "save them as uint8"),
+    "wrong type": (
+        lambda p: np.savez(p, images=np.zeros((200, 8, 8), np.float32)),
+        "save them as uint8",
+    ),
     "not a number": (lambda p: np.savez(p, images=np.full((200, 8, 8), np.nan)), "NaN"),
     "too few": (lambda p: np.savez(p, images=np.zeros((99, 8, 8), np.uint8)), "too few"),
     "objects": (lambda p: np.savez(p, images=np.array([{}] * 200, dtype=object)), "Python objects"),
@@ -338,12 +388,18 @@ BROKEN: dict[str, tuple[Callable[[Path], Any], str]] = {
 
 @pytest.mark.parametrize("what", BROKEN)
 def test_a_bad_file_gets_one_sentence(
-    what: str, shades: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    what: str,
+    shades: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     write, expected = BROKEN[what]
     file, out = tmp_path / "x.npz", tmp_path / "metrics.json"
     write(file)
-    sentence = refused(capsys, monkeypatch, "--images", str(file), "--data", str(shades), "--out", str(out))
+    sentence = refused(
+        capsys, monkeypatch, "--images", str(file), "--data", str(shades), "--out", str(out)
+    )
     assert expected in sentence
     assert "x.npz" in sentence
     assert not out.exists()
@@ -368,9 +424,21 @@ def test_a_bad_file_gets_one_sentence(
         (["RUN", "--no-quality", "--no-novelty", "--no-likelihood"], "nothing to measure"),
         (["RUN", "--save", "x.jpg"], "--save x.jpg"),
         (["RUN", "--sampler", "ddim:eta=2", "--steps", "3"], "eta must be"),
-        (["--images", "x.npz", "--data", "mnist", "--out", "m.json", "--n", "500"], "measured as they are"),
         (
-            ["--images", "x.npz", "--data", "mnist", "--out", "m.json", "--no-quality", "--no-novelty"],
+            ["--images", "x.npz", "--data", "mnist", "--out", "m.json", "--n", "500"],
+            "measured as they are",
+        ),
+        (
+            [
+                "--images",
+                "x.npz",
+                "--data",
+                "mnist",
+                "--out",
+                "m.json",
+                "--no-quality",
+                "--no-novelty",
+            ],
             "nothing to measure",
         ),
         (["--images", "x.npz", "--data", "mnist", "--out", "."], "name of a file"),
@@ -391,12 +459,24 @@ def test_bad_arguments_get_one_sentence(
 
 
 def test_the_command_prints_a_table(
-    shade_run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    shade_run: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
 ) -> None:
     saved = tmp_path / "drawn.npz"
     monkeypatch.setattr(
         "sys.argv",
-        ["undiffuse", "evaluate", str(shade_run), "--n", "120", "--no-likelihood", "--save", str(saved)],
+        [
+            "undiffuse",
+            "evaluate",
+            str(shade_run),
+            "--n",
+            "120",
+            "--no-likelihood",
+            "--save",
+            str(saved),
+        ],
     )
     cli.main()
     printed = capsys.readouterr().out

@@ -28,7 +28,9 @@ def shades(n: int, classes: int = 3, size: int = 8) -> Dataset:
     """Images whose brightness is their class."""
     g = torch.Generator().manual_seed(0)
     labels = torch.arange(n) % classes
-    images = torch.randint(0, 60, (n, 1, size, size), generator=g) + 80 * labels[:, None, None, None]
+    images = (
+        torch.randint(0, 60, (n, 1, size, size), generator=g) + 80 * labels[:, None, None, None]
+    )
     return Dataset("shades", images.to(torch.uint8), labels, tuple("abc"[:classes]))
 
 
@@ -40,7 +42,10 @@ def test_the_digits_network_is_as_good_as_promised() -> None:
         "f1abf8eef997528ee901fc9a0505ecf053f549f5017ae33aee3956e36bf562cb",
     )
     assert network.classes == tuple("0123456789")
-    assert features.correct(network.network, load_dataset("mnist", split="test")).double().mean() >= 0.996
+    assert (
+        features.correct(network.network, load_dataset("mnist", split="test")).double().mean()
+        >= 0.996
+    )
     path = Path(features.__file__).parent / "weights" / "digits-64.safetensors"
     assert path.stat().st_size < 1_000_000
 
@@ -71,7 +76,9 @@ def test_the_packaged_scorer_holds_mnists_own_moments_and_floors() -> None:
     assert scorer is not None
     test = load_dataset("mnist", split="test").images
     own, _ = scorer.network(load_dataset("mnist").images[:3000])
-    assert (own.double().mean(dim=0) - scorer.moments.mean).norm() < 0.1 * scorer.moments.mean.norm()
+    assert (
+        own.double().mean(dim=0) - scorer.moments.mean
+    ).norm() < 0.1 * scorer.moments.mean.norm()
     assert scorer.moments.n == 60_000
     assert set(scorer.floors) == set(SCORE_COUNTS)
     distances = [scorer(part) for part in test[:2000].split(500)]
@@ -79,7 +86,9 @@ def test_the_packaged_scorer_holds_mnists_own_moments_and_floors() -> None:
     assert scorer.floors[500] > scorer.floors[1000] > scorer.floors[2000] > 0
 
 
-def test_a_network_for_other_data_is_trained_once(own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_network_for_other_data_is_trained_once(
+    own_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     dataset = shades(120)
     first = features.feature_network(dataset)
     assert first is not None
@@ -122,7 +131,9 @@ def test_a_damaged_cache_is_computed_anew(damage: bytes | None, own_cache: Path)
     torch.testing.assert_close(x, y)
 
 
-def test_without_a_cache_there_is_a_warning_and_a_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_cache_there_is_a_warning_and_a_result(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("UNDIFFUSE_CACHE", str(tmp_path / "file" / "cache"))
     with pytest.warns(UserWarning, match="cache can't be used"):
@@ -141,7 +152,12 @@ def test_a_classifier_ends_at_about_seven_pixels(shape: tuple[int, int, int]) ->
 def test_without_labels_or_with_one_class_there_is_none() -> None:
     dataset = shades(40)
     assert features.feature_network(Dataset("bare", dataset.images)) is None
-    assert features.feature_network(Dataset("one", dataset.images, torch.zeros(40, dtype=torch.long), ("a",))) is None
+    assert (
+        features.feature_network(
+            Dataset("one", dataset.images, torch.zeros(40, dtype=torch.long), ("a",))
+        )
+        is None
+    )
 
 
 def test_augmentation_moves_and_keeps_brightness() -> None:

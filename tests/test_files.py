@@ -70,17 +70,24 @@ def test_every_changed_byte_is_found(saved: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("channels", "places"), [((8, 16), 100), pytest.param((64, 128), 10_000, marks=pytest.mark.slow)]
+    ("channels", "places"),
+    [((8, 16), 100), pytest.param((64, 128), 10_000, marks=pytest.mark.slow)],
 )
-def test_changed_bytes_of_a_runs_checkpoint_are_found(tmp_path: Path, channels: tuple[int, int], places: int) -> None:
+def test_changed_bytes_of_a_runs_checkpoint_are_found(
+    tmp_path: Path, channels: tuple[int, int], places: int
+) -> None:
     """That of the default network, in the slow form, at places drawn at random."""
     config = make_config(conditional=True, channels=channels)
-    network = build_network(config, DataFacts("digits", (1, 28, 28), tuple("0123456789"), 60_000, 0, "0" * 64))
+    network = build_network(
+        config, DataFacts("digits", (1, 28, 28), tuple("0123456789"), 60_000, 0, "0" * 64)
+    )
     path, g = tmp_path / "x.safetensors", np.random.default_rng(0)
     save_tensors(path, stepped_tensors(config, network), {"step": "1"})
     with path.open("r+b", buffering=0) as file:
         size = path.stat().st_size
-        for place, bit in zip(g.integers(size, size=places).tolist(), g.integers(8, size=places).tolist(), strict=True):
+        for place, bit in zip(
+            g.integers(size, size=places).tolist(), g.integers(8, size=places).tolist(), strict=True
+        ):
             file.seek(place)
             kept = file.read(1)
             file.seek(place)
@@ -205,7 +212,10 @@ def test_a_write_that_fails_leaves_the_old_or_the_new_file(
     old, other = saved.read_bytes(), {"b": torch.zeros(5)}
     with monkeypatch.context() as patched:
         plant(patched, step, fails)
-        with pytest.raises(UserError, match=f"x.safetensors could not be written .{os.strerror(number)}.; make room"):
+        with pytest.raises(
+            UserError,
+            match=f"x.safetensors could not be written .{os.strerror(number)}.; make room",
+        ):
             save_tensors(saved, other, {"step": "13"})
     assert list(saved.parent.iterdir()) == [saved]
     if STEPS.index(step) <= STEPS.index("rename"):

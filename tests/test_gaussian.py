@@ -24,7 +24,10 @@ from undiffuse.diffusion.samplers import SAMPLERS
 from undiffuse.diffusion.sampling import draw, trajectory
 from undiffuse.diffusion.schedule import LOG_SNR_BOUND, SCHEDULES, chain, log_snr
 
-M, S = np.array([0.3, -0.2]), np.array([0.4, 0.8])  # two independent pixels: mean and standard deviation of the data
+M, S = (
+    np.array([0.3, -0.2]),
+    np.array([0.4, 0.8]),
+)  # two independent pixels: mean and standard deviation of the data
 TEXTBOOK = [*SAMPLERS, "ddim:eta=0.5", "ddim:eta=1"]
 TOO_NARROW = ["mean", "ddpm-printed"]  # trap 11: (7), and (8) as printed
 FAITHFUL = [sampler for sampler in TEXTBOOK if sampler not in TOO_NARROW]
@@ -41,9 +44,14 @@ def at(schedule: str, t: float) -> tuple[float, float]:
 
 POSSIBLE = [(s, p) for s in SCHEDULES for p in PREDICTIONS if p != "eps" or at(s, 1)[0] > 1e-6]
 POSSIBLE += [(GROWING, p) for p in PREDICTIONS]
-PRESERVING = [s for s in SCHEDULES if abs(np.hypot(*at(s, 0.5)) - 1) < 1e-12]  # alpha^2 + sigma^2 = 1
+PRESERVING = [
+    s for s in SCHEDULES if abs(np.hypot(*at(s, 0.5)) - 1) < 1e-12
+]  # alpha^2 + sigma^2 = 1
 CASES = [  # the handout prints its (8) for alpha^2 + sigma^2 = 1 only
-    (*pair, sampler) for pair in POSSIBLE for sampler in TEXTBOOK if sampler != "ddpm-printed" or pair[0] in PRESERVING
+    (*pair, sampler)
+    for pair in POSSIBLE
+    for sampler in TEXTBOOK
+    if sampler != "ddpm-printed" or pair[0] in PRESERVING
 ]
 
 
@@ -58,7 +66,9 @@ def gaussian(x_t: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
     return m + alpha * s**2 / (alpha**2 * s**2 + sigma**2) * (x_t - alpha * m)
 
 
-def perfect(guess: Guess, schedule: str, prediction: str = "v", shape: tuple[int, int, int] = (1, 1, 2)) -> Denoiser:
+def perfect(
+    guess: Guess, schedule: str, prediction: str = "v", shape: tuple[int, int, int] = (1, 1, 2)
+) -> Denoiser:
     """A denoiser that returns exactly guess(x_t, alpha, sigma).
 
     Its network is told c_in x_t and the log-SNR only, so it works in units in which alpha^2 + sigma^2 = 1."""
@@ -68,12 +78,16 @@ def perfect(guess: Guess, schedule: str, prediction: str = "v", shape: tuple[int
         alpha, sigma = level.sigmoid().sqrt(), level.neg().sigmoid().sqrt()
         c_skip, c_out, c_in = (process.expand(c, x) for c in PREDICTIONS[prediction](alpha, sigma))
         x_t = x / c_in
-        return (guess(x_t, process.expand(alpha, x), process.expand(sigma, x)) - c_skip * x_t) / c_out
+        return (
+            guess(x_t, process.expand(alpha, x), process.expand(sigma, x)) - c_skip * x_t
+        ) / c_out
 
     return Denoiser(network, schedule, prediction, shape)
 
 
-def impulses(samples: Sequence[int], shape: Sequence[int], seed: int, purpose: str, step: int) -> Tensor:
+def impulses(
+    samples: Sequence[int], shape: Sequence[int], seed: int, purpose: str, step: int
+) -> Tensor:
     """In place of normal noise: none for sample 0, a unit at the start for sample 1, a unit at step k for k + 2."""
     hit = torch.tensor(samples) == {"start": 1, "sampling": step + 2}[purpose]
     return hit.double()[:, None, None, None].expand(-1, *shape)
@@ -85,7 +99,11 @@ def affine(monkeypatch: pytest.MonkeyPatch) -> Measure:
     monkeypatch.setattr(rng, "normal_each", impulses)
 
     def measure(denoiser: Denoiser, steps: int, **options: str) -> np.ndarray:
-        x = draw(denoiser, range(steps + 2), steps=steps, clip=False, **options).reshape(steps + 2, 2).numpy()
+        x = (
+            draw(denoiser, range(steps + 2), steps=steps, clip=False, **options)
+            .reshape(steps + 2, 2)
+            .numpy()
+        )
         return np.concatenate([x[:1], x[1:] - x[0]])
 
     return measure
@@ -141,7 +159,11 @@ def textbook(sampler: str, alpha_bar: np.ndarray) -> np.ndarray:
             h = np.sqrt(1 - s) / scale_s - np.sqrt(1 - t) / scale_t
             euler = scale_s * (x / scale_t + h * velocity(x, t))
             correct = name == "heun" and s < 1
-            x = scale_s * (x / scale_t + h * (velocity(x, t) + velocity(euler, s)) / 2) if correct else euler
+            x = (
+                scale_s * (x / scale_t + h * (velocity(x, t) + velocity(euler, s)) / 2)
+                if correct
+                else euler
+            )
         elif name in ("dpmpp-2m", "dpmpp-2m-sde"):  # algorithm 2 and appendix E of Lu et al. 2022
             h, guessed = lambda_(s) - lambda_(t), x_0
             if before is not None and s < 1:
@@ -150,7 +172,10 @@ def textbook(sampler: str, alpha_bar: np.ndarray) -> np.ndarray:
             if name == "dpmpp-2m":
                 x = np.sqrt((1 - s) / (1 - t)) * x - np.sqrt(s) * (np.exp(-h) - 1) * x_0
             else:
-                x = np.sqrt((1 - s) / (1 - t)) * np.exp(-h) * x + np.sqrt(s) * (1 - np.exp(-2 * h)) * x_0
+                x = (
+                    np.sqrt((1 - s) / (1 - t)) * np.exp(-h) * x
+                    + np.sqrt(s) * (1 - np.exp(-2 * h)) * x_0
+                )
                 x = x + np.sqrt((1 - s) * (1 - np.exp(-2 * h))) * noise
             before = h, guessed
         else:
@@ -175,19 +200,27 @@ def test_samplers_do_what_their_papers_say(
 
 
 # Each schedule with each grid (but equal steps of t are not for a sigma that grows to 80), and the predictions in turn: given a perfect guess they are all the same (see above).
-GRIDDED = [(*POSSIBLE[(7 * i) % len(POSSIBLE)], grid) for i, grid in enumerate([*GRIDS] * len(POSSIBLE))]
-GRIDDED = list({(s, g): (s, p, g) for s, p, g in GRIDDED if (s, g) != (GROWING, "uniform")}.values())
+GRIDDED = [
+    (*POSSIBLE[(7 * i) % len(POSSIBLE)], grid) for i, grid in enumerate([*GRIDS] * len(POSSIBLE))
+]
+GRIDDED = list(
+    {(s, g): (s, p, g) for s, p, g in GRIDDED if (s, g) != (GROWING, "uniform")}.values()
+)
 
 
 def test_every_schedule_meets_every_grid() -> None:
     schedules = {s for s, _ in POSSIBLE}
-    assert {(s, g) for s, _, g in GRIDDED} == {(s, g) for s in schedules for g in GRIDS} - {(GROWING, "uniform")}
+    assert {(s, g) for s, _, g in GRIDDED} == {(s, g) for s in schedules for g in GRIDS} - {
+        (GROWING, "uniform")
+    }
     assert {p for _, p, _ in GRIDDED} == set(PREDICTIONS)
 
 
 @pytest.mark.parametrize("sampler", FAITHFUL)
 @pytest.mark.parametrize(("schedule", "prediction", "grid"), GRIDDED)
-def test_more_steps_lead_to_the_data(affine: Measure, schedule: str, prediction: str, grid: str, sampler: str) -> None:
+def test_more_steps_lead_to_the_data(
+    affine: Measure, schedule: str, prediction: str, grid: str, sampler: str
+) -> None:
     """Down to 0.0025, which the schedule's signal at t = 1 and the grid's last step leave."""
     denoiser = perfect(gaussian, schedule, prediction)
     maps = [affine(denoiser, steps, sampler=sampler, grid=grid) for steps in (25, 100, 400)]
@@ -217,7 +250,9 @@ def test_order_of_convergence(affine: Measure, schedule: str) -> None:
 @pytest.mark.parametrize("schedule", PRESERVING)
 def test_the_handouts_samplers_are_too_narrow(affine: Measure, schedule: str, steps: int) -> None:
     denoiser = perfect(gaussian, schedule)
-    spread = {sampler: moments(affine(denoiser, steps, sampler=sampler))[1] for sampler in TOO_NARROW}
+    spread = {
+        sampler: moments(affine(denoiser, steps, sampler=sampler))[1] for sampler in TOO_NARROW
+    }
     assert np.all(spread["mean"] < 0.01 * S)
     assert np.all(spread["ddpm-printed"] < 0.5 * S)
 
@@ -227,15 +262,26 @@ WEIGHTS, MEANS, STDS = torch.tensor([[0.3, 0.7], [-0.6, 0.4], [0.1, 0.15]], dtyp
 
 def mixture(x_t: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
     """E[x_0 | x_t] where x_0 is N(MEANS[k], STDS[k]^2) with probability WEIGHTS[k]."""
-    x_t, alpha, sigma = x_t.double()[..., None], alpha.double()[..., None], sigma.double()[..., None]
+    x_t, alpha, sigma = (
+        x_t.double()[..., None],
+        alpha.double()[..., None],
+        sigma.double()[..., None],
+    )
     variance = alpha**2 * STDS**2 + sigma**2
-    share = (WEIGHTS.log() - variance.log() / 2 - (x_t - alpha * MEANS) ** 2 / (2 * variance)).softmax(-1)
+    share = (
+        WEIGHTS.log() - variance.log() / 2 - (x_t - alpha * MEANS) ** 2 / (2 * variance)
+    ).softmax(-1)
     return (share * (MEANS + alpha * STDS**2 / variance * (x_t - alpha * MEANS))).sum(-1)
 
 
 @pytest.mark.parametrize(
     ("schedule", "prediction", "grid", "sampler"),
-    [(*case, s) for case in GRIDDED for s in TEXTBOOK if s != "ddpm-printed" or case[0] in PRESERVING],
+    [
+        (*case, s)
+        for case in GRIDDED
+        for s in TEXTBOOK
+        if s != "ddpm-printed" or case[0] in PRESERVING
+    ],
 )
 def test_mixture(schedule: str, prediction: str, grid: str, sampler: str) -> None:
     denoiser = perfect(mixture, schedule, prediction, shape=(1, 80, 100))
@@ -287,7 +333,9 @@ def test_the_start_has_the_size_of_x_1(schedule: str) -> None:
 
 
 @pytest.mark.parametrize("sampler", TEXTBOOK)
-def test_noise_is_fresh_at_every_step_but_the_last(sampler: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_noise_is_fresh_at_every_step_but_the_last(
+    sampler: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Trap 14: each noise is a stream of its own step. (test_samplers_do_what_their_papers_say shows where it goes.)"""
     asked, normal_each = [], rng.normal_each
 
@@ -335,7 +383,11 @@ def test_eps_follows_the_clipped_x_0(clip: bool, bound: float) -> None:
 
 GUESSES = torch.tensor([0.1, 0.2, -0.4])  # class 0, class 1, no label
 LABELLED = Denoiser(
-    lambda x, level, label: process.expand(GUESSES[label], x).expand_as(x), "flow", "x0", (1, 2, 2), ("a", "b")
+    lambda x, level, label: process.expand(GUESSES[label], x).expand_as(x),
+    "flow",
+    "x0",
+    (1, 2, 2),
+    ("a", "b"),
 )
 
 
@@ -343,7 +395,9 @@ LABELLED = Denoiser(
 def test_guidance(guidance: float, calls: int) -> None:
     labels = torch.tensor([0, 1, 1])
     for clip in (False, True):
-        *_, last = trajectory(LABELLED, range(3), steps=4, label=labels, guidance=guidance, clip=clip)
+        *_, last = trajectory(
+            LABELLED, range(3), steps=4, label=labels, guidance=guidance, clip=clip
+        )
         guided = -0.4 + guidance * (GUESSES[labels] + 0.4)
         expected = guided.clamp(-1, 1) if clip else guided
         torch.testing.assert_close(last.x_s, expected[:, None, None, None].expand(3, 1, 2, 2))
@@ -385,16 +439,31 @@ def test_spacing_of_the_other_grids(schedule: str) -> None:
         ("log-snr", lambda level: level, -8, 8),
         ("log-snr:low=-12,high=6", lambda level: level, -12, 6),
         ("karras", lambda level: np.exp(-level / 14), -2 * np.log(80), -2 * np.log(0.02)),
-        ("karras:rho=3,sigma_max=500,sigma_min=1", lambda level: np.exp(-level / 6), -2 * np.log(500), 0),
+        (
+            "karras:rho=3,sigma_max=500,sigma_min=1",
+            lambda level: np.exp(-level / 6),
+            -2 * np.log(500),
+            0,
+        ),
     ]:
-        times = time_grid(grid, schedule, 9)[1:-1]  # the first is t = 1, where the level may be lower
+        times = time_grid(grid, schedule, 9)[
+            1:-1
+        ]  # the first is t = 1, where the level may be lower
         levels = log_snr(*SCHEDULES[schedule](times)).numpy()
         expected = np.linspace(scale(max(lowest, ends_at)), scale(highest), 9)[1:]
         np.testing.assert_allclose(scale(levels), expected, rtol=1e-7, atol=1e-7)
 
 
 @pytest.mark.parametrize(
-    "times", [[1, 0.5, 0.5, 0], [1, 0.2, 0.7, 0], [0.9, 0.5, 0.2, 0], [1, 0.5, 0.2, 0.1], [1, 0], [1, np.nan, 0.5, 0]]
+    "times",
+    [
+        [1, 0.5, 0.5, 0],
+        [1, 0.2, 0.7, 0],
+        [0.9, 0.5, 0.2, 0],
+        [1, 0.5, 0.2, 0.1],
+        [1, 0],
+        [1, np.nan, 0.5, 0],
+    ],
 )
 def test_bad_grids_are_refused(times: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(GRIDS._functions, "bad", lambda schedule, steps: torch.tensor(times))

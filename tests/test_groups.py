@@ -61,7 +61,10 @@ def test_k_means_is_as_good_as_scikit_learns() -> None:
     x = coarse(images)
 
     def inertia(group: np.ndarray) -> float:
-        return sum((x[group == k] - x[group == k].mean(dim=0)).square().sum().item() for k in np.unique(group))
+        return sum(
+            (x[group == k] - x[group == k].mean(dim=0)).square().sum().item()
+            for k in np.unique(group)
+        )
 
     theirs = KMeans(32, init="random", n_init=1, max_iter=30, random_state=0).fit(x.numpy())
     assert inertia(k_means(images, 32, seed=0).numpy()) < 1.02 * theirs.inertia_
@@ -84,13 +87,17 @@ def test_groups_within_classes_are_those_of_each_class_alone() -> None:
 
 
 def test_identical_images_are_one_group() -> None:
-    assert k_means(torch.full((400, 1, 8, 8), 7, dtype=torch.uint8), 4, seed=0).unique().numel() == 1
+    assert (
+        k_means(torch.full((400, 1, 8, 8), 7, dtype=torch.uint8), 4, seed=0).unique().numel() == 1
+    )
 
 
 def test_groups_are_drawn_as_often_as_they_are_large() -> None:
     sizes = torch.tensor([30, 0, 50, 20])
     found = drawn_groups(sizes, range(5000), seed=1)
-    assert torch.bincount(found, minlength=4).tolist() == pytest.approx([1500, 0, 2500, 1000], abs=110)
+    assert torch.bincount(found, minlength=4).tolist() == pytest.approx(
+        [1500, 0, 2500, 1000], abs=110
+    )
     assert torch.equal(drawn_groups(sizes, [7, 4000], seed=1), found[[7, 4000]])
     assert not torch.equal(drawn_groups(sizes, range(5000), seed=2), found)
 
@@ -98,7 +105,9 @@ def test_groups_are_drawn_as_often_as_they_are_large() -> None:
 @pytest.fixture(scope="module")
 def grouped_run(train: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = write_idx(tmp_path_factory.mktemp("data") / "blobs", blobs(900)[0])
-    return train(data=str(folder), steps=150, groups=4, batch_size=32, lr=5e-3, guidance=1.5, sample_calls=20)
+    return train(
+        data=str(folder), steps=150, groups=4, batch_size=32, lr=5e-3, guidance=1.5, sample_calls=20
+    )
 
 
 def test_a_run_knows_its_groups_and_needs_no_label(grouped_run: Path) -> None:
@@ -121,11 +130,15 @@ def test_images_are_drawn_in_the_groups_proportions(grouped_run: Path) -> None:
 def test_a_finished_run_with_groups_is_known_again(grouped_run: Path) -> None:
     config = Run(grouped_run).about().config
     assert not config.conditional
-    assert undiffuse.api.train_config(config, grouped_run) == grouped_run  # finished: the same data are the same data
+    assert (
+        undiffuse.api.train_config(config, grouped_run) == grouped_run
+    )  # finished: the same data are the same data
 
 
 @pytest.mark.parametrize("fields", [{"groups": 0}, {"groups": 4, "conditional": True}])
-def test_without_groups_the_labels_are_the_data_sets(fields: dict[str, object], train: Callable[..., Path]) -> None:
+def test_without_groups_the_labels_are_the_data_sets(
+    fields: dict[str, object], train: Callable[..., Path]
+) -> None:
     run = Run(train(steps=1, snapshots=2, **fields))
     denoiser, _ = run.denoiser()
     assert denoiser.groups == ()
@@ -140,7 +153,9 @@ def test_without_groups_the_labels_are_the_data_sets(fields: dict[str, object], 
 def parts_run(train: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Of two classes: the blobs of the first and the last kind are "0", the others are "1"."""
     images, kinds = blobs(900)
-    folder = write_idx(tmp_path_factory.mktemp("data") / "blobs", images, (kinds % 3 > 0).astype(int).tolist())
+    folder = write_idx(
+        tmp_path_factory.mktemp("data") / "blobs", images, (kinds % 3 > 0).astype(int).tolist()
+    )
     fields = {"conditional": True, "groups": 8, "guidance": 1.5, "sample_calls": 20}
     return train(data=str(folder), steps=150, batch_size=32, lr=5e-3, **fields)
 
@@ -148,7 +163,9 @@ def parts_run(train: Callable[..., Path], tmp_path_factory: pytest.TempPathFacto
 def test_the_classes_of_a_conditional_run_have_groups(parts_run: Path) -> None:
     about, denoiser = Run(parts_run).about(), undiffuse.load(parts_run)
     assert denoiser.classes == ("0", "1")
-    assert denoiser.class_of == about.facts.class_of == (0,) * 4 + (1,) * 3  # 300 of the 900 images are "1"
+    assert (
+        denoiser.class_of == about.facts.class_of == (0,) * 4 + (1,) * 3
+    )  # 300 of the 900 images are "1"
     assert denoiser.told == about.told == "part"
     assert sum(denoiser.groups) == about.facts.training == 855
 
@@ -168,7 +185,9 @@ def test_quick_samples_are_of_all_classes_as_the_data_have_them(parts_run: Path)
 
 
 def test_images_are_no_other_in_another_batch(parts_run: Path) -> None:
-    whole, parts = (undiffuse.sample(parts_run, n=6, batch_size=size).astype(int) for size in (6, 2))
+    whole, parts = (
+        undiffuse.sample(parts_run, n=6, batch_size=size).astype(int) for size in (6, 2)
+    )
     assert np.abs(whole - parts).max() <= 1
 
 
@@ -180,16 +199,23 @@ def test_the_likelihood_is_that_of_all_groups_together(parts_run: Path) -> None:
 
 
 @pytest.mark.parametrize("run", ["grouped_run", "parts_run"])
-def test_the_network_sees_the_mean_image_of_each_group(run: str, request: pytest.FixtureRequest) -> None:
+def test_the_network_sees_the_mean_image_of_each_group(
+    run: str, request: pytest.FixtureRequest
+) -> None:
     """And of all images where it is told none. It guesses otherwise where it sees another."""
     folder = Run(request.getfixturevalue(run))
     denoiser, _ = folder.denoiser()
     config = folder.about().config
     training, _, _ = grouped(config, *prepare(config))
     pixels, labels = training.images.double() / 127.5 - 1, training.labels
-    expected = [pixels[labels == k].mean(dim=0) for k in range(denoiser.labels)] + [pixels.mean(dim=0)]
+    expected = [pixels[labels == k].mean(dim=0) for k in range(denoiser.labels)] + [
+        pixels.mean(dim=0)
+    ]
     assert torch.allclose(denoiser.network.pictures.double(), torch.stack(expected), atol=1e-6)
-    x_t, t = torch.randn(2, *denoiser.shape, generator=torch.Generator().manual_seed(0)), torch.full((2,), 0.9)
+    x_t, t = (
+        torch.randn(2, *denoiser.shape, generator=torch.Generator().manual_seed(0)),
+        torch.full((2,), 0.9),
+    )
     label = torch.tensor([0, 1])
     with torch.no_grad():
         before = denoiser(x_t, t, label)
@@ -218,24 +244,38 @@ def test_a_class_without_images_can_be_told_all_the_same() -> None:
     assert facts.class_of == (0, 0, 0, 1, 1, 2, 3)
     assert facts.groups[-2:] == (0, 0)
     idle = undiffuse.Denoiser(
-        lambda x, log_snr, label: x * 0, "cosine", "v", facts.shape, facts.classes, facts.groups, facts.class_of
+        lambda x, log_snr, label: x * 0,
+        "cosine",
+        "v",
+        facts.shape,
+        facts.classes,
+        facts.groups,
+        facts.class_of,
     )
     found = drawn_groups(shares(idle, torch.tensor([3, 2, 1, 0])), range(4), seed=0)
     assert [facts.class_of[group] for group in found] == [3, 2, 1, 0]
 
 
 @pytest.mark.parametrize("resumed", [True, False])
-def test_a_run_with_groups_is_the_same_to_the_bit(parts_run: Path, resumed: bool, tmp_path: Path) -> None:
+def test_a_run_with_groups_is_the_same_to_the_bit(
+    parts_run: Path, resumed: bool, tmp_path: Path
+) -> None:
     """Stopped and gone on with, and replayed."""
     config, folder = Run(parts_run).about().config, tmp_path / "again"
     events = train_session(config, folder, replay=None if resumed else parts_run)
     if resumed:
-        list(itertools.takewhile(lambda event: not (isinstance(event, Stepped) and event.step == 70), events))
+        list(
+            itertools.takewhile(
+                lambda event: not (isinstance(event, Stepped) and event.step == 70), events
+            )
+        )
         events.close()
         assert not Run(folder).finished()
         events = train_session(config, folder)
     list(events)
-    assert (folder / "model.safetensors").read_bytes() == (parts_run / "model.safetensors").read_bytes()
+    assert (folder / "model.safetensors").read_bytes() == (
+        parts_run / "model.safetensors"
+    ).read_bytes()
 
 
 def test_a_run_of_before_there_were_groups_within_classes(parts_run: Path, tmp_path: Path) -> None:
@@ -248,7 +288,9 @@ def test_a_run_of_before_there_were_groups_within_classes(parts_run: Path, tmp_p
     about = Run(folder).about()
     assert about.told == "class"
     assert list(train_session(about.config, folder)) == []
-    with pytest.raises(undiffuse.UserError, match=r"begun with 0 groups .* a replay would be another run"):
+    with pytest.raises(
+        undiffuse.UserError, match=r"begun with 0 groups .* a replay would be another run"
+    ):
         list(train_session(about.config, tmp_path / "new", replay=folder))
     assert not (tmp_path / "new").exists()
     log = (folder / "log.jsonl").read_text().splitlines(keepends=True)

@@ -105,7 +105,10 @@ def edited(edit: Callable[[dict[str, Any]], Any]) -> Damage:
 
 
 def replaced(text: str | bytes) -> Damage:
-    return lambda path: (path / "config.json").write_bytes(text if isinstance(text, bytes) else text.encode()) and None
+    return lambda path: (
+        (path / "config.json").write_bytes(text if isinstance(text, bytes) else text.encode())
+        and None
+    )
 
 
 def fields(**values: Any) -> Damage:
@@ -154,7 +157,10 @@ CONFIGS: dict[str, Damage] = {
     "groups of no image": facts(groups=[0, 0]),
     "groups of more images than there are": facts(groups=[10**9, 10**9]),
     "groups of no class": edited(
-        lambda c: (c["config"].update(conditional=True), c["data"].update(groups=[c["data"]["training"]]))
+        lambda c: (
+            c["config"].update(conditional=True),
+            c["data"].update(groups=[c["data"]["training"]]),
+        )
     ),
     "groups of an unknown class": edited(
         lambda c: (
@@ -164,9 +170,13 @@ CONFIGS: dict[str, Damage] = {
     ),
     "classes of no group": facts(class_of=[0]),
     "more groups than were asked for": edited(
-        lambda c: c["data"].update(groups=[c["data"]["training"], *[0] * (c["config"]["groups"] + 1)])
+        lambda c: c["data"].update(
+            groups=[c["data"]["training"], *[0] * (c["config"]["groups"] + 1)]
+        )
     ),
-    "no classes to ask for": edited(lambda c: (c["config"].update(conditional=True), c["data"].update(classes=[]))),
+    "no classes to ask for": edited(
+        lambda c: (c["config"].update(conditional=True), c["data"].update(classes=[]))
+    ),
     "another image": facts(shape=[3, 8, 8]),
     "an endless budget": fields(steps=None, epochs=1e308),
     "a reason for nothing": edited(lambda c: c["reasons"].update(surprise="!")),
@@ -178,7 +188,11 @@ CONFIGS: dict[str, Damage] = {
 @pytest.mark.parametrize("case", CONFIGS)
 def test_a_hostile_configuration_is_refused(place: Path, case: str) -> None:
     CONFIGS[case](place)
-    if case in ("many channels", "a huge image", "another image"):  # it can be so, but for the weights
+    if case in (
+        "many channels",
+        "a huge image",
+        "another image",
+    ):  # it can be so, but for the weights
         check(place.parent, "model.safetensors", "sample", str(place))
         assert command(place.parent / "stderr", "info", str(place)) == (0, "")
         if case == "many channels":
@@ -298,7 +312,9 @@ LOGS: dict[str, bytes] = {
     "a negative step": line(loss=1.0, lr=1.0, step=-1),
     "brackets": b'{"event": ' + b"[" * 30_000,
     "a long line": line(event="uncompiled", reason="x" * 2**17),
-    "a path out of the folder": line(event="snapshot", file="../../../../etc/hostname", seconds=0.1),
+    "a path out of the folder": line(
+        event="snapshot", file="../../../../etc/hostname", seconds=0.1
+    ),
     "an absolute path": line(event="snapshot", file="/etc/hostname", seconds=0.1),
     "a decision without its end": line(event="clock", decision={"step": 1}),
     "a decision of text": line(event="clock", decision="now"),
@@ -315,7 +331,11 @@ LOGS: dict[str, bytes] = {
 def test_a_hostile_log_is_refused(place: Path, tiny: dict[str, Any], case: str) -> None:
     lines = (place / "log.jsonl").read_bytes().splitlines()
     (place / "log.jsonl").write_bytes(b"\n".join([lines[0], LOGS[case], *lines[1:], b""]))
-    for verb in (["info", str(place)], ["report", str(place)], ["train", "--out", str(place), *as_flags(tiny)]):
+    for verb in (
+        ["info", str(place)],
+        ["report", str(place)],
+        ["train", "--out", str(place), *as_flags(tiny)],
+    ):
         check(place.parent, "log.jsonl line 2", *verb)
 
 
@@ -355,5 +375,7 @@ def test_hostile_results_are_refused(place: Path, name: str, content: bytes) -> 
 @pytest.mark.parametrize("picture", ["/etc/hostname", "../config.json", "missing.png", ""])
 def test_a_study_shows_no_file_from_elsewhere(place: Path, picture: str) -> None:
     (place / "study").mkdir()
-    (place / "study" / "samplers.json").write_text(json.dumps({"format": FORMAT, "rows": [{"picture": picture}]}))
+    (place / "study" / "samplers.json").write_text(
+        json.dumps({"format": FORMAT, "rows": [{"picture": picture}]})
+    )
     check(place.parent, "study", "report", str(place))

@@ -102,13 +102,17 @@ class Life(RuleBasedStateMachine):
         before = files(self.path)
         with (
             pytest.raises(UserError, match=f"steps: {STEPS} there, {steps} asked"),
-            closing(train_session(self.config.model_copy(update={"steps": steps}), self.path)) as events,
+            closing(
+                train_session(self.config.model_copy(update={"steps": steps}), self.path)
+            ) as events,
         ):
             next(events)
         assert files(self.path) == before
 
     @rule(
-        name=st.sampled_from(["checkpoint.safetensors", "model.safetensors", "config.json", "log.jsonl"]),
+        name=st.sampled_from(
+            ["checkpoint.safetensors", "model.safetensors", "config.json", "log.jsonl"]
+        ),
         place=st.floats(0, 1),
     )
     def damage(self, name: str, place: float) -> None:
@@ -119,7 +123,9 @@ class Life(RuleBasedStateMachine):
         at = int(place * (content.rfind(b"\n") - 1 if name == "log.jsonl" else len(content) - 1))
         path.write_bytes(content[:at] + bytes([content[at] ^ 0x80]) + content[at + 1 :])
         needed = (
-            name == "checkpoint.safetensors" and not Run(self.path).finished() if name != "model.safetensors" else False
+            name == "checkpoint.safetensors" and not Run(self.path).finished()
+            if name != "model.safetensors"
+            else False
         )
         if name in ("config.json", "log.jsonl") or needed:
             with (
@@ -133,7 +139,11 @@ class Life(RuleBasedStateMachine):
                 api.load(self.path)
         path.write_bytes(content)
 
-    @rule(name=st.sampled_from(["checkpoint.safetensors", "config.json", "log.jsonl", "model.safetensors"]))
+    @rule(
+        name=st.sampled_from(
+            ["checkpoint.safetensors", "config.json", "log.jsonl", "model.safetensors"]
+        )
+    )
     @precondition(lambda self: self.path.exists())
     def leave_half_a_write(self, name: str) -> None:
         (self.path / f"{name}.tmp").write_bytes(os.urandom(50))
@@ -159,11 +169,16 @@ class Life(RuleBasedStateMachine):
 
 
 @pytest.mark.parametrize(
-    "examples", [int(os.environ.get("EXAMPLES", "200")) // 20, pytest.param(150, marks=pytest.mark.slow)]
+    "examples",
+    [int(os.environ.get("EXAMPLES", "200")) // 20, pytest.param(150, marks=pytest.mark.slow)],
 )
-def test_whatever_happens_to_a_run_it_ends_the_same(tmp_path: Path, tiny: dict[str, object], examples: int) -> None:
+def test_whatever_happens_to_a_run_it_ends_the_same(
+    tmp_path: Path, tiny: dict[str, object], examples: int
+) -> None:
     Life.config = make_config(**{**tiny, "checkpoint_every": 1, "score_share": 0.0})
     Life.expected = tmp_path / "expected"
     for _ in train_session(Life.config, Life.expected):
         pass
-    run_state_machine_as_test(Life, settings=settings(max_examples=examples, stateful_step_count=12))  # type: ignore[no-untyped-call]
+    run_state_machine_as_test(
+        Life, settings=settings(max_examples=examples, stateful_step_count=12)
+    )  # type: ignore[no-untyped-call]

@@ -11,7 +11,14 @@ from torch import Tensor
 from undiffuse.base.pixels import to_float, to_uint8
 from undiffuse.diffusion import likelihood
 from undiffuse.diffusion.denoiser import Denoiser
-from undiffuse.diffusion.likelihood import BIN, decoder_bits, ode_bits, ode_log_density, prior_bits, variational_bound
+from undiffuse.diffusion.likelihood import (
+    BIN,
+    decoder_bits,
+    ode_bits,
+    ode_log_density,
+    prior_bits,
+    variational_bound,
+)
 from undiffuse.diffusion.schedule import SCHEDULES, chain
 
 MEAN, STD = 0.1, 0.3
@@ -66,7 +73,9 @@ def test_the_continuous_bound_of_the_exact_denoiser_is_the_entropy(schedule: str
     """prior + diffusion + the decoder's part is tight for the exact denoiser: then all of it is -log2 of the data's own density,
     but for the last step, where a discretised decoder replaces the posterior."""
     images = gaussian_images(400)
-    bound = variational_bound(exact_denoiser(schedule), images, steps=1000, continuous=True, levels=64, clip=False)
+    bound = variational_bound(
+        exact_denoiser(schedule), images, steps=1000, continuous=True, levels=64, clip=False
+    )
     x_0 = to_float(images).double()
     density = -0.5 * ((x_0 - MEAN) / STD).square() - math.log(STD * math.sqrt(2 * math.pi))
     own = -density.mean(dim=(1, 2, 3)) / math.log(2)
@@ -85,7 +94,12 @@ def test_more_steps_bring_the_chain_nearer_to_the_continuous_bound() -> None:
     for steps in (20, 100, 1000):
         of_chain, limit = (
             variational_bound(
-                exact_denoiser("log-linear"), images, steps=steps, continuous=continuous, levels=64, clip=False
+                exact_denoiser("log-linear"),
+                images,
+                steps=steps,
+                continuous=continuous,
+                levels=64,
+                clip=False,
             )
             for continuous in (False, True)
         )
@@ -137,7 +151,9 @@ def test_far_from_the_mean_the_decoder_costs_bits_and_not_infinity() -> None:
 def test_what_the_end_of_the_chain_costs_a_black_pixel(log_snr: float, cost: float) -> None:
     """Trap 25."""
     black = torch.full((1, 1, 1, 1), -1.0)
-    assert decoder_bits(black, black, math.exp(-log_snr / 2)).item() == pytest.approx(cost, rel=0.15)
+    assert decoder_bits(black, black, math.exp(-log_snr / 2)).item() == pytest.approx(
+        cost, rel=0.15
+    )
 
 
 # --- The probability-flow ODE ---
@@ -148,8 +164,12 @@ def test_the_ode_has_the_density_of_the_exact_flow(schedule: str) -> None:
     """The flow carries N(MEAN, STD^2 + (sigma/alpha)^2) at the start to the prior at t = 1; where that is not exactly the
     prior that sampling starts from, the density is off by that much too."""
     denoiser = exact_denoiser(schedule)
-    z = MEAN + STD * torch.randn(50, *SHAPE, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
-    signs = torch.randint(0, 2, z.shape, generator=torch.Generator().manual_seed(4)).double() * 2 - 1
+    z = MEAN + STD * torch.randn(
+        50, *SHAPE, generator=torch.Generator().manual_seed(3), dtype=torch.float64
+    )
+    signs = (
+        torch.randint(0, 2, z.shape, generator=torch.Generator().manual_seed(4)).double() * 2 - 1
+    )
     level = 8.0
     found = ode_log_density(denoiser, z, None, signs, steps=48, level=level)
     spread = math.sqrt(STD**2 + math.exp(-level))
@@ -178,7 +198,8 @@ def test_labels_reach_their_images_through_the_batches() -> None:
     denoiser = Denoiser(network, "cosine", "x0", SHAPE, tuple("abcdefghij"))
     labels = torch.arange(10)
     right, wrong = (
-        variational_bound(denoiser, images, order, levels=4, batch_size=3) for order in (labels, labels.flip(0))
+        variational_bound(denoiser, images, order, levels=4, batch_size=3)
+        for order in (labels, labels.flip(0))
     )
     assert right.diffusion.max() < 1e-6
     assert (wrong.diffusion > 1).all()
@@ -190,16 +211,21 @@ def test_the_whole_bound_is_what_a_code_of_the_chains_precision_costs() -> None:
     images = gaussian_images(500)
     bound = variational_bound(exact_denoiser("log-linear"), images, steps=1000, levels=32)
     last = math.exp(-bound.high / 2)
-    expected = math.log2(STD * math.sqrt(2 * math.pi * math.e)) - math.log2(last * math.sqrt(2 * math.pi * math.e))
+    expected = math.log2(STD * math.sqrt(2 * math.pi * math.e)) - math.log2(
+        last * math.sqrt(2 * math.pi * math.e)
+    )
     error = bound.total.std().item() / math.sqrt(500)
     assert expected - 4 * error < bound.total.mean().item() < expected + 0.05 + 4 * error
 
 
 def test_half_the_steps_change_the_ode_little_and_its_order_is_four() -> None:
-    z = MEAN + STD * torch.randn(20, *SHAPE, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    z = MEAN + STD * torch.randn(
+        20, *SHAPE, generator=torch.Generator().manual_seed(3), dtype=torch.float64
+    )
     signs = torch.ones_like(z)
     figures = [
-        ode_log_density(exact_denoiser("cosine"), z, None, signs, steps=k, level=8.0).mean().item() for k in (6, 12, 96)
+        ode_log_density(exact_denoiser("cosine"), z, None, signs, steps=k, level=8.0).mean().item()
+        for k in (6, 12, 96)
     ]
     assert abs(figures[0] - figures[2]) > 8 * abs(figures[1] - figures[2])
 
@@ -210,7 +236,9 @@ def test_ode_bits_of_gaussian_images_are_their_entropy() -> None:
     entropy = math.log2(STD * math.sqrt(2 * math.pi * math.e)) - math.log2(
         BIN
     )  # of a normal cut into bins, where these are narrow
-    assert bits.mean().item() == pytest.approx(entropy, abs=4 * bits.std().item() / math.sqrt(300) + 0.01)
+    assert bits.mean().item() == pytest.approx(
+        entropy, abs=4 * bits.std().item() / math.sqrt(300) + 0.01
+    )
 
 
 def test_hutchinson_is_unbiased_on_a_network_that_mixes_pixels() -> None:
@@ -239,15 +267,22 @@ def test_hutchinson_is_unbiased_on_a_network_that_mixes_pixels() -> None:
 @pytest.mark.parametrize("continuous", [False, True])
 def test_the_curve_by_level_integrates_to_the_diffusion_term(continuous: bool) -> None:
     images = gaussian_images(200)
-    bound = variational_bound(exact_denoiser("cosine"), images, continuous=continuous, levels=32, clip=False)
+    bound = variational_bound(
+        exact_denoiser("cosine"), images, continuous=continuous, levels=32, clip=False
+    )
     curve = likelihood.loss_by_level(bound, bins=16)
     width = (bound.high - bound.low) / 16
-    assert sum(bits for _, bits, _ in curve) * width == pytest.approx(bound.diffusion.mean().item(), rel=1e-6)
+    assert sum(bits for _, bits, _ in curve) * width == pytest.approx(
+        bound.diffusion.mean().item(), rel=1e-6
+    )
     assert len(curve) == 16
 
 
 def test_clipping_lowers_the_bound_of_a_network_that_goes_too_far() -> None:
     wild = Denoiser(lambda x, log_snr, label: 3 * torch.sign(x), "cosine", "x0", SHAPE)
     images = torch.full((20, *SHAPE), 255, dtype=torch.uint8)
-    clipped, raw = (variational_bound(wild, images, steps=50, levels=8, clip=c).total.mean() for c in (True, False))
+    clipped, raw = (
+        variational_bound(wild, images, steps=50, levels=8, clip=c).total.mean()
+        for c in (True, False)
+    )
     assert clipped < raw

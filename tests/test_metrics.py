@@ -34,8 +34,12 @@ def mixed(n: int, seed: int) -> Tensor:
 
 
 def test_frechet_of_independent_normals_is_the_closed_form() -> None:
-    a = Moments(10, torch.tensor([0.0, 1.0]).double(), torch.diag(torch.tensor([4.0, 9.0]).double()))
-    b = Moments(10, torch.tensor([2.0, 1.0]).double(), torch.diag(torch.tensor([1.0, 1.0]).double()))
+    a = Moments(
+        10, torch.tensor([0.0, 1.0]).double(), torch.diag(torch.tensor([4.0, 9.0]).double())
+    )
+    b = Moments(
+        10, torch.tensor([2.0, 1.0]).double(), torch.diag(torch.tensor([1.0, 1.0]).double())
+    )
     assert distances.frechet(a, b) == pytest.approx(4 + (2 - 1) ** 2 + (3 - 1) ** 2)
     assert distances.frechet(a, a) == pytest.approx(0, abs=1e-9)
 
@@ -48,7 +52,12 @@ def test_frechet_does_not_need_commuting_covariances() -> None:
         distances.moments(mixed(200, 3) @ torch.diag(torch.arange(1.0, 7.0).double())),
     )
     root = scipy.linalg.sqrtm(a.covariance.numpy() @ b.covariance.numpy()).real
-    expected = (a.mean - b.mean).square().sum() + a.covariance.trace() + b.covariance.trace() - 2 * np.trace(root)
+    expected = (
+        (a.mean - b.mean).square().sum()
+        + a.covariance.trace()
+        + b.covariance.trace()
+        - 2 * np.trace(root)
+    )
     assert distances.frechet(a, b) == pytest.approx(expected.item(), rel=1e-9)
     assert distances.frechet(b, a) == pytest.approx(distances.frechet(a, b), rel=1e-9)
 
@@ -58,7 +67,9 @@ def test_moments_are_those_of_numpy() -> None:
     found = distances.moments(x.float())
     assert found.n == 50
     np.testing.assert_allclose(found.mean, x.float().double().mean(dim=0))
-    np.testing.assert_allclose(found.covariance, np.cov(x.float().numpy().T.astype(np.float64)), rtol=1e-9)
+    np.testing.assert_allclose(
+        found.covariance, np.cov(x.float().numpy().T.astype(np.float64)), rtol=1e-9
+    )
 
 
 class Given(nn.Module):
@@ -82,9 +93,9 @@ def pair() -> tuple[Tensor, Tensor]:
 
 
 def test_frechet_equals_torchmetrics(pair: tuple[Tensor, Tensor]) -> None:
-    theirs = FrechetInceptionDistance(feature=Given(), normalize=False, input_img_size=(3, 8, 8)).set_dtype(
-        torch.float64
-    )
+    theirs = FrechetInceptionDistance(
+        feature=Given(), normalize=False, input_img_size=(3, 8, 8)
+    ).set_dtype(torch.float64)
     theirs.used_custom_model = True
     for features, real in zip(pair, (True, False), strict=True):
         theirs.update(as_images(features), real=real)
@@ -110,7 +121,9 @@ def test_kid_is_the_double_sum_with_different_counts(pair: tuple[Tensor, Tensor]
     x, y = pair
     within = [(kernel(a, a).sum() - kernel(a, a).trace()) / (len(a) * (len(a) - 1)) for a in (x, y)]
     expected = sum(within) - 2 * kernel(x, y).mean()
-    assert distances.kid(distances.powers(x), distances.powers(y)) == pytest.approx(float(expected), rel=1e-9)
+    assert distances.kid(distances.powers(x), distances.powers(y)) == pytest.approx(
+        float(expected), rel=1e-9
+    )
 
 
 def test_extrapolation_removes_a_bias_of_one_over_n() -> None:
@@ -121,7 +134,9 @@ def test_extrapolation_removes_a_bias_of_one_over_n() -> None:
 
 def test_the_extrapolated_distance_of_equal_distributions_is_about_zero() -> None:
     real = distances.moments(mixed(100_000, 7))
-    intervals = [distances.frechet_interval(mixed(300, seed), real, count=20) for seed in range(10, 30)]
+    intervals = [
+        distances.frechet_interval(mixed(300, seed), real, count=20) for seed in range(10, 30)
+    ]
     biased = sum(i.value for i in intervals) / 20
     unbiased = sum(distances.extrapolated(i) for i in intervals) / 20
     assert abs(unbiased) < 0.25 * biased
@@ -143,24 +158,41 @@ def test_frechet_intervals_hold_the_expected_distance(shift: float) -> None:
     def sample(seed: int) -> Tensor:
         return normal(n, 6, seed, scale=1 + shift, shift=shift)
 
-    expectation = sum(distances.frechet(distances.moments(sample(10_000 + s)), real) for s in range(1000)) / 1000
-    intervals = [distances.frechet_interval(sample(s), real, seed=s, count=40) for s in range(draws)]
+    expectation = (
+        sum(distances.frechet(distances.moments(sample(10_000 + s)), real) for s in range(1000))
+        / 1000
+    )
+    intervals = [
+        distances.frechet_interval(sample(s), real, seed=s, count=40) for s in range(draws)
+    ]
     found = coverage(intervals, expectation)
     assert found > 0.90
     assert found < 0.995 or not shift
-    spread = torch.tensor([distances.frechet(distances.moments(sample(s)), real) for s in range(draws)]).std().item()
+    spread = (
+        torch.tensor([distances.frechet(distances.moments(sample(s)), real) for s in range(draws)])
+        .std()
+        .item()
+    )
     width = sum(i.high - i.low for i in intervals) / draws
-    assert width < (1.4 if shift else 2.2) * 2 * 1.96 * spread  # wider by sqrt(3) where the distance is all noise
+    assert (
+        width < (1.4 if shift else 2.2) * 2 * 1.96 * spread
+    )  # wider by sqrt(3) where the distance is all noise
 
 
 def test_a_bootstrap_would_not_hold_it() -> None:
     """Trap 26, so that nobody simplifies the intervals into it."""
     real = Moments(10**6, torch.zeros(6).double(), torch.eye(6).double())
-    expectation = sum(distances.frechet(distances.moments(normal(200, 6, 500 + s)), real) for s in range(200)) / 200
+    expectation = (
+        sum(distances.frechet(distances.moments(normal(200, 6, 500 + s)), real) for s in range(200))
+        / 200
+    )
     held = 0
     for seed in range(40):
         x, g = normal(200, 6, seed), np.random.default_rng(seed)
-        figures = [distances.frechet(distances.moments(x[g.integers(0, 200, 200)]), real) for _ in range(40)]
+        figures = [
+            distances.frechet(distances.moments(x[g.integers(0, 200, 200)]), real)
+            for _ in range(40)
+        ]
         held += np.quantile(figures, 0.025) <= expectation <= np.quantile(figures, 0.975)
     assert held / 40 < 0.6
 
@@ -169,7 +201,10 @@ def test_kid_intervals_hold_the_truth() -> None:
     """KID is unbiased, so the truth is the distance at any n."""
     real = distances.powers(normal(20_000, 4, 99))
     truth = distances.kid(distances.powers(normal(200_000, 4, 98, shift=0.3)), real)
-    intervals = [distances.kid_interval(normal(200, 4, s, shift=0.3), real, seed=s, count=40) for s in range(150)]
+    intervals = [
+        distances.kid_interval(normal(200, 4, s, shift=0.3), real, seed=s, count=40)
+        for s in range(150)
+    ]
     assert 0.90 < coverage(intervals, truth) <= 0.995
 
 
@@ -177,7 +212,9 @@ def test_class_balance_intervals_hold_the_expected_distance() -> None:
     expected, p = torch.ones(5), torch.tensor([0.3, 0.2, 0.2, 0.2, 0.1])
 
     def labels(seed: int) -> Tensor:
-        return torch.multinomial(p, 400, replacement=True, generator=torch.Generator().manual_seed(seed))
+        return torch.multinomial(
+            p, 400, replacement=True, generator=torch.Generator().manual_seed(seed)
+        )
 
     def distance(x: Tensor) -> float:
         return distances.total_variation(torch.bincount(x, minlength=5).double(), expected.double())
@@ -187,18 +224,24 @@ def test_class_balance_intervals_hold_the_expected_distance() -> None:
     intervals = [distances.class_balance(labels(s), expected, seed=s) for s in range(150)]
     assert 0.90 < coverage(intervals, truth) <= 1
     spread = torch.tensor([i.value for i in intervals]).std().item()
-    assert sum(i.high - i.low for i in intervals) / 150 < 1.5 * 2 * 1.96 * spread  # not by being wide
+    assert (
+        sum(i.high - i.low for i in intervals) / 150 < 1.5 * 2 * 1.96 * spread
+    )  # not by being wide
 
 
 def test_recall_and_coverage_intervals_hold_the_expected_figure() -> None:
     y = normal(300, 3, 77)
-    found = [distances.manifold(normal(300, 3, s, scale=1.3), y, seed=s, count=25) for s in range(80)]
+    found = [
+        distances.manifold(normal(300, 3, s, scale=1.3), y, seed=s, count=25) for s in range(80)
+    ]
     for name in ("precision", "recall", "density", "coverage"):
         intervals = [getattr(f, name) for f in found]
         truth = sum(i.value for i in intervals) / len(intervals)
         assert 0.86 < coverage(intervals, truth) <= 1, name
         spread = torch.tensor([i.value for i in intervals]).std().item()
-        assert sum(i.high - i.low for i in intervals) / len(intervals) < 1.6 * 2 * 1.96 * spread, name
+        assert sum(i.high - i.low for i in intervals) / len(intervals) < 1.6 * 2 * 1.96 * spread, (
+            name
+        )
 
 
 def test_halves_are_halves() -> None:
@@ -215,8 +258,16 @@ def test_halves_are_halves() -> None:
 def test_the_floor_is_the_mean_over_disjoint_parts() -> None:
     """Its interval is narrower than that of one part, and holds the expectation at this n."""
     real = distances.moments(normal(4000, 4, 1))
-    truth = sum(distances.frechet(distances.moments(normal(100, 4, 9000 + s)), real) for s in range(1000)) / 1000
-    floors = [distances.frechet_floor(normal(800, 4, 100 + s), real, 100, seed=s) for s in range(100)]
+    truth = (
+        sum(
+            distances.frechet(distances.moments(normal(100, 4, 9000 + s)), real)
+            for s in range(1000)
+        )
+        / 1000
+    )
+    floors = [
+        distances.frechet_floor(normal(800, 4, 100 + s), real, 100, seed=s) for s in range(100)
+    ]
     ones = [distances.frechet_interval(normal(100, 4, 100 + s), real, seed=s) for s in range(30)]
     assert 0.86 < coverage(floors, truth) <= 1
     widths = [sum(i.high - i.low for i in found) / len(found) for found in (floors, ones)]
@@ -236,7 +287,9 @@ def test_draws_of_the_real_distribution_are_as_far_as_their_floor() -> None:
 
     real = distances.moments(sample(50_000, 1))
     ours = [distances.frechet(distances.moments(sample(200, 2 * s + 10)), real) for s in range(100)]
-    floors = [distances.frechet_floor(sample(1600, 2 * s + 11), real, 200, s).value for s in range(100)]
+    floors = [
+        distances.frechet_floor(sample(1600, 2 * s + 11), real, 200, s).value for s in range(100)
+    ]
     assert sum(ours) / sum(floors) == pytest.approx(1, abs=0.2)
 
 
@@ -276,7 +329,8 @@ def test_recall_of_halves_is_that_of_the_halves_alone() -> None:
     ours = distances.manifold(x, y, count=2)
     for k, name in ((3, "recall"), (5, "coverage")):
         alone = [
-            compute_prdc(real_features=y.numpy(), fake_features=x[half].numpy(), nearest_k=k)[name] for half in halves
+            compute_prdc(real_features=y.numpy(), fake_features=x[half].numpy(), nearest_k=k)[name]
+            for half in halves
         ]
         assert getattr(ours, name).of_halves == pytest.approx(sum(alone) / 2, abs=1e-9)
 
@@ -285,8 +339,12 @@ def test_recall_of_halves_is_that_of_the_halves_alone() -> None:
 
 
 def test_total_variation_is_the_mass_to_move() -> None:
-    assert distances.total_variation(torch.tensor([6.0, 4.0]), torch.tensor([1.0, 1.0])) == pytest.approx(0.1)
-    assert distances.total_variation(torch.tensor([5.0, 0.0]), torch.tensor([0.0, 3.0])) == pytest.approx(1.0)
+    assert distances.total_variation(
+        torch.tensor([6.0, 4.0]), torch.tensor([1.0, 1.0])
+    ) == pytest.approx(0.1)
+    assert distances.total_variation(
+        torch.tensor([5.0, 0.0]), torch.tensor([0.0, 3.0])
+    ) == pytest.approx(1.0)
 
 
 def test_a_mean_has_the_normal_interval() -> None:
@@ -301,7 +359,9 @@ def test_intervals_of_shares_hold_them(p: float, n: int) -> None:
     g = torch.Generator().manual_seed(0)
     intervals = [distances.share_interval(torch.rand(n, generator=g) < p) for _ in range(2000)]
     assert 0.93 < coverage(intervals, p) < 0.98
-    assert distances.share_interval(torch.ones(50, dtype=torch.bool)).low < 0.95  # certainty is not claimed
+    assert (
+        distances.share_interval(torch.ones(50, dtype=torch.bool)).low < 0.95
+    )  # certainty is not claimed
 
 
 def test_the_interval_of_a_share_is_scipys() -> None:

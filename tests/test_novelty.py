@@ -41,7 +41,9 @@ def brute_force(query: Tensor, training: Tensor) -> tuple[Tensor, Tensor]:
 @pytest.mark.parametrize("shape", [(1, 28, 28), (3, 20, 20), (1, 64, 64)])
 def test_the_nearest_images_are_those_of_brute_force(shape: tuple[int, int, int]) -> None:
     g = torch.Generator().manual_seed(0)
-    smooth = torch.nn.functional.interpolate(torch.rand(60, shape[0], 5, 5, generator=g), shape[1:], mode="bilinear")
+    smooth = torch.nn.functional.interpolate(
+        torch.rand(60, shape[0], 5, 5, generator=g), shape[1:], mode="bilinear"
+    )
     training = (255 * smooth).to(torch.uint8)
     queries = (255 * (0.7 * smooth[:5] + 0.3 * smooth[5:10])).to(torch.uint8)
     found = novelty.nearest_images(queries, training)
@@ -102,9 +104,15 @@ def test_the_chance_is_exact(audited: int, control: int, rank: int) -> None:
 def test_the_chance_is_that_of_the_hypergeometric() -> None:
     from scipy.stats import hypergeom
 
-    for count, audited, control, rank in ((7, 100, 200, 2), (120, 5000, 5000, 50), (15, 5000, 5000, 5)):
+    for count, audited, control, rank in (
+        (7, 100, 200, 2),
+        (120, 5000, 5000, 50),
+        (15, 5000, 5000, 5),
+    ):
         expected = hypergeom.cdf(rank - 1, audited + control, control, count + rank - 1)
-        assert novelty.chance_of_as_many(count, audited, control, rank) == pytest.approx(expected, rel=1e-6)
+        assert novelty.chance_of_as_many(count, audited, control, rank) == pytest.approx(
+            expected, rel=1e-6
+        )
 
 
 @pytest.mark.parametrize(("audited", "control"), [(200, 240), (2000, 2000), (10_000, 10_000)])
@@ -117,7 +125,9 @@ def test_the_detectable_share_is_the_smallest_that_rings(audited: int, control: 
     share = novelty.detectable_share(audited, control)
 
     def rings(copies: int) -> bool:
-        return novelty.audit(torch.cat([torch.zeros(copies).double(), ours[: audited - copies]]), of_control).raised
+        return novelty.audit(
+            torch.cat([torch.zeros(copies).double(), ours[: audited - copies]]), of_control
+        ).raised
 
     assert rings(math.ceil(share * audited) + 1)
     assert not rings(math.ceil(share * audited) - 2)
@@ -128,7 +138,10 @@ def test_false_alarms_and_power_on_all_of_mnist() -> None:
     """Halves of the whole test set against the whole training set; 1% and 5% of planted copies of each kind."""
     training, everything = load_dataset("mnist").images, load_dataset("mnist", split="test").images
     of_test = novelty.nearest_images(everything, training).ratio
-    halves = [of_test[torch.from_numpy(rng.stream(2, "d", i).permutation(10_000).copy())].chunk(2) for i in range(100)]
+    halves = [
+        of_test[torch.from_numpy(rng.stream(2, "d", i).permutation(10_000).copy())].chunk(2)
+        for i in range(100)
+    ]
     assert sum(novelty.audit(audited, control).raised for audited, control in halves) <= 5
     for copy in (exact, moved, noised):
         copies = novelty.nearest_images(copy(training[torch.arange(250) * 239]), training).ratio
@@ -167,7 +180,9 @@ def noised(images: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("share", [0.01, 0.05])
 @pytest.mark.parametrize("copy", [exact, moved, noised])
-def test_planted_copies_raise_the_alarm(copy, share: float, train: Tensor, test: Tensor, ratios: Tensor) -> None:
+def test_planted_copies_raise_the_alarm(
+    copy, share: float, train: Tensor, test: Tensor, ratios: Tensor
+) -> None:
     count = round(share * 2000)
     planted = copy(train[torch.arange(count) * 37 % 8000])
     copies = novelty.nearest_images(planted, train[:8000]).ratio
@@ -208,7 +223,9 @@ def test_c_t_averages_over_cells_by_their_test_images() -> None:
     q_cell, p_cell = torch.arange(200) % 2, (torch.arange(300) % 3 > 0).long()
     q[q_cell == 0] /= 2
     scores = [novelty.mann_whitney(q[q_cell == c], p[p_cell == c]) for c in (0, 1)]
-    assert novelty.c_t(q, p, (q_cell, p_cell)) == pytest.approx((100 * scores[0] + 200 * scores[1]) / 300)
+    assert novelty.c_t(q, p, (q_cell, p_cell)) == pytest.approx(
+        (100 * scores[0] + 200 * scores[1]) / 300
+    )
     assert scores[0] < -5
 
 

@@ -79,14 +79,22 @@ def test_one_loss_for_all_predictions(schedule: str, prediction: str, weighting:
 NATURAL = {"x0": "uniform", "eps": "snr", "v": "snr-plus-1", "edm": "edm"}
 
 
-@pytest.mark.parametrize(("schedule", "prediction"), [pair for pair in POSSIBLE if pair[1] in NATURAL])
+@pytest.mark.parametrize(
+    ("schedule", "prediction"), [pair for pair in POSSIBLE if pair[1] in NATURAL]
+)
 def test_plain_squared_errors(schedule: str, prediction: str) -> None:
     """Uniform weight is x_0-MSE, SNR is eps-MSE, SNR + 1 is v-MSE, and EDM's weight gives its F unit weight."""
     alpha, sigma, _ = (process.expand(c, X_0) for c in level(schedule))
-    targets = {"x0": X_0, "eps": EPS, "v": (alpha * EPS - sigma * X_0) / (alpha**2 + sigma**2).sqrt()}
+    targets = {
+        "x0": X_0,
+        "eps": EPS,
+        "v": (alpha * EPS - sigma * X_0) / (alpha**2 + sigma**2).sqrt(),
+    }
     problem = problem_of(schedule, prediction, NATURAL[prediction])
     found = loss(lambda x, log_snr, label: GUESS, problem)
-    close(found, ((GUESS - targets.get(prediction, problem.target)) ** 2).mean(dim=(1, 2, 3)), 1e-6)  # the clamp: e^-15
+    close(
+        found, ((GUESS - targets.get(prediction, problem.target)) ** 2).mean(dim=(1, 2, 3)), 1e-6
+    )  # the clamp: e^-15
 
 
 def test_edm_weight_of_other_data() -> None:
@@ -112,7 +120,9 @@ WEIGHTS = {
     "min-snr:gamma=2": lambda snr: np.minimum(snr, 2),
     "edm": lambda snr: snr + 4,
     "edm:sigma_data=0.25": lambda snr: snr + 16,
-    "sigmoid": lambda snr: snr / (1 + np.exp(1 + np.log(snr))),  # SNR sigmoid(bias - log-SNR), bias = -1
+    "sigmoid": lambda snr: (
+        snr / (1 + np.exp(1 + np.log(snr)))
+    ),  # SNR sigmoid(bias - log-SNR), bias = -1
     "sigmoid:bias=2": lambda snr: snr / (1 + np.exp(-2 + np.log(snr))),
 }
 
@@ -121,7 +131,9 @@ WEIGHTS = {
 def test_weightings(weighting: str) -> None:
     log_snr = np.linspace(-LOG_SNR_BOUND, LOG_SNR_BOUND, 61)
     expected = WEIGHTS[weighting](np.exp(log_snr)) * np.ones(61)
-    np.testing.assert_allclose(WEIGHTINGS[weighting](torch.from_numpy(log_snr)), expected, rtol=1e-12)
+    np.testing.assert_allclose(
+        WEIGHTINGS[weighting](torch.from_numpy(log_snr)), expected, rtol=1e-12
+    )
 
 
 # Times
@@ -136,8 +148,12 @@ def test_chain_times(steps: int, stratified: bool) -> None:
     n = 20_000
     t = draw_times(TIMES["uniform"], n, stream(0, "times"), stratified=stratified, steps=steps)
     values, counts = t.unique(return_counts=True)
-    assert torch.equal(values, torch.arange(2, steps + 1) / torch.tensor(steps, dtype=torch.float64))
-    assert (counts - n / (steps - 1)).abs().max() < (2 if stratified else 5 * np.sqrt(n / (steps - 1)))
+    assert torch.equal(
+        values, torch.arange(2, steps + 1) / torch.tensor(steps, dtype=torch.float64)
+    )
+    assert (counts - n / (steps - 1)).abs().max() < (
+        2 if stratified else 5 * np.sqrt(n / (steps - 1))
+    )
 
 
 def test_stratified_chain_times_are_all_of_them() -> None:
@@ -148,8 +164,13 @@ def test_stratified_chain_times_are_all_of_them() -> None:
 
 @pytest.mark.parametrize("count", [1, 2, 7, 128])
 def test_stratified_times_cover_every_part(count: int) -> None:
-    draws = [draw_times(TIMES["uniform"], count, stream(i, "t"), stratified=True, steps=None) for i in range(50)]
-    assert all(((t * count).ceil().sort().values == torch.arange(1, count + 1)).all() for t in draws)
+    draws = [
+        draw_times(TIMES["uniform"], count, stream(i, "t"), stratified=True, steps=None)
+        for i in range(50)
+    ]
+    assert all(
+        ((t * count).ceil().sort().values == torch.arange(1, count + 1)).all() for t in draws
+    )
     assert all(len((t * count % 1).unique()) == count for t in draws)
     assert len({tuple(t.tolist()) for t in draws}) == 50
     assert torch.stack(draws).std(0).min() > 0.1  # no image has a part of its own
@@ -185,4 +206,6 @@ def test_times_fall_as_u_rises(times: str) -> None:
 def test_logit_normal_quantiles(mean: float, std: float) -> None:
     u = np.linspace(0.001, 0.999, 99)
     t = TIMES[f"logit-normal:mean={mean},std={std}"](torch.from_numpy(u))
-    np.testing.assert_allclose(t.logit(), [NormalDist(mean, std).inv_cdf(1 - x) for x in u], rtol=1e-9, atol=1e-9)
+    np.testing.assert_allclose(
+        t.logit(), [NormalDist(mean, std).inv_cdf(1 - x) for x in u], rtol=1e-9, atol=1e-9
+    )

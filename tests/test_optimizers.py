@@ -53,19 +53,26 @@ def test_muon_steps_are_momentum_made_orthogonal_and_scaled() -> None:
     config = make_config(lr=0.01, weight_decay=0.1, optimizer="muon:momentum=0.9")
     network, twin = small_network(), small_network()
     optimizer = OPTIMIZERS[config.optimizer](network, config)
-    adamw = torch.optim.AdamW(twin.parameters(), lr=0.01, betas=(config.beta_1, config.beta_2), weight_decay=0.1)
+    adamw = torch.optim.AdamW(
+        twin.parameters(), lr=0.01, betas=(config.beta_1, config.beta_2), weight_decay=0.1
+    )
     expected = {name: p.detach().clone() for name, p in network.named_parameters()}
     buffers = {name: torch.zeros_like(p) for name, p in expected.items()}
     for step in range(2):
         for (name, p), q in zip(network.named_parameters(), twin.parameters(), strict=True):
-            gradient = torch.randn(p.shape, generator=torch.Generator().manual_seed(step + 10 * int(name[0])))
+            gradient = torch.randn(
+                p.shape, generator=torch.Generator().manual_seed(step + 10 * int(name[0]))
+            )
             p.grad, q.grad = gradient.clone(), gradient.clone()
             if name in MUONS:
                 buffers[name] = 0.9 * buffers[name] + 0.1 * gradient
                 direction = 0.1 * gradient + 0.9 * buffers[name]
                 rows, columns = matrix_shape(p)
                 update = orthogonal(direction.reshape(1, rows, columns))[0].view(p.shape)
-                expected[name] = expected[name] * (1 - 0.01 * 0.1) - 0.01 * 0.2 * max(rows, columns) ** 0.5 * update
+                expected[name] = (
+                    expected[name] * (1 - 0.01 * 0.1)
+                    - 0.01 * 0.2 * max(rows, columns) ** 0.5 * update
+                )
         optimizer.step()
         adamw.step()
     for (name, p), q in zip(network.named_parameters(), twin.parameters(), strict=True):

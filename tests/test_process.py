@@ -13,7 +13,9 @@ from undiffuse.diffusion import process
 from undiffuse.diffusion.schedule import SCHEDULES, NoiseLevel, chain, noise_level
 
 HALF = torch.tensor(0.5, dtype=torch.float64)
-PRESERVING = [s for s in SCHEDULES if abs(torch.stack(SCHEDULES[s](HALF)).norm() - 1) < 1e-12]  # alpha^2 + sigma^2 = 1
+PRESERVING = [
+    s for s in SCHEDULES if abs(torch.stack(SCHEDULES[s](HALF)).norm() - 1) < 1e-12
+]  # alpha^2 + sigma^2 = 1
 PAIRS = [(0.001, 0.002), (0.0, 0.3), (0.2, 0.21), (0.3, 0.8), (0.05, 1.0), (0.999, 1.0)]  # s < t
 X_0, EPS, OTHER = torch.from_numpy(np.random.default_rng(0).standard_normal((3, 2, 1, 3, 3)))
 each_schedule = pytest.mark.parametrize("name", list(SCHEDULES))
@@ -51,7 +53,9 @@ def test_steps_compose_to_the_jump(name: str) -> None:
 @pytest.mark.parametrize("steps", [1, 7, 50])
 def test_noise_of_all_steps_together(name: str, steps: int) -> None:
     """(2) T times: its response to x_0, and to each step's noise, measured one by one."""
-    x = torch.eye(steps + 1, dtype=torch.float64).reshape(steps + 1, 1, 1, steps + 1)  # sample k: only source k is 1
+    x = torch.eye(steps + 1, dtype=torch.float64).reshape(
+        steps + 1, 1, 1, steps + 1
+    )  # sample k: only source k is 1
     x_t, noises = x[..., :1], x[..., 1:].unbind(-1)
     for i, noise in enumerate(noises):
         x_t = process.step(x_t, noise[..., None], *levels(name, i / steps, (i + 1) / steps))
@@ -97,7 +101,10 @@ def test_posterior_is_the_handouts(name: str, steps: int) -> None:
     for i in {1, 2, steps // 2 + 1, steps}:
         alpha_t, alpha_bar_t, alpha_bar_before = tables.alpha[i - 1], alpha_bar[i], alpha_bar[i - 1]
         posterior = process.posterior(*levels(name, (i - 1) / steps, i / steps))
-        mu = alpha_t.sqrt() * (1 - alpha_bar_before) * EPS + alpha_bar_before.sqrt() * (1 - alpha_t) * X_0
+        mu = (
+            alpha_t.sqrt() * (1 - alpha_bar_before) * EPS
+            + alpha_bar_before.sqrt() * (1 - alpha_t) * X_0
+        )
         close(posterior.mean(EPS, X_0), mu / (1 - alpha_bar_t), 1e-9)
         close(posterior.variance, (1 - alpha_t) * (1 - alpha_bar_before) / (1 - alpha_bar_t), 1e-9)
 
@@ -151,8 +158,12 @@ def test_the_posterior_undoes_a_step(name: str) -> None:
 @pytest.mark.parametrize("k", [0, 1, 2, 100, 500, 998, 999])
 def test_diffusers(k: int) -> None:
     diffusers = pytest.importorskip("diffusers")
-    theirs = diffusers.DDPMScheduler(prediction_type="sample", clip_sample=False, variance_type="fixed_small")
-    theirs.alphas_cumprod = (1 - theirs.betas.double()).cumprod(0)  # in float32, 1 - 0.9999 has three digits
+    theirs = diffusers.DDPMScheduler(
+        prediction_type="sample", clip_sample=False, variance_type="fixed_small"
+    )
+    theirs.alphas_cumprod = (1 - theirs.betas.double()).cumprod(
+        0
+    )  # in float32, 1 - 0.9999 has three digits
     alpha_s, sigma_s, alpha_t, sigma_t = levels("linear", k / 1000, (k + 1) / 1000)
     posterior = process.posterior(alpha_s, sigma_s, alpha_t, sigma_t)
 

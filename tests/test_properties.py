@@ -41,7 +41,9 @@ schedules = st.one_of(
     st.sampled_from(list(SCHEDULES)),
     st.builds("cosine:s={}".format, numbers(0, 0.2)),
     st.builds("linear:beta_min={},beta_max={}".format, numbers(1e-5, 1e-3), numbers(2e-3, 0.1)),
-    st.builds("sigmoid:start={},end={},tau={}".format, numbers(-4, -0.5), numbers(0.5, 4), numbers(0.5, 2)),
+    st.builds(
+        "sigmoid:start={},end={},tau={}".format, numbers(-4, -0.5), numbers(0.5, 4), numbers(0.5, 2)
+    ),
     st.builds("log-linear:snr_max={},snr_min={}".format, numbers(2, 20), numbers(-20, -2)),
 )
 """Specs of schedules that make a diffusion model."""
@@ -81,7 +83,9 @@ def test_a_schedule_falls_from_the_data_to_noise(schedule: str, times: list[floa
 
 @given(schedules, st.floats(1e-3, 0.999))
 def test_the_time_of_a_log_snr_is_the_inverse(schedule: str, t: float) -> None:
-    assert time_of(SCHEDULES[schedule], log_snr(*at(schedule, t))).item() == pytest.approx(t, abs=1e-9)
+    assert time_of(SCHEDULES[schedule], log_snr(*at(schedule, t))).item() == pytest.approx(
+        t, abs=1e-9
+    )
 
 
 @given(schedules, st.integers(1, 300))
@@ -114,7 +118,9 @@ def test_two_steps_of_noise_are_one(schedule: str, times: list[float]) -> None:
 
 
 @given(schedules, ordered, st.floats(-2, 2), st.floats(-1, 1))
-def test_the_posterior_is_by_bayes_rule(schedule: str, times: list[float], x_t: float, x_0: float) -> None:
+def test_the_posterior_is_by_bayes_rule(
+    schedule: str, times: list[float], x_t: float, x_0: float
+) -> None:
     """Precisions add up, and means are weighted by them."""
     s, t = (at(schedule, time) for time in times[:2])
     factor, variance = process.step_kernel(*s, *t)
@@ -122,20 +128,40 @@ def test_the_posterior_is_by_bayes_rule(schedule: str, times: list[float], x_t: 
     mean = (factor * x_t / variance + s[0] * x_0 / s[1] ** 2) / precision
     found = process.posterior(*s, *t)
     assert found.variance.item() == pytest.approx(1 / precision.item(), rel=1e-6)
-    assert (found.on_x_t * x_t + found.on_x_0 * x_0).item() == pytest.approx(mean.item(), rel=1e-6, abs=1e-9)
+    assert (found.on_x_t * x_t + found.on_x_0 * x_0).item() == pytest.approx(
+        mean.item(), rel=1e-6, abs=1e-9
+    )
 
 
-@given(schedules, predictions, st.sampled_from(list(WEIGHTINGS)), shapes, dtypes, st.integers(1, 5), seeds)
+@given(
+    schedules,
+    predictions,
+    st.sampled_from(list(WEIGHTINGS)),
+    shapes,
+    dtypes,
+    st.integers(1, 5),
+    seeds,
+)
 def test_the_target_is_what_gives_the_image_back(
-    schedule: str, prediction: str, weighting: str, shape: tuple[int, int, int], dtype: torch.dtype, n: int, seed: int
+    schedule: str,
+    prediction: str,
+    weighting: str,
+    shape: tuple[int, int, int],
+    dtype: torch.dtype,
+    n: int,
+    seed: int,
 ) -> None:
     """A network that outputs the regression's target is a denoiser that returns x_0."""
     if not possible(schedule, prediction):
         return
     x_0 = rng.normal((n, *shape), seed, "x_0").to(dtype).clamp(-1, 1)
     noise = rng.normal((n, *shape), seed, "noise").to(dtype)
-    t = draw_times(TIMES["uniform"], n, rng.stream(seed, "t"), stratified=True, steps=None).clamp(0.02, 0.98)
-    problem = regression(Denoiser(lambda *_: x_0, schedule, prediction, shape), WEIGHTINGS[weighting], x_0, noise, t)
+    t = draw_times(TIMES["uniform"], n, rng.stream(seed, "t"), stratified=True, steps=None).clamp(
+        0.02, 0.98
+    )
+    problem = regression(
+        Denoiser(lambda *_: x_0, schedule, prediction, shape), WEIGHTINGS[weighting], x_0, noise, t
+    )
     assert problem.weight.isfinite().all()
     assert (problem.weight > 0).all()
     denoiser = Denoiser(lambda *_: problem.target, schedule, prediction, shape)
@@ -143,7 +169,9 @@ def test_the_target_is_what_gives_the_image_back(
     x_t = process.jump(x_0, noise, level.alpha, level.sigma)
     c_skip, c_out, c_in = (process.expand(c, x_0) for c in denoiser.coefficients(level))
     scale = (c_skip.abs() * x_t.abs() + c_out.abs() * problem.target.abs()).amax().item()
-    assert torch.allclose(denoiser(x_t, t), x_0, atol=1e-6 * scale if dtype == torch.float32 else 1e-13 * scale)
+    assert torch.allclose(
+        denoiser(x_t, t), x_0, atol=1e-6 * scale if dtype == torch.float32 else 1e-13 * scale
+    )
     assert torch.allclose(problem.x, c_in * x_t)
 
 
@@ -175,8 +203,12 @@ def test_every_sampler_ends_in_the_only_image_there_is(
     st.lists(st.integers(0, 200), max_size=4).map(sorted),
     st.lists(st.integers(0, 400), max_size=4),
 )
-def test_the_learning_rate_never_rises_after_the_warm_up(warmup: int, decided: list[int], cuts: list[int]) -> None:
-    decisions = [Decision(step, step + 50 + 30 * k) for k, step in enumerate(dict.fromkeys(decided))]
+def test_the_learning_rate_never_rises_after_the_warm_up(
+    warmup: int, decided: list[int], cuts: list[int]
+) -> None:
+    decisions = [
+        Decision(step, step + 50 + 30 * k) for k, step in enumerate(dict.fromkeys(decided))
+    ]
     factors = [lr_factor(s, warmup, decisions, [Cut(step) for step in cuts]) for s in range(500)]
     assert all(0 <= factor <= 1 for factor in factors)
     assert all(b <= a + 1e-12 for a, b in pairwise(factors[warmup:]))
@@ -220,12 +252,16 @@ def test_every_epoch_is_a_permutation(n: int, batch: int, seed: int) -> None:
 
 
 @given(st.integers(1, 5), st.integers(1, 300), st.integers(0, 300), seeds)
-def test_a_stratified_batch_has_one_time_in_each_part(one: int, count: int, chain_steps: int, seed: int) -> None:
+def test_a_stratified_batch_has_one_time_in_each_part(
+    one: int, count: int, chain_steps: int, seed: int
+) -> None:
     t = draw_times(TIMES["uniform"], count, rng.stream(seed, "t", one), stratified=True, steps=None)
     assert sorted((t * count).ceil().int().tolist()) == list(range(1, count + 1))
     if chain_steps >= 2:
         i = (
-            draw_times(TIMES["uniform"], count, rng.stream(seed, "t"), stratified=False, steps=chain_steps)
+            draw_times(
+                TIMES["uniform"], count, rng.stream(seed, "t"), stratified=False, steps=chain_steps
+            )
             * chain_steps
         )
         assert torch.allclose(i, i.round())
@@ -236,12 +272,15 @@ def test_a_stratified_batch_has_one_time_in_each_part(one: int, count: int, chai
 
 
 @given(st.integers(2, 6), st.integers(8, 40), seeds, st.floats(-3, 3))
-def test_the_frechet_distance_is_a_distance_of_gaussians(width: int, n: int, seed: int, shift: float) -> None:
+def test_the_frechet_distance_is_a_distance_of_gaussians(
+    width: int, n: int, seed: int, shift: float
+) -> None:
     """0 to itself, symmetric, unchanged by a rotation of both, and |shift|^2 to what is shifted."""
     x, y = (rng.normal((n, width), seed, name).double() for name in "xy")
     rotation, _ = np.linalg.qr(rng.normal((width, width), seed, "rotation").double().numpy())
     of = [
-        distances.moments(z) for z in (x, y, x @ torch.from_numpy(rotation), y @ torch.from_numpy(rotation), x + shift)
+        distances.moments(z)
+        for z in (x, y, x @ torch.from_numpy(rotation), y @ torch.from_numpy(rotation), x + shift)
     ]
     distance = distances.frechet(of[0], of[1])
     assert distance >= -1e-9
@@ -260,7 +299,9 @@ tensors = st.dictionaries(
     st.builds(
         lambda shape, dtype, seed: (100 * rng.normal(shape, seed, "tensor")).to(dtype),
         st.lists(st.integers(0, 4), max_size=4),
-        st.sampled_from([torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.uint8, torch.int64]),
+        st.sampled_from(
+            [torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.uint8, torch.int64]
+        ),
         seeds,
     ),
     max_size=5,
@@ -275,14 +316,27 @@ def test_any_tensors_come_back_as_they_were(
     save_tensors(path, content, metadata)
     found, beside = load_tensors(path)
     assert found.keys() == content.keys()
-    assert all(found[name].dtype == content[name].dtype and torch.equal(found[name], content[name]) for name in found)
+    assert all(
+        found[name].dtype == content[name].dtype and torch.equal(found[name], content[name])
+        for name in found
+    )
     assert metadata.items() <= beside.items()
 
 
-@given(st.integers(1, 3), st.lists(st.integers(1, 5), min_size=3, max_size=3), st.integers(0, 2**32 - 1))
-def test_bytes_and_floats_are_each_others_inverse(channels: int, shape: list[int], seed: int) -> None:
-    images = torch.from_numpy(np.random.default_rng(seed).integers(0, 256, (shape[0], channels, *shape[1:]), np.uint8))
+@given(
+    st.integers(1, 3),
+    st.lists(st.integers(1, 5), min_size=3, max_size=3),
+    st.integers(0, 2**32 - 1),
+)
+def test_bytes_and_floats_are_each_others_inverse(
+    channels: int, shape: list[int], seed: int
+) -> None:
+    images = torch.from_numpy(
+        np.random.default_rng(seed).integers(0, 256, (shape[0], channels, *shape[1:]), np.uint8)
+    )
     x = to_float(images)
     assert x.abs().max() <= 1
     assert torch.equal(to_uint8(x), images)
-    assert torch.equal(to_uint8(x + 0.49 / 127.5 * rng.normal(x.shape, 0, "error").clamp(-1, 1)), images)
+    assert torch.equal(
+        to_uint8(x + 0.49 / 127.5 * rng.normal(x.shape, 0, "error").clamp(-1, 1)), images
+    )

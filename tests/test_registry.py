@@ -55,7 +55,10 @@ def test_defaults() -> None:
         ("", "no spice called ''; there are: black-pepper, salt"),
         ("Salt", "no spice called 'Salt'"),
         ("sugar:heat=1", "no spice called 'sugar'"),
-        ("black-pepper:cold=1", "'black-pepper' has no parameter 'cold' .*; it has: heat=1.0, age=2.0"),
+        (
+            "black-pepper:cold=1",
+            "'black-pepper' has no parameter 'cold' .*; it has: heat=1.0, age=2.0",
+        ),
         ("black-pepper:x=1", "no parameter 'x'"),
         ("black-pepper:heat", "no parameter 'heat' .*in 'black-pepper:heat'"),
         ("salt:heat=1", "'salt' has no parameter 'heat' .*; it has: none"),

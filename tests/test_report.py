@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import re
+import runpy
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import nbformat
 import numpy as np
@@ -22,8 +23,22 @@ from conftest import write_idx
 from undiffuse import cli
 from undiffuse.base.errors import UserError
 from undiffuse.diffusion.schedule import SCHEDULES
-from undiffuse.report import Report, write_report
-from undiffuse.report.blocks import Code, Equation, Figure, Heading, Missing, Table, Text, coded, latex, markdown, plain
+from undiffuse.report import Report, sections, write_report
+from undiffuse.report.blocks import (
+    Block,
+    Code,
+    Command,
+    Equation,
+    Figure,
+    Heading,
+    Missing,
+    Table,
+    Text,
+    coded,
+    plain,
+)
+from undiffuse.report.markdown import latex, markdown
+from undiffuse.report.source import Source
 from undiffuse.runs.folder import Run
 from undiffuse.training.config import Config
 
@@ -91,6 +106,18 @@ def reported(labelled_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     return run
 
 
+B = TypeVar("B", bound=Block)
+
+
+def blocks_of(run: Path, kind: type[B]) -> list[B]:
+    """The blocks of one kind in the report of a run."""
+    return [block for block in Report(run).blocks if isinstance(block, kind)]
+
+
+def text_of(run: Path) -> str:
+    return " ".join(block.words for block in blocks_of(run, Text))
+
+
 def pdf_text(path: Path) -> str:
     return " ".join(" ".join(page.extract_text() for page in pypdf.PdfReader(path).pages).split())
 
@@ -110,21 +137,40 @@ def test_each_form_has_every_section_and_equation(reported: Path) -> None:
         assert f"({number})" in document
         assert rf"\tag{{{number}}}" in prose
     # Typst's page once lost the bar of alpha without a word (`overline`): every accent must arrive.
-    mathematics = " ".join([b.mathematics for b in Report(reported).blocks if isinstance(b, Equation)])
+    mathematics = " ".join(block.mathematics for block in blocks_of(reported, Equation))
     assert page.count("<mover") >= mathematics.count("macron(") + mathematics.count("hat(") > 10
     for printed in ("contradicts (1)", "without its root", "without the root", "not DDIM"):
         assert printed in document
 
 
+def test_a_section_is_one_row(
+    monkeypatch: pytest.MonkeyPatch, reported: Path, tmp_path: Path
+) -> None:
+    """It is in all three forms, at its place."""
+    run = Path(shutil.copytree(reported, tmp_path / "run"))
+
+    def dedication(source: Source) -> Iterator[Block]:
+        yield Heading(1, "Dedication")
+        yield Text(f"For all {source.about.facts.training} images.")
+
+    monkeypatch.setattr(sections, "SECTIONS", [dedication, *sections.SECTIONS])
+    write_report(run)
+    page = (run / "report.html").read_text()
+    notebook = (run / "report.ipynb").read_text()
+    for form in (page[page.index("<main") :], notebook, pdf_text(run / "report.pdf")):
+        assert 0 < form.index("For all 61 images.") < form.index(SECTIONS[0], form.index("For all"))
+
+
 def test_every_figure_is_there_and_not_empty(reported: Path) -> None:
     report = Report(reported)
-    names = [block.name for block in report.blocks if isinstance(block, Figure)]
+    figures = blocks_of(reported, Figure)
+    names = [figure.name for figure in figures]
     assert {"samples", "chain", "noising", "schedules", "loss", "timeline"} <= set(names)
     assert len(names) == len(set(names))
-    for name in names:
-        content = next(c for file, c in report.pictures.items() if Path(file).stem == name)
-        assert len(content) > 500
-        assert next(b for b in report.blocks if isinstance(b, Figure) and b.name == name).alt
+    by_name = {Path(file).stem: content for file, content in report.pictures.items()}
+    for figure in figures:
+        assert len(by_name[figure.name]) > 500
+        assert figure.alt
     page = (reported / "report.html").read_text()
     assert page.count("<img") == len(names)
     assert len(re.findall(r"<img[^>]* alt=\"[^\"]+\"", page)) == len(names)
@@ -133,34 +179,35 @@ def test_every_figure_is_there_and_not_empty(reported: Path) -> None:
 def test_the_caption_says_where_a_class_lies(
     monkeypatch: pytest.MonkeyPatch, train: Callable[..., Path], labelled_run: Path, tmp_path: Path
 ) -> None:
-    """In snapshots in a column, in `undiffuse sample`'s grid in a row; and a picture that was drawn in another way is not the run's."""
+    """In a column of a snapshot, and in a row of the grid of `undiffuse sample`.
+
+    The report does not show a grid that was sampled with other options."""
     run = Path(shutil.copytree(train(conditional=True, snapshot_images=20), tmp_path / "run"))
 
-    def caption() -> str:
-        return next(b.caption for b in Report(run).blocks if isinstance(b, Figure) and b.name == "samples")
+    def caption(of: Path = run) -> str:
+        return next(b.caption for b in blocks_of(of, Figure) if b.name == "samples")
 
     def sample(*flags: str) -> None:
         monkeypatch.setattr(sys, "argv", ["undiffuse", "sample", str(run), "--n", "40", *flags])
         cli.main()
 
-    few = Report(labelled_run).blocks  # four snapshot images of ten classes
-    assert not any("is a class" in b.caption for b in few if isinstance(b, Figure) and b.name == "samples")
+    assert "is a class" not in caption(labelled_run)  # four snapshot images of ten classes
     assert "A column is a class" in caption()
     sample()
     assert "A row is a class" in caption()
     assert Report(run).pictures["samples.png"] == (run / "samples.png").read_bytes()
-    for flags in (["--label", "7"], ["--sampler", "mean"], ["--guidance", "3"], ["--steps", "1"], ["--no-clip"]):
-        sample(*flags)
+    for flags in ("--label 7", "--sampler mean", "--guidance 3", "--steps 1", "--no-clip"):
+        sample(*flags.split())
         assert "A column is a class" in caption()
     shutil.copy(run / "data.png", run / "samples.png")
     assert "A column is a class" in caption()
     shutil.rmtree(run / "samples")
-    assert any(b.what == "There are no images of this run yet." for b in Report(run).blocks if isinstance(b, Missing))
+    assert "There are no images of this run yet." in [b.what for b in blocks_of(run, Missing)]
     write_report(run)
 
 
 def test_code_is_the_source_that_runs(reported: Path) -> None:
-    found = [block for block in Report(reported).blocks if isinstance(block, Code)]
+    found = blocks_of(reported, Code)
     assert len(found) > 20
     root = Path(undiffuse.__file__).parent.parent
     for block in found:
@@ -170,7 +217,7 @@ def test_code_is_the_source_that_runs(reported: Path) -> None:
 
 
 def test_every_hyperparameter_is_in_the_table_and_changes_are_marked(reported: Path) -> None:
-    table = next(b for b in Report(reported).blocks if isinstance(b, Table) and b.header == ("name", "value", "why"))
+    table = next(b for b in blocks_of(reported, Table) if b.header == ("name", "value", "why"))
     rows = {row[0]: row[1:] for row in table.rows}
     assert {name.split("`")[1].replace("-", "_") for name in rows} == set(Config.model_fields)
     assert rows["`lr`"] == (plain(0.004), plain(Run(reported).about().reasons["lr"]))
@@ -179,8 +226,8 @@ def test_every_hyperparameter_is_in_the_table_and_changes_are_marked(reported: P
 
 def test_nothing_is_asked_of_the_network(reported: Path) -> None:
     page = (reported / "report.html").read_text()
-    fetched = re.findall(r'(?:src|srcset|data|poster)="(?!data:)([^"]*)"|@import|url\((?!data:)', page)
-    assert fetched == []
+    addresses = r'(?:src|srcset|data|poster)="(?!data:)([^"]*)"|@import|url\((?!data:)'
+    assert re.findall(addresses, page) == []
     assert "<link" not in page
     assert "<script" not in page
 
@@ -192,9 +239,8 @@ def contrast(one: str, other: str) -> float:
         digits = colour.removeprefix("#")
         digits = "".join(2 * d for d in digits) if len(digits) == 3 else digits
         parts = np.array([int(digits[i : i + 2], 16) / 255 for i in (0, 2, 4)])
-        return float(
-            np.where(parts <= 0.04045, parts / 12.92, ((parts + 0.055) / 1.055) ** 2.4) @ [0.2126, 0.7152, 0.0722]
-        )
+        linear = np.where(parts <= 0.04045, parts / 12.92, ((parts + 0.055) / 1.055) ** 2.4)
+        return float(linear @ [0.2126, 0.7152, 0.0722])
 
     low, high = sorted((luminance(one), luminance(other)))
     return (high + 0.05) / (low + 0.05)
@@ -205,7 +251,8 @@ def test_text_can_be_read_on_its_ground(reported: Path) -> None:
     assert contrast("#000", "#ffffff") == pytest.approx(21)
     assert contrast("#777777", "#fff") == pytest.approx(4.48, abs=0.01)
     page = (reported / "report.html").read_text()
-    day, night = (dict(re.findall(r"--(\w+): (#\w+)", root)) for root in re.findall(r":root {([^}]*)}", page))
+    roots = re.findall(r":root {([^}]*)}", page)
+    day, night = (dict(re.findall(r"--(\w+): (#\w+)", root)) for root in roots)
     for colours in (day, night):
         for name in ("text", "ink", "line"):
             assert contrast(colours[name], colours["page"]) >= 4.5, (name, colours)
@@ -218,7 +265,8 @@ def test_text_can_be_read_on_its_ground(reported: Path) -> None:
         assert contrast(at_night[colour], night["page"]) >= 4.5, colour
 
 
-BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+BROWSER = next(filter(None, map(shutil.which, BROWSERS)), None)
 
 
 @pytest.mark.skipif(BROWSER is None, reason="there is no browser")
@@ -228,19 +276,20 @@ def test_a_browser_without_a_network_shows_all_of_it(reported: Path, tmp_path: P
     page = (reported / "report.html").read_text()
     probe = (
         "<script>window.onload = () => { const all = [...document.images];"
-        "document.title = `${all.filter(i => i.naturalWidth > 10).length} of ${all.length}` }</script>"
+        "const shown = all.filter(i => i.naturalWidth > 10);"
+        "document.title = `${shown.length} of ${all.length}` }</script>"
     )
     copy = tmp_path / "report.html"
     copy.write_text(page.replace("</body>", f"{probe}</body>"))
-    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--enable-logging=stderr", "--dump-dom"]
-    offline = [
+    flags = [
+        *("--headless", "--no-sandbox", "--disable-gpu", "--no-first-run"),
+        *("--enable-logging=stderr", "--dump-dom"),
         "--host-resolver-rules=MAP * ~NOTFOUND",
         f"--user-data-dir={tmp_path / 'profile'}",
         "--virtual-time-budget=5000",
     ]
-    shown = subprocess.run(
-        [BROWSER, *flags, *offline, str(copy)], capture_output=True, text=True, timeout=120, check=True
-    )
+    command = [BROWSER, *flags, str(copy)]
+    shown = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
     assert "CONSOLE" not in shown.stderr
     count = page.count("<img")
     assert f"<title>{count} of {count}</title>" in shown.stdout
@@ -249,15 +298,15 @@ def test_a_browser_without_a_network_shows_all_of_it(reported: Path, tmp_path: P
 
 
 def test_twice_is_the_same_to_the_byte(reported: Path) -> None:
-    before = {name: (reported / name).read_bytes() for name in ("report.html", "report.pdf", "report.ipynb")}
+    names = ("report.html", "report.pdf", "report.ipynb")
+    before = {name: (reported / name).read_bytes() for name in names}
     write_report(reported)
     assert all((reported / name).read_bytes() == content for name, content in before.items())
     assert all(len(content) < 5_000_000 for content in before.values())
 
 
 def test_what_is_not_there_is_named_with_its_command(reported: Path) -> None:
-    missing = [block for block in Report(reported).blocks if isinstance(block, Missing)]
-    assert [block.command for block in missing] == [
+    assert [block.command for block in blocks_of(reported, Missing)] == [
         f"undiffuse evaluate {reported}",
         f"undiffuse study samplers {reported}",
         f"undiffuse study schedules {reported}",
@@ -269,14 +318,22 @@ METRICS: dict[str, Any] = {
     "of": {"step": 12},
     "reference": {"control": "test set"},
     "sampling": {"n": 4321, "sampler": "ddim:eta=0.5", "steps": 17, "network_calls": 34},
-    "frechet": {"value": 0.1234, "low": 0.1111, "high": 0.1357, "floor": 0.0456, "ratio": 2.706, "ratio_low": 1.58, "ratio_high": 3.91},
+    "frechet": {
+        "value": 0.1234, "low": 0.1111, "high": 0.1357, "floor": 0.0456,
+        "ratio": 2.706, "ratio_low": 1.58, "ratio_high": 3.91,
+    },
     "precision": {"value": 0.8765, "low": 0.8701, "high": 0.8802, "control": 0.8999},
     "missing": {"label_agreement": "the images were drawn without labels"},
     "bits_per_dim": {
-        "test": 1.2345, "low": 1.2, "high": 1.27, "chain": 1000, "training": {"value": 1.2222}, "gap": {"value": 0.0123, "low": 0.0100, "high": 0.0146}, "assumes": "a chain",
-        "reconstruction": {"value": 0.7}, "ode": {"test": 1.6543, "low": 1.6111, "high": 1.7222, "n": 333},
+        "test": 1.2345, "low": 1.2, "high": 1.27, "chain": 1000, "training": {"value": 1.2222},
+        "gap": {"value": 0.0123, "low": 0.0100, "high": 0.0146}, "assumes": "a chain",
+        "reconstruction": {"value": 0.7},
+        "ode": {"test": 1.6543, "low": 1.6111, "high": 1.7222, "n": 333},
     },
-    "novelty": {"alarm": True, "n": 4321, "share": 0.0234, "threshold": 0.567, "expected": 0.001, "p_value": 1e-9, "detectable": 0.0017},
+    "novelty": {
+        "alarm": True, "n": 4321, "share": 0.0234, "threshold": 0.567, "expected": 0.001,
+        "p_value": 1e-9, "detectable": 0.0017,
+    },
 }  # fmt: skip
 
 
@@ -310,39 +367,38 @@ def test_numbers_are_those_of_metrics_json(reported: Path, tmp_path: Path) -> No
         "drawn without labels",
     ):
         assert words in document, words
-    commands = [b.command for b in Report(run).blocks if isinstance(b, Missing)]
+    commands = [block.command for block in blocks_of(run, Missing)]
     assert commands == [f"undiffuse study samplers {run}", f"undiffuse study schedules {run}"]
 
 
 def test_figures_of_earlier_weights_are_not_the_runs(reported: Path, tmp_path: Path) -> None:
     run = Path(shutil.copytree(reported, tmp_path / "run"))
     (run / "metrics.json").write_text(json.dumps({**METRICS, "of": {"step": 7}}))
-    blocks = Report(run).blocks
-    assert any("only one of step 7" in b.what for b in blocks if isinstance(b, Missing))
-    assert not any("2.71 times" in b.words for b in blocks if isinstance(b, Text))
+    assert any("only one of step 7" in block.what for block in blocks_of(run, Missing))
+    assert "2.7 times" not in text_of(run)
 
 
 def test_a_gap_that_may_be_none_is_not_called_overfitting(reported: Path, tmp_path: Path) -> None:
     run = Path(shutil.copytree(reported, tmp_path / "run"))
     bits = {**METRICS["bits_per_dim"], "gap": {"value": -0.004, "low": -0.02, "high": 0.012}}
     (run / "metrics.json").write_text(json.dumps({**METRICS, "bits_per_dim": bits}))
-    words = " ".join(b.words for b in Report(run).blocks if isinstance(b, Text))
-    assert "-0.004 (-0.020 to +0.012): no overfitting that these images could show" in words
+    words = "-0.004 (-0.020 to +0.012): no overfitting that these images could show"
+    assert words in text_of(run)
 
 
 def test_a_run_that_went_wrong_says_so(reported: Path, tmp_path: Path) -> None:
     run = Path(shutil.copytree(reported, tmp_path / "run"))
-    lines = (run / "log.jsonl").read_text().splitlines()
-    cut = {"event": "clock", "step": 5, "time": 1.0, "cut": {"step": 5}, "of": 9, "reason": "its loss was not finite"}
+    first, *others = (run / "log.jsonl").read_text().splitlines()
+    cut = {"event": "clock", "step": 5, "time": 1.0, "cut": {"step": 5}, "of": 9}
+    cut["reason"] = "its loss was not finite"
     uncompiled = {"event": "uncompiled", "step": 0, "time": 0.5, "reason": "no_such_op"}
-    (run / "log.jsonl").write_text(
-        "".join(f"{line}\n" for line in [lines[0], json.dumps(uncompiled), json.dumps(cut), *lines[1:]])
-    )
-    blocks = Report(run).blocks
-    words = " ".join(b.words for b in blocks if isinstance(b, Text))
-    assert "At step 9 training went wrong, as its loss was not finite; it was set back to step 5" in words
+    lines = [first, json.dumps(uncompiled), json.dumps(cut), *others]
+    (run / "log.jsonl").write_text("".join(f"{line}\n" for line in lines))
+    words = text_of(run)
+    assert "At step 9 training went wrong, as its loss was not finite; it was set back to" in words
+    assert "back to step 5, and went on with half of the learning rate" in words
     assert r"trained without being compiled: no\_such\_op" in words
-    rows = [row for b in blocks if isinstance(b, Table) for row in b.rows]
+    rows = [row for block in blocks_of(run, Table) for row in block.rows]
     assert ("compiled", "False") in rows
 
 
@@ -350,12 +406,13 @@ def test_a_schedule_that_does_not_keep_the_variance_says_how_the_equations_hold(
     reported: Path, train: Callable[..., Path]
 ) -> None:
     note = "so (1) to (8) hold for"
-    assert not any(note in b.words for b in Report(reported).blocks if isinstance(b, Text))
-    flow = Report(train(schedule="flow", steps=2, snapshots=2))
-    assert any(note in b.words for b in flow.blocks if isinstance(b, Text))
+    assert note not in text_of(reported)
+    assert note in text_of(train(schedule="flow", steps=2, snapshots=2))
 
 
-def test_a_schedule_more_needs_no_edit_here(monkeypatch: pytest.MonkeyPatch, reported: Path) -> None:
+def test_a_schedule_more_needs_no_edit_here(
+    monkeypatch: pytest.MonkeyPatch, reported: Path
+) -> None:
     """As README has it added."""
     for k in range(5):
         monkeypatch.setitem(SCHEDULES._functions, f"another-{k}", SCHEDULES["linear"])
@@ -376,13 +433,12 @@ def test_a_damaged_picture_is_a_sentence(
 
 
 @pytest.mark.parametrize("guidance", [1.0, None])
-def test_guidance_is_told_as_it_is(train: Callable[..., Path], run: Path, guidance: float | None) -> None:
-    def words(of: Path) -> str:
-        return " ".join(b.words for b in Report(of).blocks if isinstance(b, Text))
-
-    said = words(train(conditional=True, steps=2, snapshots=2, guidance=guidance))
-    assert ("This run's are drawn without." if guidance == 1 else "This run's are drawn with 2.") in said
-    assert "_Guidance_" not in words(run)
+def test_guidance_is_told_as_it_is(
+    train: Callable[..., Path], run: Path, guidance: float | None
+) -> None:
+    said = text_of(train(conditional=True, steps=2, snapshots=2, guidance=guidance))
+    assert f"This run's are drawn {'without' if guidance == 1 else 'with 2'}." in said
+    assert "_Guidance_" not in text_of(run)
 
 
 @pytest.mark.parametrize("content", ["", "[]", '{"format": 7}', "{half"])
@@ -411,23 +467,37 @@ def test_colour_and_strange_names(train: Callable[..., Path], tmp_path: Path) ->
 
 def test_an_unfinished_run_says_so(run: Path, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(run, tmp_path / "copy"))
-    kept = [line for line in (copy / "log.jsonl").read_text().splitlines() if json.loads(line)["step"] <= 7]
+    lines = (copy / "log.jsonl").read_text().splitlines()
+    kept = [line for line in lines if json.loads(line)["step"] <= 7]
     (copy / "log.jsonl").write_text("".join(f"{line}\n" for line in kept))
     for name in ("loss.png", "timeline.png", "model.safetensors", "data.png"):
         (copy / name).unlink()
     write_report(copy)
     document = pdf_text(copy / "report.pdf")
     assert "The run was interrupted" in document
-    assert Run(copy).command() in [b.command for b in Report(copy).blocks if isinstance(b, Missing)]
+    assert Run(copy).command() in [block.command for block in blocks_of(copy, Missing)]
     assert "undiffuse train --steps" in document
-    assert "--replay" not in " ".join(b.words for b in Report(copy).blocks if isinstance(b, Text))
+    assert blocks_of(copy, Command) == []
+    assert "--replay" not in document
     assert "7 steps" in document
 
 
 def test_headings_are_nested(reported: Path) -> None:
-    levels = [block.level for block in Report(reported).blocks if isinstance(block, Heading)]
+    levels = [block.level for block in blocks_of(reported, Heading)]
     assert levels[0] == 1
     assert all(b <= a + 1 for a, b in pairwise(levels))
+
+
+def test_the_notebooks_cells_are_a_program(
+    monkeypatch: pytest.MonkeyPatch, reported: Path, tmp_path: Path
+) -> None:
+    """They run from top to bottom in the run folder; the last one samples."""
+    book = nbformat.read(reported / "report.ipynb", as_version=4)
+    cells = [cell.source for cell in book.cells if cell.cell_type == "code"]
+    program = tmp_path / "cells.py"
+    program.write_text("\n".join(cells))
+    monkeypatch.chdir(reported)
+    assert runpy.run_path(str(program))["drawn"].shape == (20, 8, 8)
 
 
 @pytest.mark.slow
@@ -435,8 +505,8 @@ def test_the_notebook_runs(reported: Path) -> None:
     from nbclient import NotebookClient
 
     book = nbformat.read(reported / "report.ipynb", as_version=4)
-    NotebookClient(book, timeout=300, kernel_name="python3", resources={"metadata": {"path": str(reported)}}).execute()
-    outputs = [
-        cell.outputs for cell in book.cells if cell.cell_type == "code" and cell.source.startswith("report.figure")
-    ]
+    place = {"metadata": {"path": str(reported)}}
+    NotebookClient(book, timeout=300, kernel_name="python3", resources=place).execute()
+    programs = [cell for cell in book.cells if cell.cell_type == "code"]
+    outputs = [cell.outputs for cell in programs if cell.source.startswith("report.figure")]
     assert all(out and set(out[0].data) & {"image/png", "image/svg+xml"} for out in outputs)

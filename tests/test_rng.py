@@ -55,7 +55,9 @@ def test_normal_numbers() -> None:
     assert torch.equal(x, normal((50, 40, 20), 3, "moments", 7))
     n = x.numel()
     for power, moment, variance in [(1, 0, 1), (2, 1, 2), (3, 0, 15), (4, 3, 96)]:
-        assert x.double().pow(power).mean().item() == pytest.approx(moment, abs=5 * (variance / n) ** 0.5)
+        assert x.double().pow(power).mean().item() == pytest.approx(
+            moment, abs=5 * (variance / n) ** 0.5
+        )
 
 
 def test_the_batch_changes_no_sample() -> None:

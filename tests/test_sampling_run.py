@@ -22,13 +22,19 @@ from undiffuse.diffusion.samplers import SAMPLERS
 from undiffuse.runs import destinations
 from undiffuse.training.presets import make_config
 
-SHEET = torch.arange(3 * 5 * 4, dtype=torch.uint8).view(3, 1, 5, 4) * 4  # (N, 1, H, W), all pixels different
+SHEET = (
+    torch.arange(3 * 5 * 4, dtype=torch.uint8).view(3, 1, 5, 4) * 4
+)  # (N, 1, H, W), all pixels different
 
 
 @pytest.fixture(scope="module")
 def colour_run(train: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     pixels = np.random.default_rng(0).integers(0, 256, (20, 6, 9, 3), dtype=np.uint8)
-    return train(data=str(write_idx(tmp_path_factory.mktemp("data") / "colour", pixels)), steps=2, snapshots=2)
+    return train(
+        data=str(write_idx(tmp_path_factory.mktemp("data") / "colour", pixels)),
+        steps=2,
+        snapshots=2,
+    )
 
 
 @pytest.mark.parametrize("shape", [(28, 28), (32, 32, 3), (64, 64, 3)])
@@ -37,7 +43,9 @@ def test_images_of_common_sizes_train_and_sample(
 ) -> None:
     """With the default network, from end to end."""
     pixels = np.random.default_rng(0).integers(0, 256, (20, *shape), dtype=np.uint8)
-    sizes = {name: getattr(make_config(), name) for name in ("channels", "blocks", "attention", "heads")}
+    sizes = {
+        name: getattr(make_config(), name) for name in ("channels", "blocks", "attention", "heads")
+    }
     run = train(data=str(write_idx(tmp_path / "data", pixels)), steps=2, snapshots=2, **sizes)
     drawn = undiffuse.sample(run, n=2)
     assert drawn.shape == (2, *shape)
@@ -64,7 +72,9 @@ def watched(drawing: api.Drawing) -> list[tuple[torch.Tensor, torch.Tensor | Non
 def test_the_batch_size_changes_no_image(labelled_run: Path, sampler: str) -> None:
     """Trap 15. Within one grey level, which is what fp32 can promise."""
     together, *others = (
-        undiffuse.sample(labelled_run, n=7, sampler=sampler, batch_size=size, guidance=1.5).astype(int)
+        undiffuse.sample(labelled_run, n=7, sampler=sampler, batch_size=size, guidance=1.5).astype(
+            int
+        )
         for size in (64, 3, 1)
     )
     assert all(np.abs(together - other).max() <= 1 for other in others)
@@ -92,13 +102,26 @@ def test_what_is_not_asked_for_is_as_the_run_says(train: Callable[..., Path]) ->
 
 @pytest.mark.parametrize(
     ("calls", "sampler", "guidance", "steps"),
-    [(7, "ddpm", 1.0, 7), (7, "ddpm", 2.0, 3), (7, "heun", 1.0, 4), (7, "heun", 2.0, 2), (1, "heun", 2.0, 1)],
+    [
+        (7, "ddpm", 1.0, 7),
+        (7, "ddpm", 2.0, 3),
+        (7, "heun", 1.0, 4),
+        (7, "heun", 2.0, 2),
+        (1, "heun", 2.0, 1),
+    ],
 )
 def test_default_steps_keep_within_the_calls(
     train: Callable[..., Path], calls: int, sampler: str, guidance: float, steps: int
 ) -> None:
     """Every call counts, guidance's too; one step is the least."""
-    run = train(steps=1, snapshots=2, sample_calls=calls, sampler=sampler, guidance=guidance, conditional=True)
+    run = train(
+        steps=1,
+        snapshots=2,
+        sample_calls=calls,
+        sampler=sampler,
+        guidance=guidance,
+        conditional=True,
+    )
     drawing = api.prepare(run, api.Request(n=1))
     seen = watched(drawing)
     list(drawing.batches())
@@ -108,19 +131,26 @@ def test_default_steps_keep_within_the_calls(
 
 @pytest.mark.parametrize("sampler", [*SAMPLERS, "ddim:eta=1"])
 @pytest.mark.parametrize("steps", [1, 2, 5])
-def test_every_sampler_takes_the_steps_and_calls_it_says(run: Path, sampler: str, steps: int) -> None:
+def test_every_sampler_takes_the_steps_and_calls_it_says(
+    run: Path, sampler: str, steps: int
+) -> None:
     """Trap 2: exactly K steps, one call each, Heun 2K - 1; the network itself is the witness."""
     drawing = api.prepare(run, api.Request(n=3, sampler=sampler, steps=steps, batch_size=3))
     seen = watched(drawing)
     (batch,) = drawing.batches()
     assert len(seen) == drawing.calls == (2 * steps - 1 if sampler == "heun" else steps)
-    assert len({log_snr[0].item() for log_snr, _ in seen}) == steps  # at each noise level but the last
+    assert (
+        len({log_snr[0].item() for log_snr, _ in seen}) == steps
+    )  # at each noise level but the last
     assert batch.dtype == torch.uint8
     assert batch.shape == (3, 1, 8, 8)
 
 
 def test_bf16_draws_nearly_the_same(run: Path) -> None:
-    exact, quick = (undiffuse.sample(run, n=8, precision=precision).astype(int) for precision in ("fp32", "bf16"))
+    exact, quick = (
+        undiffuse.sample(run, n=8, precision=precision).astype(int)
+        for precision in ("fp32", "bf16")
+    )
     assert 0 < np.abs(exact - quick).mean() < 5
 
 
@@ -131,7 +161,10 @@ def test_load_gives_the_averaged_denoiser_ready_to_use(labelled_run: Path) -> No
     network = denoiser.network
     assert isinstance(network, torch.nn.Module)
     assert not network.training
-    averaged, state = load_file(labelled_run / "model.safetensors"), load_file(labelled_run / "checkpoint.safetensors")
+    averaged, state = (
+        load_file(labelled_run / "model.safetensors"),
+        load_file(labelled_run / "checkpoint.safetensors"),
+    )
     assert all(torch.equal(value, averaged[name]) for name, value in network.state_dict().items())
     assert all(torch.equal(value, state[f"ema/{name}"]) for name, value in averaged.items())
     assert not torch.equal(averaged["out.weight"], state["weights/out.weight"])
@@ -175,7 +208,10 @@ def test_guidance_asks_a_second_time_without_label(labelled_run: Path) -> None:
 
 
 def test_a_label_changes_the_image(labelled_run: Path) -> None:
-    plain, other = undiffuse.sample(labelled_run, n=2, labels=[0]), undiffuse.sample(labelled_run, n=2, labels=[9])
+    plain, other = (
+        undiffuse.sample(labelled_run, n=2, labels=[0]),
+        undiffuse.sample(labelled_run, n=2, labels=[9]),
+    )
     assert (plain != other).any()
 
 
@@ -196,7 +232,9 @@ def test_a_run_without_labels_says_so(run: Path, request_: dict[str, Any], sente
 
 def test_a_run_that_was_never_without_labels_says_so(train: Callable[..., Path]) -> None:
     run = train(conditional=True, label_dropout=0.0, steps=1, snapshots=2)
-    with pytest.raises(UserError, match=r"no guess without label.*train a run with --label-dropout 0\.1"):
+    with pytest.raises(
+        UserError, match=r"no guess without label.*train a run with --label-dropout 0\.1"
+    ):
         undiffuse.sample(run, n=1, guidance=1.5)
 
 
@@ -228,7 +266,9 @@ def test_a_run_that_was_never_without_labels_says_so(train: Callable[..., Path])
         ({"precision": "fp8"}, "precision"),
     ],
 )
-def test_an_impossible_request_is_one_sentence(labelled_run: Path, request_: dict[str, Any], sentence: str) -> None:
+def test_an_impossible_request_is_one_sentence(
+    labelled_run: Path, request_: dict[str, Any], sentence: str
+) -> None:
     with pytest.raises(UserError, match=sentence) as caught:
         undiffuse.sample(labelled_run, **request_)
     assert "\n" not in str(caught.value)
@@ -237,7 +277,12 @@ def test_an_impossible_request_is_one_sentence(labelled_run: Path, request_: dic
 # Where images go
 
 
-def saved(to: str, pictures: torch.Tensor, labels: torch.Tensor | None = None, classes: tuple[str, ...] = ()) -> Path:
+def saved(
+    to: str,
+    pictures: torch.Tensor,
+    labels: torch.Tensor | None = None,
+    classes: tuple[str, ...] = (),
+) -> Path:
     destination = destinations.destination(to)
     destinations.save_images(destination, pictures, labels, classes)
     return destination.path
@@ -259,7 +304,9 @@ def test_an_archive_holds_images_and_labels(tmp_path: Path, channels: int) -> No
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_a_folder_holds_one_png_an_image(tmp_path: Path, channels: int) -> None:
-    folder = saved(f"{tmp_path}/new/", SHEET.expand(3, channels, 5, 4), torch.tensor([1, 0, 1]), ("a", "b/.."))
+    folder = saved(
+        f"{tmp_path}/new/", SHEET.expand(3, channels, 5, 4), torch.tensor([1, 0, 1]), ("a", "b/..")
+    )
     names = ["00000_b_...png", "00001_a.png", "00002_b_...png"]
     assert sorted(path.name for path in folder.iterdir()) == names
     for name, expected in zip(names, SHEET[:, 0].numpy(), strict=True):
@@ -268,7 +315,9 @@ def test_a_folder_holds_one_png_an_image(tmp_path: Path, channels: int) -> None:
             assert (np.asarray(image).reshape(5, 4, channels) == expected[..., None]).all()
 
 
-def test_a_folder_that_was_interrupted_is_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_that_was_interrupted_is_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """So the same command can be given again."""
     pictures, made = SHEET.expand(3, 1, 5, 4), list[int]()
 
@@ -289,7 +338,10 @@ def test_a_folder_that_was_interrupted_is_as_it_was(tmp_path: Path, monkeypatch:
 @pytest.mark.parametrize("channels", [1, 3])
 def test_a_grid_holds_the_images_row_by_row(tmp_path: Path, channels: int) -> None:
     with Image.open(saved(f"{tmp_path}/grid.png", SHEET.expand(3, channels, 5, 4))) as sheet:
-        shown = [tile.convert("L").resize((4, 5), Image.Resampling.NEAREST) for tile in tiles(sheet, 5, 4)]
+        shown = [
+            tile.convert("L").resize((4, 5), Image.Resampling.NEAREST)
+            for tile in tiles(sheet, 5, 4)
+        ]
     assert len(shown) == 4  # two rows of two
     assert (np.stack([np.asarray(tile) for tile in shown[:3]]) == SHEET[:, 0].numpy()).all()
     assert not np.asarray(shown[3]).any()
@@ -373,7 +425,14 @@ def test_a_saved_grid_has_a_row_a_class(tmp_path: Path) -> None:
     with Image.open(to.path) as sheet:
         found = [int(np.asarray(tile).flat[0]) for tile in tiles(sheet, 4, 4)]
     assert found == [1, 4, 7, 2, 5, 0, 3, 6, 0]
-    for labels in ([0] * 7, [0, 0, 1, 0, 1, 0, 1]):  # one class, and classes that do not take turns: about a square
+    for labels in (
+        [0] * 7,
+        [0, 0, 1, 0, 1, 0, 1],
+    ):  # one class, and classes that do not take turns: about a square
         destinations.save_images(to, numbered, torch.tensor(labels), ("a", "b", "c"))
         with Image.open(to.path) as sheet:
-            assert [int(np.asarray(tile).flat[0]) for tile in tiles(sheet, 4, 4)] == [*range(1, 8), 0, 0]
+            assert [int(np.asarray(tile).flat[0]) for tile in tiles(sheet, 4, 4)] == [
+                *range(1, 8),
+                0,
+                0,
+            ]

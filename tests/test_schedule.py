@@ -12,7 +12,14 @@ import torch
 from torch import Tensor
 
 from undiffuse.base.errors import UserError
-from undiffuse.diffusion.schedule import LOG_SNR_BOUND, SCHEDULES, chain, log_snr, noise_level, time_of
+from undiffuse.diffusion.schedule import (
+    LOG_SNR_BOUND,
+    SCHEDULES,
+    chain,
+    log_snr,
+    noise_level,
+    time_of,
+)
 
 PRESERVING = ["linear", "cosine", "sigmoid", "log-linear"]  # alpha^2 + sigma^2 = 1
 T = [1, 2, 7, 50, 1000]
@@ -63,7 +70,9 @@ def test_log_snr_falls(name: str) -> None:
 @each_schedule
 def test_time_of_is_the_inverse(name: str) -> None:
     t = torch.cat([times(0, 1e-6), INSIDE, times(1 - 1e-6, 1)])
-    torch.testing.assert_close(time_of(SCHEDULES[name], log_snr(*SCHEDULES[name](t))), t, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(
+        time_of(SCHEDULES[name], log_snr(*SCHEDULES[name](t))), t, rtol=1e-9, atol=1e-12
+    )
     assert time_of(SCHEDULES[name], times(200, -200)).tolist() == pytest.approx([0, 1], abs=1e-15)
 
 
@@ -92,7 +101,9 @@ def test_variance_is_preserved(name: str) -> None:
 @pytest.mark.parametrize(("beta_min", "beta_max"), [(1e-4, 0.02), (1e-3, 0.01)])
 def test_linear_is_the_cumulative_product(beta_min: float, beta_max: float) -> None:
     expected = np.cumprod(1 - np.linspace(beta_min, beta_max, 1000))
-    alpha, sigma = SCHEDULES[f"linear:beta_min={beta_min},beta_max={beta_max}"](torch.arange(1, 1001) / times(1000))
+    alpha, sigma = SCHEDULES[f"linear:beta_min={beta_min},beta_max={beta_max}"](
+        torch.arange(1, 1001) / times(1000)
+    )
     np.testing.assert_allclose(alpha**2, expected, rtol=1e-12)
     np.testing.assert_allclose(sigma**2, 1 - expected, rtol=1e-11)
     between = SCHEDULES[f"linear:beta_min={beta_min},beta_max={beta_max}"](times(0.4565))[0] ** 2
@@ -117,7 +128,9 @@ def test_sigmoid_is_jabri_et_al(start: float, end: float, tau: float) -> None:
     t = np.linspace(0, 1, 501)
     v = 1 / (1 + np.exp(-(start + t * (end - start)) / tau))
     expected = (v[-1] - v) / (v[-1] - v[0])
-    np.testing.assert_allclose(alpha_bar_of(f"sigmoid:start={start},end={end},tau={tau}", t), expected, atol=1e-13)
+    np.testing.assert_allclose(
+        alpha_bar_of(f"sigmoid:start={start},end={end},tau={tau}", t), expected, atol=1e-13
+    )
 
 
 def test_flow_is_a_straight_line() -> None:
@@ -154,7 +167,9 @@ def test_chain_tables(name: str, steps: int) -> None:
     tables = chain(SCHEDULES[name], steps)
     np.testing.assert_allclose(tables.t, np.arange(1, steps + 1) / steps, rtol=1e-15)
     alpha, sigma = SCHEDULES[name](tables.t)
-    torch.testing.assert_close(tables.alpha_bar / (1 - tables.alpha_bar), (alpha / sigma) ** 2, rtol=1e-9, atol=0)
+    torch.testing.assert_close(
+        tables.alpha_bar / (1 - tables.alpha_bar), (alpha / sigma) ** 2, rtol=1e-9, atol=0
+    )
     torch.testing.assert_close(tables.alpha.cumprod(0), tables.alpha_bar, rtol=1e-10, atol=1e-40)
     torch.testing.assert_close(tables.beta, 1 - tables.alpha, rtol=0, atol=1e-16)
     assert ((tables.beta > 0) & (tables.beta <= 1)).all()

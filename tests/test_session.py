@@ -56,7 +56,10 @@ Files = dict[str, tuple[bytes, int]]
 def files(folder: Path) -> Files:
     """The files of a folder, with their content and time of change."""
     found = sorted(path for path in folder.rglob("*") if path.is_file())
-    return {str(path.relative_to(folder)): (path.read_bytes(), path.stat().st_mtime_ns) for path in found}
+    return {
+        str(path.relative_to(folder)): (path.read_bytes(), path.stat().st_mtime_ns)
+        for path in found
+    }
 
 
 def finish(config: Config, path: Path, **options: Any) -> None:
@@ -93,7 +96,10 @@ def crash(config: Config, path: Path, kind: type, at: int) -> None:
 
 def figures(path: Path) -> list[dict[str, Any]]:
     """The log without times, seconds and sessions; a replay begins with the clock's records, so these come last here."""
-    events = [{k: v for k, v in event.items() if k not in ("time", "seconds")} for event in Run(path).log()]
+    events = [
+        {k: v for k, v in event.items() if k not in ("time", "seconds")}
+        for event in Run(path).log()
+    ]
     kept = [event for event in events if event["event"] not in ("session", "stopped")]
     return sorted(kept, key=lambda event: event["event"] == "clock")
 
@@ -107,11 +113,17 @@ def assert_same_run(one: Path, other: Path) -> None:
     assert figures(one) == figures(other)
     pictures = sorted(path.relative_to(one) for path in one.rglob("*.png"))
     assert pictures == sorted(path.relative_to(other) for path in other.rglob("*.png"))
-    assert [name for name in pictures if (one / name).read_bytes() != (other / name).read_bytes()] == []
+    assert [
+        name for name in pictures if (one / name).read_bytes() != (other / name).read_bytes()
+    ] == []
 
 
 def assert_ends_and_goes_on(
-    whole: Path, path: Path, monkeypatch: pytest.MonkeyPatch, fault: tuple[object, str, object], sentence: str
+    whole: Path,
+    path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    fault: tuple[object, str, object],
+    sentence: str,
 ) -> None:
     """With the fault, (object, attribute, what it is in place of that), training `whole` anew at `path` ends in the sentence; without it,
     it goes on to the same run."""
@@ -158,7 +170,9 @@ def sha256(*parts: Dataset) -> str:
     return hashlib.sha256(b"".join(x.numpy().tobytes() for x in tensors)).hexdigest()
 
 
-def test_the_configuration_is_saved_with_its_reasons_and_its_data(run: Path, config: Config, digits: Path) -> None:
+def test_the_configuration_is_saved_with_its_reasons_and_its_data(
+    run: Path, config: Config, digits: Path
+) -> None:
     content = json.loads((run / "config.json").read_bytes())
     dataset, held_out = split_dataset(load_dataset(str(digits)), seed=0)
     assert content["config"] == json.loads(config.model_dump_json())
@@ -185,7 +199,11 @@ def test_the_log_is_lines_of_json(run: Path, config: Config) -> None:
     ]
     for kind in ("validation", "snapshot"):
         assert [event["step"] for event in events if event["event"] == kind] == [0, 2, 6, 12]
-    assert (events[0]["event"], events[-1]["event"], events[-1]["step"]) == ("session", "finished", 12)
+    assert (events[0]["event"], events[-1]["event"], events[-1]["step"]) == (
+        "session",
+        "finished",
+        12,
+    )
     assert all(event["time"] >= 0 and event["step"] >= 0 for event in events)
     assert [event["time"] for event in events] == sorted(event["time"] for event in events)
 
@@ -210,13 +228,17 @@ def test_a_network_too_large_to_be_read_back_is_refused_first(
 def test_there_are_twelve_snapshots_by_default(train: Callable[..., Path]) -> None:
     run = train(steps=66, snapshots=make_config().snapshots)
     names = [path.name for path in sorted((run / "samples").iterdir())]
-    assert names == [f"step_{step:06d}.png" for step in (0, 1, 3, 6, 10, 15, 21, 28, 36, 45, 55, 66)]
+    assert names == [
+        f"step_{step:06d}.png" for step in (0, 1, 3, 6, 10, 15, 21, 28, 36, 45, 55, 66)
+    ]
 
 
 def test_the_last_snapshot_is_what_the_run_draws(run: Path, config: Config) -> None:
     """From the same noise, with the same weights: read back from the picture, pixel by pixel."""
     with Image.open(run / "samples" / "step_000012.png") as sheet:
-        drawn = [np.asarray(tile.resize((8, 8), Image.Resampling.NEAREST)) for tile in tiles(sheet, 8, 8)]
+        drawn = [
+            np.asarray(tile.resize((8, 8), Image.Resampling.NEAREST)) for tile in tiles(sheet, 8, 8)
+        ]
     expected = api.sample(run, n=4, seed=config.seed)
     assert np.abs(np.stack(drawn).astype(int) - expected).max() <= 1
     assert expected.std() > 10
@@ -231,7 +253,9 @@ def test_the_figures_show_something(labelled_run: Path, name: str) -> None:
     assert (pixels != pixels[0, 0]).mean() > 0.02
 
 
-def test_a_run_without_held_out_images_has_its_figures_too(train: Callable[..., Path], tmp_path: Path) -> None:
+def test_a_run_without_held_out_images_has_its_figures_too(
+    train: Callable[..., Path], tmp_path: Path
+) -> None:
     images = np.random.default_rng(0).integers(0, 256, (3, 8, 8), dtype=np.uint8)
     run = train(data=str(write_idx(tmp_path / "three", images)), steps=2, snapshots=2)
     assert Run(run).events("validation") == []
@@ -275,7 +299,11 @@ def test_nothing_is_unpickled(tmp_path: Path, tiny: dict[str, Any], compiled: st
     """Python itself says so, whichever library it is, while a run is trained, drawn from and reported; but for torch.compile's own cache."""
     command = [sys.executable, "-c", AUDITED, str(tmp_path / "run"), compiled, json.dumps(tiny)]
     (tmp_path / "shared").mkdir()
-    environment = {**os.environ, "UNDIFFUSE_CACHE": str(tmp_path / "cache"), "TMPDIR": str(tmp_path / "shared")}
+    environment = {
+        **os.environ,
+        "UNDIFFUSE_CACHE": str(tmp_path / "cache"),
+        "TMPDIR": str(tmp_path / "shared"),
+    }
     environment.pop("TORCHINDUCTOR_CACHE_DIR", None)
     for _ in range(2):  # the second time compiled code comes from the cache
         done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
@@ -289,7 +317,9 @@ def test_nothing_is_unpickled(tmp_path: Path, tiny: dict[str, Any], compiled: st
     assert [path for path in (tmp_path / "shared").rglob("*") if path.is_file()] == []
 
 
-def test_a_subset_is_recorded_and_is_the_documented_one(train: Callable[..., Path], digits: Path) -> None:
+def test_a_subset_is_recorded_and_is_the_documented_one(
+    train: Callable[..., Path], digits: Path
+) -> None:
     def trained_on(seed: int) -> str:
         chosen = subset(load_dataset(str(digits)), 40, seed)
         assert len(chosen) == 40
@@ -301,7 +331,9 @@ def test_a_subset_is_recorded_and_is_the_documented_one(train: Callable[..., Pat
     assert run.about().facts.sha256 == trained_on(seed=3) != trained_on(seed=4)
 
 
-def test_mnists_test_images_are_never_read(monkeypatch: pytest.MonkeyPatch, train: Callable[..., Path]) -> None:
+def test_mnists_test_images_are_never_read(
+    monkeypatch: pytest.MonkeyPatch, train: Callable[..., Path]
+) -> None:
     packaged, read = loading._packaged, []
 
     def spy(file: str, dimensions: int) -> Any:
@@ -400,7 +432,9 @@ def test_a_compiled_run_says_where_the_compiler_is_another(
     assert "(compiler): the result will not be the same to the bit" in note
 
 
-def test_a_run_stopped_before_its_first_step_begins_again(run: Path, tmp_path: Path, config: Config) -> None:
+def test_a_run_stopped_before_its_first_step_begins_again(
+    run: Path, tmp_path: Path, config: Config
+) -> None:
     path = tmp_path / "run"
     with pytest.raises(Stopped):
         receive(signal.SIGINT, config, path, Snapshot, at=0)
@@ -420,7 +454,9 @@ def checkpointed(train: Callable[..., Path]) -> Path:
         *[(Stepped, 12), (Validated, 12), (Snapshot, 12)],
     ],
 )
-def test_a_crashed_run_goes_on_from_its_checkpoint(checkpointed: Path, tmp_path: Path, kind: type, at: int) -> None:
+def test_a_crashed_run_goes_on_from_its_checkpoint(
+    checkpointed: Path, tmp_path: Path, kind: type, at: int
+) -> None:
     """Wherever it crashed: nothing is logged twice, nothing is missing, and the torn last line is passed over."""
     path, config = tmp_path / "run", Run(checkpointed).about().config
     crash(config, path, kind, at)
@@ -437,7 +473,9 @@ def test_a_finished_run_is_not_touched(copy: Path, config: Config) -> None:
     assert files(copy) == before
 
 
-def test_two_processes_do_not_train_one_run(run: Path, tmp_path: Path, config: Config, tiny: dict[str, Any]) -> None:
+def test_two_processes_do_not_train_one_run(
+    run: Path, tmp_path: Path, config: Config, tiny: dict[str, Any]
+) -> None:
     """The second is refused, and changes nothing; when the first has ended, however, it goes on."""
     path = tmp_path / "run"
     command = [sys.executable, "-m", "undiffuse", "train", "--out", path, *as_flags(tiny)]
@@ -447,7 +485,8 @@ def test_two_processes_do_not_train_one_run(run: Path, tmp_path: Path, config: C
         second = subprocess.run(command, capture_output=True, text=True)
         assert (second.returncode, files(path)) == (2, before)
         assert (
-            second.stderr == f"undiffuse: {path} is being trained by another process; wait for it to end, or stop it\n"
+            second.stderr
+            == f"undiffuse: {path} is being trained by another process; wait for it to end, or stop it\n"
         )
     assert subprocess.run(command, capture_output=True).returncode == 0
     assert_same_run(run, path)
@@ -463,10 +502,14 @@ def test_a_folder_that_cannot_be_locked_is_a_sentence(
         raise OSError(errno.ENOLCK, "No locks available")
 
     sentence = r"run can't be locked \(No locks available\)"
-    assert_ends_and_goes_on(run, tmp_path / "run", monkeypatch, (fcntl, "flock", without_locks), sentence)
+    assert_ends_and_goes_on(
+        run, tmp_path / "run", monkeypatch, (fcntl, "flock", without_locks), sentence
+    )
 
 
-def test_training_works_outside_of_the_main_thread(run: Path, tmp_path: Path, config: Config) -> None:
+def test_training_works_outside_of_the_main_thread(
+    run: Path, tmp_path: Path, config: Config
+) -> None:
     thread = threading.Thread(target=finish, args=(config, tmp_path / "run"))
     thread.start()
     thread.join()
@@ -562,8 +605,13 @@ def test_a_snapshot_that_was_deleted_does_not_keep_a_run_from_its_end(
     stop(config, tmp_path / "run", at=7)
     (tmp_path / "run" / "samples" / "step_000002.png").unlink()
     finish(config, tmp_path / "run")
-    assert (tmp_path / "run" / "model.safetensors").read_bytes() == (run / "model.safetensors").read_bytes()
-    with Image.open(run / "timeline.png") as whole, Image.open(tmp_path / "run" / "timeline.png") as figure:
+    assert (tmp_path / "run" / "model.safetensors").read_bytes() == (
+        run / "model.safetensors"
+    ).read_bytes()
+    with (
+        Image.open(run / "timeline.png") as whole,
+        Image.open(tmp_path / "run" / "timeline.png") as figure,
+    ):
         assert figure.height < whole.height
 
 
@@ -594,7 +642,11 @@ while True:
         pass
 """
     environment = {**os.environ, "OMP_NUM_THREADS": "2"}
-    for name, stops, *replay in (("whole", ""), ("stopped", "1,37,75,112,149"), ("replayed", "", tmp_path / "whole")):
+    for name, stops, *replay in (
+        ("whole", ""),
+        ("stopped", "1,37,75,112,149"),
+        ("replayed", "", tmp_path / "whole"),
+    ):
         arguments = [sys.executable, "-c", script, tmp_path / name, stops, *replay]
         subprocess.run(arguments, check=True, env=environment)
     assert_same_run(tmp_path / "whole", tmp_path / "stopped")
@@ -604,9 +656,13 @@ while True:
 # What is refused, with nothing changed
 
 
-def test_another_configuration_is_refused_with_the_differences(copy: Path, tiny: dict[str, Any]) -> None:
+def test_another_configuration_is_refused_with_the_differences(
+    copy: Path, tiny: dict[str, Any]
+) -> None:
     before = files(copy)
-    with pytest.raises(UserError, match=r"lr: 0.004 there, 0.5 asked; seed: 0 there, 1 asked.*--out"):
+    with pytest.raises(
+        UserError, match=r"lr: 0.004 there, 0.5 asked; seed: 0 there, 1 asked.*--out"
+    ):
         finish(make_config(**{**tiny, "lr": 0.5, "seed": 1}), copy)
     assert files(copy) == before
 
@@ -637,9 +693,15 @@ def test_changed_data_are_refused(tmp_path: Path, tiny: dict[str, Any]) -> None:
     stop(config, tmp_path / "run", at=1)
     before = files(tmp_path / "run")
     held_out = pixels.copy()
-    held_out[pixels.tolist().index(split_dataset(load_dataset(str(folder)), 0)[1].images[0, 0].tolist())] ^= 1
+    held_out[
+        pixels.tolist().index(split_dataset(load_dataset(str(folder)), 0)[1].images[0, 0].tolist())
+    ] ^= 1
     halves = [n % 2 for n in range(30)]
-    for changed, labels in ((pixels ^ 1, halves), (pixels, [n % 3 % 2 for n in range(30)]), (held_out, halves)):
+    for changed, labels in (
+        (pixels ^ 1, halves),
+        (pixels, [n % 3 % 2 for n in range(30)]),
+        (held_out, halves),
+    ):
         write_idx(folder, changed, labels)
         with pytest.raises(UserError, match="other images"):
             finish(config, tmp_path / "run")
@@ -652,7 +714,9 @@ def test_a_replay_of_other_images_is_refused(tmp_path: Path, tiny: dict[str, Any
     config = make_config(**{**tiny, "data": str(folder), "steps": 2, "snapshots": 2})
     finish(config, tmp_path / "run")
     write_idx(folder, pixels ^ 1)
-    with pytest.raises(UserError, match=r"run was trained on other images than .* bring those back"):
+    with pytest.raises(
+        UserError, match=r"run was trained on other images than .* bring those back"
+    ):
         finish(config, tmp_path / "again", replay=tmp_path / "run")
     assert not (tmp_path / "again").exists()
 
@@ -666,7 +730,15 @@ def test_a_resumed_run_knows_what_its_snapshots_and_scores_take(
     assert [event["step"] for event in log] == [0, 2]
     assert all(0 < event["seconds"] < 60 for event in log)
     Run(tmp_path).append(
-        {"event": "score", "step": 2, "time": 1.0, "frechet": 1.0, "floor": 1.0, "n": 1, "seconds": 7.5}
+        {
+            "event": "score",
+            "step": 2,
+            "time": 1.0,
+            "frechet": 1.0,
+            "floor": 1.0,
+            "n": 1,
+            "seconds": 7.5,
+        }
     )
     clocks = []
 
@@ -686,7 +758,9 @@ def test_the_log_is_on_the_disk_before_the_weights_that_follow_from_it(
     synced: list[int] = []
     monkeypatch.setattr(os, "fsync", lambda descriptor: synced.append(os.fstat(descriptor).st_ino))
     finish(config, tmp_path / "run")
-    log, checkpoint = ((tmp_path / "run" / name).stat().st_ino for name in ("log.jsonl", "checkpoint.safetensors"))
+    log, checkpoint = (
+        (tmp_path / "run" / name).stat().st_ino for name in ("log.jsonl", "checkpoint.safetensors")
+    )
     assert synced[synced.index(checkpoint) - 1] == log
 
 
@@ -705,7 +779,9 @@ def test_what_cannot_be_trained_writes_nothing(
     tmp_path: Path, tiny: dict[str, Any], fields: dict[str, Any], sentence: str
 ) -> None:
     unlabelled = write_idx(tmp_path / "unlabelled", np.zeros((20, 8, 8), np.uint8))
-    fields = {k: v.format(unlabelled=unlabelled) if isinstance(v, str) else v for k, v in fields.items()}
+    fields = {
+        k: v.format(unlabelled=unlabelled) if isinstance(v, str) else v for k, v in fields.items()
+    }
     with pytest.raises(UserError, match=sentence):
         api.train(tmp_path / "run", **{**tiny, **fields})
     assert not (tmp_path / "run").exists()
@@ -762,7 +838,9 @@ def edited(**changes: Any) -> Callable[[bytes], bytes]:
         "short shape",
     ],
 )
-def test_a_damaged_config_is_named(copy: Path, config: Config, damage: Callable[[bytes], bytes]) -> None:
+def test_a_damaged_config_is_named(
+    copy: Path, config: Config, damage: Callable[[bytes], bytes]
+) -> None:
     path = copy / "config.json"
     before = path.read_bytes()
     path.write_bytes(damage(before))
@@ -773,7 +851,9 @@ def test_a_damaged_config_is_named(copy: Path, config: Config, damage: Callable[
 
 
 @pytest.mark.parametrize("content", [b"", b"\x00" * 100, None])
-def test_a_damaged_checkpoint_is_named(tmp_path: Path, config: Config, content: bytes | None) -> None:
+def test_a_damaged_checkpoint_is_named(
+    tmp_path: Path, config: Config, content: bytes | None
+) -> None:
     """Empty, zeros, or cut short."""
     stop(config, tmp_path / "run", at=1)
     path = tmp_path / "run" / "checkpoint.safetensors"
@@ -785,7 +865,9 @@ def test_a_damaged_checkpoint_is_named(tmp_path: Path, config: Config, content: 
 
 def test_a_checkpoint_of_another_network_is_named(tmp_path: Path, config: Config) -> None:
     stop(config, tmp_path / "run", at=1)
-    save_tensors(tmp_path / "run" / "checkpoint.safetensors", {"weights/x": torch.zeros(1)}, {"step": "1"})
+    save_tensors(
+        tmp_path / "run" / "checkpoint.safetensors", {"weights/x": torch.zeros(1)}, {"step": "1"}
+    )
     for use in (lambda: api.load(tmp_path / "run"), lambda: finish(config, tmp_path / "run")):
         with pytest.raises(UserError, match=r"checkpoint\.safetensors"):
             use()
@@ -809,7 +891,15 @@ def test_a_run_without_weights_says_so(tmp_path: Path, config: Config) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["config.json", "data.png", "log.jsonl", "checkpoint.safetensors", "model.safetensors", "loss.png"]
+    "name",
+    [
+        "config.json",
+        "data.png",
+        "log.jsonl",
+        "checkpoint.safetensors",
+        "model.safetensors",
+        "loss.png",
+    ],
 )
 def test_a_full_disk_ends_training_with_a_sentence_and_it_goes_on_when_there_is_room(
     monkeypatch: pytest.MonkeyPatch, checkpointed: Path, tmp_path: Path, name: str
@@ -826,7 +916,9 @@ def test_a_full_disk_ends_training_with_a_sentence_and_it_goes_on_when_there_is_
         return opened(path, mode, *rest, **options)
 
     sentence = rf"{name} could not be written \(No space left on device\)"
-    assert_ends_and_goes_on(checkpointed, tmp_path / "run", monkeypatch, (Path, "open", full), sentence)
+    assert_ends_and_goes_on(
+        checkpointed, tmp_path / "run", monkeypatch, (Path, "open", full), sentence
+    )
 
 
 # Numbers that go wrong
@@ -926,7 +1018,9 @@ def check_ending(path: Path, config: Config) -> None:
 def test_minutes_end_on_the_budget(tmp_path: Path, minute: Config) -> None:
     finish(minute, tmp_path / "run")
     check_ending(tmp_path / "run", minute)
-    (outlook,) = (event["outlook"] for event in Run(tmp_path / "run").events("clock") if "outlook" in event)
+    (outlook,) = (
+        event["outlook"] for event in Run(tmp_path / "run").events("clock") if "outlook" in event
+    )
     ended = Run(tmp_path / "run").finished()
     due = {step for step in snapshot_steps(outlook["steps"], 4) if step > outlook["step"]}
     taken = {event["step"] for event in Run(tmp_path / "run").events("snapshot")}
@@ -934,7 +1028,9 @@ def test_minutes_end_on_the_budget(tmp_path: Path, minute: Config) -> None:
     assert taken == {0, *(step for step in due if step < ended["step"]), ended["step"]}
 
 
-def test_the_budget_is_the_sum_over_all_sessions(ticking: SimpleNamespace, tmp_path: Path, minute: Config) -> None:
+def test_the_budget_is_the_sum_over_all_sessions(
+    ticking: SimpleNamespace, tmp_path: Path, minute: Config
+) -> None:
     """What passes between two sessions does not count."""
     for at in (3, 20, 70):
         stop(minute, tmp_path / "run", at)
@@ -943,7 +1039,9 @@ def test_the_budget_is_the_sum_over_all_sessions(ticking: SimpleNamespace, tmp_p
     check_ending(tmp_path / "run", minute)
 
 
-def test_what_was_spent_before_the_first_step_counts(ticking: SimpleNamespace, tmp_path: Path, minute: Config) -> None:
+def test_what_was_spent_before_the_first_step_counts(
+    ticking: SimpleNamespace, tmp_path: Path, minute: Config
+) -> None:
     """As when compiling, which takes a while, is interrupted."""
 
     def interrupted() -> None:
@@ -968,7 +1066,9 @@ def timed(ticking: SimpleNamespace, tmp_path: Path, minute: Config) -> Path:
     return path
 
 
-def test_a_replay_is_the_run_to_the_bit(monkeypatch: pytest.MonkeyPatch, timed: Path, tmp_path: Path) -> None:
+def test_a_replay_is_the_run_to_the_bit(
+    monkeypatch: pytest.MonkeyPatch, timed: Path, tmp_path: Path
+) -> None:
     """In real time, in which a minute has not passed: only the records count."""
     assert len([event for event in Run(timed).events("clock") if "decision" in event]) > 1
     monkeypatch.undo()
@@ -976,9 +1076,13 @@ def test_a_replay_is_the_run_to_the_bit(monkeypatch: pytest.MonkeyPatch, timed: 
     assert_same_run(timed, tmp_path / "again")
 
 
-def test_a_stopped_replay_goes_on_to_the_same_end(monkeypatch: pytest.MonkeyPatch, timed: Path, tmp_path: Path) -> None:
+def test_a_stopped_replay_goes_on_to_the_same_end(
+    monkeypatch: pytest.MonkeyPatch, timed: Path, tmp_path: Path
+) -> None:
     """Stopped before the first decision, and between two."""
-    first, second, *_ = (event["step"] for event in Run(timed).events("clock") if "decision" in event)
+    first, second, *_ = (
+        event["step"] for event in Run(timed).events("clock") if "decision" in event
+    )
     config = Run(timed).about().config
     monkeypatch.undo()
     for at in (first - 10, (first + second) // 2):

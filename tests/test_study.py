@@ -16,7 +16,7 @@ from PIL import Image
 from undiffuse.base.errors import UserError
 from undiffuse.report import Report
 from undiffuse.report.blocks import Figure, Missing, Table, Text
-from undiffuse.report.content import verdicts
+
 from undiffuse.study import samplers
 from undiffuse.study.samplers import CALLS, SAMPLERS, cases, sampler_study, spread
 
@@ -31,7 +31,9 @@ def studied(labelled_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 def test_every_sampler_is_drawn_at_every_number_of_calls(studied: Path) -> None:
     content = json.loads((studied / "study" / "samplers.json").read_text())
     assert content["n"] == samplers.FEWEST
-    assert [(row["sampler"], row["calls"]) for row in content["rows"]] == [(c.sampler, c.calls) for c in cases()]
+    assert [(row["sampler"], row["calls"]) for row in content["rows"]] == [
+        (c.sampler, c.calls) for c in cases()
+    ]
     assert len(content["rows"]) == len(SAMPLERS) * len(CALLS)
     assert [c.calls for c in cases() if c.sampler == "heun"] == [5, 9, 25]
     assert all(c.calls == c.steps in CALLS for c in cases() if c.sampler != "heun")
@@ -42,12 +44,16 @@ def test_pictures_are_of_the_same_noise_and_the_samplers_own(studied: Path) -> N
     tiles = {}
     for name in ("ddim-25", "ddpm-25"):
         with Image.open(studied / "study" / f"{name}.png") as sheet:
-            tiles[name] = np.stack([np.asarray(tile) for tile in tiles(sheet, 8, 8)[: samplers.SHOWN]])
+            tiles[name] = np.stack(
+                [np.asarray(tile) for tile in tiles(sheet, 8, 8)[: samplers.SHOWN]]
+            )
     assert (tiles["ddim-25"] != tiles["ddpm-25"]).any()
     assert tiles["ddim-25"].std() > 5
 
 
-def test_it_goes_on_where_it_was_interrupted(labelled_run: Path, studied: Path, tmp_path: Path) -> None:
+def test_it_goes_on_where_it_was_interrupted(
+    labelled_run: Path, studied: Path, tmp_path: Path
+) -> None:
     run = Path(shutil.copytree(labelled_run, tmp_path / "run"))
     list(islice(sampler_study(run, minutes=1e-6).rows(), 5))
     half = json.loads((run / "study" / "samplers.json").read_text())
@@ -57,7 +63,9 @@ def test_it_goes_on_where_it_was_interrupted(labelled_run: Path, studied: Path, 
     list(again.rows())
     whole = json.loads((run / "study" / "samplers.json").read_text())
     for ours, theirs in zip(
-        whole["rows"], json.loads((studied / "study" / "samplers.json").read_text())["rows"], strict=True
+        whole["rows"],
+        json.loads((studied / "study" / "samplers.json").read_text())["rows"],
+        strict=True,
     ):
         assert {**ours, "seconds_per_image": 0} == {**theirs, "seconds_per_image": 0}
 
@@ -71,12 +79,16 @@ def test_a_damaged_study_is_named(labelled_run: Path, tmp_path: Path, content: s
         sampler_study(run)
 
 
-def test_guesses_without_a_label_are_shown_where_they_were_learnt(train: Callable[..., Path], studied: Path) -> None:
+def test_guesses_without_a_label_are_shown_where_they_were_learnt(
+    train: Callable[..., Path], studied: Path
+) -> None:
     run = train(conditional=True, label_dropout=0.0, steps=1, snapshots=2)
     list(sampler_study(run, minutes=1e-6).rows())
     found = [(run / "study" / name).exists() for name in ("denoising.png", "guesses.png")]
     assert found == [True, False]
-    assert {"denoising", "guesses"} & {Path(name).stem for name in Report(run).pictures} == {"denoising"}
+    assert {"denoising", "guesses"} & {Path(name).stem for name in Report(run).pictures} == {
+        "denoising"
+    }
     assert (studied / "study" / "guesses.png").exists()
 
 
@@ -101,16 +113,22 @@ def test_the_report_takes_it_in(studied: Path) -> None:
     assert "(7)" in words
 
 
-def test_an_interrupted_study_is_reported_as_far_as_it_went(labelled_run: Path, tmp_path: Path) -> None:
+def test_an_interrupted_study_is_reported_as_far_as_it_went(
+    labelled_run: Path, tmp_path: Path
+) -> None:
     run = Path(shutil.copytree(labelled_run, tmp_path / "run"))
     for _ in zip(range(2), sampler_study(run, minutes=1e-6).rows(), strict=False):
         pass
     blocks = Report(run).blocks
     assert any("2 of 21 cases have been drawn" in b.what for b in blocks if isinstance(b, Missing))
-    assert any(len(b.rows) == 3 for b in blocks if isinstance(b, Table) and b.header[0] == "sampler")
+    assert any(
+        len(b.rows) == 3 for b in blocks if isinstance(b, Table) and b.header[0] == "sampler"
+    )
 
 
-def test_a_study_of_earlier_weights_begins_anew_and_is_not_reported(studied: Path, tmp_path: Path) -> None:
+def test_a_study_of_earlier_weights_begins_anew_and_is_not_reported(
+    studied: Path, tmp_path: Path
+) -> None:
     run = Path(shutil.copytree(studied, tmp_path / "run"))
     path = run / "study" / "samplers.json"
     path.write_text(path.read_text().replace('"step": 12', '"step": 11'))
@@ -131,7 +149,12 @@ def test_other_images_are_refused(labelled_run: Path, tmp_path: Path) -> None:
 
 def rows(**spreads: float) -> list[dict[str, object]]:
     return [
-        {"sampler": name, "calls": calls, "steps": calls, "spread": spreads.get(name.replace("-", "_"), 80.0)}
+        {
+            "sampler": name,
+            "calls": calls,
+            "steps": calls,
+            "spread": spreads.get(name.replace("-", "_"), 80.0),
+        }
         for name in SAMPLERS
         for calls in (10, 50)
     ]
@@ -151,7 +174,9 @@ Verdict = Callable[[list[dict[str, object]]], str]
 
 @pytest.fixture
 def verdict() -> Verdict:
-    return lambda found: " ".join(verdicts({"rows": found, "real_spread": 81.0}, "frechet" in found[0], groups=0))
+    return lambda found: " ".join(
+        verdicts({"rows": found, "real_spread": 81.0}, "frechet" in found[0], groups=0)
+    )
 
 
 def test_the_answer_goes_as_far_as_the_figures(verdict: Verdict) -> None:
@@ -162,19 +187,25 @@ def test_the_answer_goes_as_far_as_the_figures(verdict: Verdict) -> None:
     assert "collapses" in verdict(found[:5])
     assert (
         "DDIM"
-        not in verdict([row for row in found if (row["sampler"], row["calls"]) != ("ddim", 50)]).split("DDIM, Heun")[0]
+        not in verdict(
+            [row for row in found if (row["sampler"], row["calls"]) != ("ddim", 50)]
+        ).split("DDIM, Heun")[0]
     )
 
 
 def test_the_text_follows_the_figures(verdict: Verdict) -> None:
     assert "(7) collapses" in verdict(rows(mean=20.0))
     assert "has not collapsed" in verdict(rows())
-    assert "of 200 groups" in " ".join(verdicts({"rows": rows(), "real_spread": 81.0}, scored=False, groups=200))
+    assert "of 200 groups" in " ".join(
+        verdicts({"rows": rows(), "real_spread": 81.0}, scored=False, groups=200)
+    )
     assert "too little noise" in verdict(rows(ddpm_printed=60.0))
     assert "about as varied" in verdict(rows())
     found = verdict(scored({"ddpm": (3.0, 1.0), "ddim": (2.0, 1.5), "heun": (0.5, 0.4)}))
     assert "0.400, is that of Heun with 50 calls, clearly" in found
     assert "With many calls (50), (8) has 1.00 and DDIM 1.50: the fresh noise" in found
     assert "With few calls (10), (8) has 3.00 and DDIM 2.00: DDIM makes the most" in found
-    assert "cannot tell it from 2 of the 13 other rows" in verdict(scored({"ddpm": (1.0, 1.02), "ddim": (1.05, 9.0)}))
+    assert "cannot tell it from 2 of the 13 other rows" in verdict(
+        scored({"ddpm": (1.0, 1.02), "ddim": (1.05, 9.0)})
+    )
     assert "no difference" in verdict(scored({"ddpm": (2.0, 1.0), "ddim": (2.05, 1.0)}))

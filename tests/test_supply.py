@@ -51,8 +51,16 @@ def test_the_locks_hold_what_the_project_asks_for() -> None:
     locked = {name: found for lock in LOCKS[:2] for name, found in pinned(lock).items()}
     project = PROJECT["project"]
     extras = project["optional-dependencies"].values()
-    asked = [*project["dependencies"], *chain.from_iterable(extras), *PROJECT["build-system"]["requires"]]
-    named = [line for line in (HOME / "requirements.in").read_text().splitlines() if line and not line.startswith("#")]
+    asked = [
+        *project["dependencies"],
+        *chain.from_iterable(extras),
+        *PROJECT["build-system"]["requires"],
+    ]
+    named = [
+        line
+        for line in (HOME / "requirements.in").read_text().splitlines()
+        if line and not line.startswith("#")
+    ]
     for requirement in map(Requirement, [*asked, *named]):
         for found, _ in locked[canonicalize_name(requirement.name)]:
             assert str(found.specifier).removeprefix("==") in requirement.specifier
@@ -65,13 +73,25 @@ def test_what_is_installed_here_is_what_the_locks_say() -> None:
     locked: dict[str, set[str]] = {}
     for lock in LOCKS:
         for name, requirements in pinned(lock).items():
-            here = {str(found.specifier) for found, _ in requirements if not found.marker or found.marker.evaluate()}
+            here = {
+                str(found.specifier)
+                for found, _ in requirements
+                if not found.marker or found.marker.evaluate()
+            }
             locked[name] = locked.get(name, set()) | here
-    installed = {canonicalize_name(found.metadata["Name"]): f"=={found.version}" for found in distributions()}
-    assert {name: version for name, version in installed.items() if version not in locked.get(name, {version})} == {}
+    installed = {
+        canonicalize_name(found.metadata["Name"]): f"=={found.version}" for found in distributions()
+    }
+    assert {
+        name: version
+        for name, version in installed.items()
+        if version not in locked.get(name, {version})
+    } == {}
 
 
-def test_the_wheel_is_the_same_to_the_byte_wherever_and_whenever_it_is_built(tmp_path: Path) -> None:
+def test_the_wheel_is_the_same_to_the_byte_wherever_and_whenever_it_is_built(
+    tmp_path: Path,
+) -> None:
     wheels = []
     for number in range(2):
         place = tmp_path / str(number) / ("in/a/deep/folder" if number else "here")

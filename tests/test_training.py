@@ -26,8 +26,22 @@ from undiffuse.nets import NETWORKS
 from undiffuse.training import loop
 from undiffuse.training.averages import ema_decay, ema_exponent
 from undiffuse.training.clock import Clock, Cut, Decision, lr_factor, snapshot_steps
-from undiffuse.training.events import Ended, Event, SetBack, Snapshot, Stepped, Uncompiled, Validated
-from undiffuse.training.experiment import build_network, make_denoiser, prepare, show_pictures, total_steps
+from undiffuse.training.events import (
+    Ended,
+    Event,
+    SetBack,
+    Snapshot,
+    Stepped,
+    Uncompiled,
+    Validated,
+)
+from undiffuse.training.experiment import (
+    build_network,
+    make_denoiser,
+    prepare,
+    show_pictures,
+    total_steps,
+)
 from undiffuse.training.loop import MOST_CUTS, fit
 from undiffuse.training.presets import PRESETS, make_config
 from undiffuse.training.probes import QUICK_CALLS, quick_samples, score_plan
@@ -47,11 +61,21 @@ class Trainer:
         show_pictures(network, self.training)
         self.denoiser = make_denoiser(network, self.config, self.facts)
         self.state = new_state(self.config, network)
-        self.clock = Clock(lambda: 0.0, self.config.decay, steps=total_steps(self.config, len(self.training)))
+        self.clock = Clock(
+            lambda: 0.0, self.config.decay, steps=total_steps(self.config, len(self.training))
+        )
 
     def __call__(self, **options: Any) -> Iterator[Event]:
         options = {"precision": "fp32", "compiled": self.config.compile == "on", **options}
-        return fit(self.config, self.denoiser, self.state, self.training, self.held_out, self.clock, **options)
+        return fit(
+            self.config,
+            self.denoiser,
+            self.state,
+            self.training,
+            self.held_out,
+            self.clock,
+            **options,
+        )
 
     def tensors(self) -> Tensors:
         return {name: value.clone() for name, value in self.state.tensors().items()}
@@ -93,8 +117,12 @@ def test_the_average_is_a_power_function_of_the_step(width: float) -> None:
     weights = (1 - keeps) * np.append(np.cumprod(keeps[:0:-1])[::-1], 1.0)
     k = np.arange(1, steps + 1)
     assert keeps[0] == 0  # nothing is left of the random weights
-    assert weights == pytest.approx((k ** (gamma + 1) - (k - 1) ** (gamma + 1)) / steps ** (gamma + 1), rel=1e-9)
-    assert weights[steps // 2 :] == pytest.approx((gamma + 1) / steps * (k / steps)[steps // 2 :] ** gamma, rel=0.02)
+    assert weights == pytest.approx(
+        (k ** (gamma + 1) - (k - 1) ** (gamma + 1)) / steps ** (gamma + 1), rel=1e-9
+    )
+    assert weights[steps // 2 :] == pytest.approx(
+        (gamma + 1) / steps * (k / steps)[steps // 2 :] ** gamma, rel=0.02
+    )
     spread = math.sqrt(weights @ k**2 - (weights @ k) ** 2) / steps
     assert spread == pytest.approx(width, rel=0.01)  # what the width means
 
@@ -103,10 +131,14 @@ def test_training_averages_its_weights_so(tiny: dict[str, Any]) -> None:
     trainer = Trainer(**tiny)
     gamma, steps = ema_exponent(trainer.config.ema), trainer.config.steps
     assert steps is not None
-    expected = {name: torch.zeros_like(value) for name, value in trainer.state.average.state_dict().items()}
+    expected = {
+        name: torch.zeros_like(value) for name, value in trainer.state.average.state_dict().items()
+    }
     for event in trainer():
         if isinstance(event, Stepped):
-            weight = (event.step ** (gamma + 1) - (event.step - 1) ** (gamma + 1)) / steps ** (gamma + 1)
+            weight = (event.step ** (gamma + 1) - (event.step - 1) ** (gamma + 1)) / steps ** (
+                gamma + 1
+            )
             for name, value in trainer.state.network.state_dict().items():
                 expected[name] += weight * value
     for name, value in trainer.state.average.state_dict().items():
@@ -132,7 +164,9 @@ def test_a_handful_of_images_is_learnt_by_heart(tmp_path: Path, tiny: dict[str, 
 def test_the_learning_rate_is_the_clocks_share_of_its_peak(tiny: dict[str, Any]) -> None:
     trainer = Trainer(**tiny)
     rates = [event.lr for event in trainer() if isinstance(event, Stepped)]
-    assert rates == [trainer.config.lr * lr_factor(step, 2, [Decision(7, 12)]) for step in range(12)]
+    assert rates == [
+        trainer.config.lr * lr_factor(step, 2, [Decision(7, 12)]) for step in range(12)
+    ]
 
 
 def test_gradients_are_clipped(tiny: dict[str, Any]) -> None:
@@ -148,8 +182,12 @@ def test_gradients_are_clipped(tiny: dict[str, Any]) -> None:
     assert norms == pytest.approx([1e-3] * 12, rel=1e-3)
 
 
-@pytest.mark.parametrize(("budget", "steps"), [({"epochs": 2}, 15), ({"epochs": 0.01}, 1), ({"steps": 5}, 5)])
-def test_epochs_and_steps_are_counted_exactly(tiny: dict[str, Any], budget: dict[str, Any], steps: int) -> None:
+@pytest.mark.parametrize(
+    ("budget", "steps"), [({"epochs": 2}, 15), ({"epochs": 0.01}, 1), ({"steps": 5}, 5)]
+)
+def test_epochs_and_steps_are_counted_exactly(
+    tiny: dict[str, Any], budget: dict[str, Any], steps: int
+) -> None:
     """Trap 19. 2 epochs of 61 images, 8 a step: 15.25. The optimiser's own count is the witness."""
     trainer = Trainer(**{**tiny, "steps": None, **budget})
     numbers = [event.step for event in trainer() if isinstance(event, Stepped)]
@@ -161,7 +199,9 @@ def test_epochs_and_steps_are_counted_exactly(tiny: dict[str, Any], budget: dict
 def test_fewer_images_than_the_batch_train_anyway(tmp_path: Path, tiny: dict[str, Any]) -> None:
     """Of 3 images none is held out either, so there is no validation loss."""
     images = np.random.default_rng(0).integers(0, 256, (3, 8, 8), dtype=np.uint8)
-    trainer = Trainer(**{**tiny, "data": str(write_idx(tmp_path / "three", images)), "batch_size": 16, "steps": 3})
+    trainer = Trainer(
+        **{**tiny, "data": str(write_idx(tmp_path / "three", images)), "batch_size": 16, "steps": 3}
+    )
     kinds = [type(event) for event in trainer()]
     assert kinds.count(Stepped) == 3
     assert Validated not in kinds
@@ -181,7 +221,9 @@ def test_the_same_seed_gives_the_same_bits(tiny: dict[str, Any]) -> None:
     one = trained(seed=0, global_seed=1)
     assert equal(one, trained(seed=0, global_seed=2))
     other = trained(seed=1, global_seed=1)
-    assert not any(torch.equal(one[name], other[name]) for name in one if name.endswith("conv_2.weight"))
+    assert not any(
+        torch.equal(one[name], other[name]) for name in one if name.endswith("conv_2.weight")
+    )
 
 
 @pytest.mark.parametrize("net", ["unet", "unet2d"])
@@ -197,14 +239,23 @@ def test_a_resumed_run_is_the_uninterrupted_one(tiny: dict[str, Any], net: str) 
         part = Trainer(**fields)
         if saved:
             part.state.restore(unpack(saved), step)
-        part.clock.decisions = [e.decision for e in events if hasattr(e, "decision") and hasattr(e.decision, "end")]
+        part.clock.decisions = [
+            e.decision for e in events if hasattr(e, "decision") and hasattr(e.decision, "end")
+        ]
         part.clock.outlook = whole.clock.outlook if events else None
-        events += part(stop=lambda at=stop_at, part=part: part.state.step == at, looked=frozenset(looked))
+        events += part(
+            stop=lambda at=stop_at, part=part: part.state.step == at, looked=frozenset(looked)
+        )
         looked = {event.step for event in events if isinstance(event, Snapshot)}
-        saved, step = pack({name: value.contiguous() for name, value in part.tensors().items()}), part.state.step
+        saved, step = (
+            pack({name: value.contiguous() for name, value in part.tensors().items()}),
+            part.state.step,
+        )
         assert step == min(stop_at, 12)
     assert equal(part.tensors(), whole.tensors())
-    assert figures([e for e in events if e not in [Ended(s, False) for s in range(12)]]) == figures(expected)
+    assert figures([e for e in events if e not in [Ended(s, False) for s in range(12)]]) == figures(
+        expected
+    )
 
 
 # What is not finite
@@ -220,7 +271,11 @@ def in_loss(monkeypatch: pytest.MonkeyPatch, trainer: Trainer, step: int, times:
 
     def poisoned(shape: Any, seed: int, purpose: str, *indices: int) -> Tensor:
         numbers = normal(shape, seed, purpose, *indices)
-        return numbers * (math.nan if purpose == "noise" and indices[0] >= step - 1 and next(left, 0) is None else 1)
+        return numbers * (
+            math.nan
+            if purpose == "noise" and indices[0] >= step - 1 and next(left, 0) is None
+            else 1
+        )
 
     monkeypatch.setattr(rng, "normal", poisoned)
 
@@ -229,7 +284,9 @@ def in_gradient(monkeypatch: pytest.MonkeyPatch, trainer: Trainer, step: int, ti
     left = itertools.repeat(None, times)
 
     def poisoned(gradient: Tensor) -> Tensor:
-        return gradient / 0 if trainer.state.step >= step - 1 and next(left, 0) is None else gradient
+        return (
+            gradient / 0 if trainer.state.step >= step - 1 and next(left, 0) is None else gradient
+        )
 
     next(trainer.state.network.parameters()).register_hook(poisoned)
 
@@ -306,7 +363,8 @@ def test_training_that_goes_wrong_again_and_again_is_given_up(
     trainer, events = Trainer(**{**tiny, "steps": 40}), []
     PLANTS[kind][0](monkeypatch, trainer, 6, MOST_CUTS + 1)
     with pytest.raises(
-        UserError, match=rf"step 6 was not finite, though .* halved {MOST_CUTS} times.*--lr than 0\.000125"
+        UserError,
+        match=rf"step 6 was not finite, though .* halved {MOST_CUTS} times.*--lr than 0\.000125",
     ):
         events.extend(trainer())
     assert finite(trainer.tensors())
@@ -331,7 +389,9 @@ def test_labels_are_hidden_from_the_configured_share() -> None:
 
 
 @pytest.mark.parametrize(("share", "hidden"), [(0.0, 0), (0.5, 48), (0.999999, 96)])
-def test_the_network_is_shown_each_images_label_or_none(tiny: dict[str, Any], share: float, hidden: int) -> None:
+def test_the_network_is_shown_each_images_label_or_none(
+    tiny: dict[str, Any], share: float, hidden: int
+) -> None:
     trainer, seen = Trainer(**{**tiny, "conditional": True, "label_dropout": share}), []
     trainer.state.network.register_forward_pre_hook(lambda _, arguments: seen.append(arguments[2]))
     list(trainer())
@@ -339,7 +399,9 @@ def test_the_network_is_shown_each_images_label_or_none(tiny: dict[str, Any], sh
     rows = [batch_indices(61, 8, step, trainer.config.seed) for step in range(12)]
     labels, shown = trainer.training.labels[torch.cat(rows)], torch.cat(seen)
     assert ((shown == labels) | (shown == 10)).all()
-    assert (shown == 10).sum().item() == pytest.approx(hidden, abs=20 if share == 0.5 else 0)  # 4 standard deviations
+    assert (shown == 10).sum().item() == pytest.approx(
+        hidden, abs=20 if share == 0.5 else 0
+    )  # 4 standard deviations
 
 
 def test_a_run_without_labels_shows_none(tiny: dict[str, Any]) -> None:
@@ -363,22 +425,36 @@ def test_validation_and_snapshots_use_the_same_noise_each_time(tiny: dict[str, A
     assert not torch.equal(pictures[0][0], pictures[0][1])
 
 
-def test_the_validation_loss_is_the_mean_of_its_levels(tmp_path: Path, tiny: dict[str, Any]) -> None:
+def test_the_validation_loss_is_the_mean_of_its_levels(
+    tmp_path: Path, tiny: dict[str, Any]
+) -> None:
     """8 levels of 20 of the 160 images held out of 3200, from noise to image."""
     images = np.random.default_rng(0).integers(0, 256, (3200, 4, 4), dtype=np.uint8)
     trainer = Trainer(**{**tiny, "data": str(write_idx(tmp_path / "many", images)), "steps": 1})
     validated = next(event for event in trainer() if isinstance(event, Validated))
     assert len(validated.levels) == 8
-    assert validated.loss == pytest.approx(np.mean([loss for _, loss in validated.levels]), rel=1e-5)
-    assert sorted({log_snr for log_snr, _ in validated.levels}, reverse=True) == [s for s, _ in validated.levels]
+    assert validated.loss == pytest.approx(
+        np.mean([loss for _, loss in validated.levels]), rel=1e-5
+    )
+    assert sorted({log_snr for log_snr, _ in validated.levels}, reverse=True) == [
+        s for s, _ in validated.levels
+    ]
 
 
 # The networks
 
 
-def network(net: str, shape: tuple[int, int, int], classes: int = 0, **options: Any) -> torch.nn.Module:
+def network(
+    net: str, shape: tuple[int, int, int], classes: int = 0, **options: Any
+) -> torch.nn.Module:
     """A small network with random weights also where training begins with zeros."""
-    options = {"channels": (8, 16), "blocks": (1, 1), "attention": (False, True), "heads": 2, "dropout": 0.0} | options
+    options = {
+        "channels": (8, 16),
+        "blocks": (1, 1),
+        "attention": (False, True),
+        "heads": 2,
+        "dropout": 0.0,
+    } | options
     torch.manual_seed(0)
     built: torch.nn.Module = NETWORKS[net](shape=shape, classes=classes, **options)
     for parameter in built.parameters():
@@ -398,7 +474,9 @@ def inputs(shape: tuple[int, int, int], classes: int, count: int = 3) -> list[Te
 )
 @pytest.mark.parametrize("classes", [0, 3])
 @pytest.mark.parametrize("net", list(NETWORKS))
-def test_a_network_serves_images_of_any_size(net: str, classes: int, shape: tuple[int, int, int]) -> None:
+def test_a_network_serves_images_of_any_size(
+    net: str, classes: int, shape: tuple[int, int, int]
+) -> None:
     """Each image's output is its own, and every parameter, every pixel, the noise level and the label count."""
     built = network(net, shape, classes)
     x, log_snr, label = inputs(shape, classes)
@@ -415,7 +493,9 @@ def test_a_network_serves_images_of_any_size(net: str, classes: int, shape: tupl
     out.square().sum().backward()
     assert x.grad is not None
     assert (x.grad != 0).all()
-    assert [name for name, p in built.named_parameters() if p.grad is None or not p.grad.any()] == []
+    assert [
+        name for name, p in built.named_parameters() if p.grad is None or not p.grad.any()
+    ] == []
     assert not torch.allclose(built(x, log_snr + 1, label), out, atol=1e-4)
     if label is not None:
         assert not torch.allclose(built(x, log_snr, (label + 1) % 4), out, atol=1e-4)
@@ -428,7 +508,9 @@ def test_a_network_serves_images_of_any_size(net: str, classes: int, shape: tupl
         ("unet2d", {"blocks": (1, 2)}, "same number of blocks at every level"),
     ],
 )
-def test_a_network_that_cannot_be_built_says_why(net: str, options: dict[str, Any], sentence: str) -> None:
+def test_a_network_that_cannot_be_built_says_why(
+    net: str, options: dict[str, Any], sentence: str
+) -> None:
     with pytest.raises(UserError, match=sentence):
         network(net, (1, 8, 8), **options)
 
@@ -444,7 +526,9 @@ def test_bf16_is_close_to_fp32(count: int) -> None:
         with engine.arithmetic(precision):
             out = built(x, log_snr, None)
         assert out.dtype == torch.float32
-        return out.detach(), list(torch.autograd.grad(out.square().mean(), list(built.parameters())))
+        return out.detach(), list(
+            torch.autograd.grad(out.square().mean(), list(built.parameters()))
+        )
 
     (exact, exact_gradients), (out, found) = gradients("fp32"), gradients("bf16")
     assert (out - exact).norm() < 0.02 * exact.norm()
@@ -452,7 +536,9 @@ def test_bf16_is_close_to_fp32(count: int) -> None:
         assert (one - other).norm() < 0.05 * one.norm(), name
 
 
-def test_a_compiler_that_fails_is_done_without(monkeypatch: pytest.MonkeyPatch, tiny: dict[str, Any]) -> None:
+def test_a_compiler_that_fails_is_done_without(
+    monkeypatch: pytest.MonkeyPatch, tiny: dict[str, Any]
+) -> None:
     """Unless compiling was insisted on."""
 
     def broken(*_: Any) -> Tensor:
@@ -471,7 +557,11 @@ def test_a_compiler_that_fails_is_done_without(monkeypatch: pytest.MonkeyPatch, 
 
 @pytest.mark.parametrize(
     "wrong",
-    [lambda x: x.detach(), lambda x: 2 * x - x.detach(), lambda x: x + 0 * (x - x.detach()).abs().sqrt()],
+    [
+        lambda x: x.detach(),
+        lambda x: 2 * x - x.detach(),
+        lambda x: x + 0 * (x - x.detach()).abs().sqrt(),
+    ],
     ids=["none", "twice", "not a number"],
 )
 def test_a_compiler_that_errs_without_a_word_is_done_without(
@@ -485,7 +575,9 @@ def test_a_compiler_that_errs_without_a_word_is_done_without(
 
     def miscompiled(function: Callable[..., Tensor], **_: Any) -> Callable[..., Tensor]:
         def call(*inputs: Any) -> Tensor:
-            hook = trainer.state.network.trunk.register_forward_pre_hook(lambda _, args: (wrong(args[0]), *args[1:]))
+            hook = trainer.state.network.trunk.register_forward_pre_hook(
+                lambda _, args: (wrong(args[0]), *args[1:])
+            )
             value = function(*inputs)
             hook.remove()
             return value
@@ -498,7 +590,9 @@ def test_a_compiler_that_errs_without_a_word_is_done_without(
     for event in events:
         if isinstance(event, Uncompiled):
             faults.append(event.reason)
-            assert all(torch.equal(p, before[name]) for name, p in trainer.state.network.named_parameters())
+            assert all(
+                torch.equal(p, before[name]) for name, p in trainer.state.network.named_parameters()
+            )
     assert len(faults) == 1
     assert re.fullmatch(r"its gradient of \w[\w.]* is wrong", faults[0])
     assert equal(plain.tensors(), trainer.tensors())
@@ -510,10 +604,19 @@ def test_a_compiler_that_errs_without_a_word_is_done_without(
 def test_every_presets_gradients_are_compiled_rightly(preset: str) -> None:
     """At its own size: torch 2.13 errs for large tensors only."""
     trainer = Trainer(
-        preset=preset, compile="on", minutes=None, steps=1, subset=1000, groups=0, snapshots=2, snapshot_images=1
+        preset=preset,
+        compile="on",
+        minutes=None,
+        steps=1,
+        subset=1000,
+        groups=0,
+        snapshots=2,
+        snapshot_images=1,
     )
     precision = "bf16" if engine.has_bf16() else "fp32"
-    assert [event.step for event in trainer(precision=precision) if isinstance(event, Stepped)] == [1]
+    assert [event.step for event in trainer(precision=precision) if isinstance(event, Stepped)] == [
+        1
+    ]
 
 
 @pytest.mark.slow
@@ -521,7 +624,11 @@ def test_every_presets_gradients_are_compiled_rightly(preset: str) -> None:
 def test_the_compiled_network_learns_what_the_eager_one_does(tiny: dict[str, Any]) -> None:
     fields = {**tiny, "dropout": 0.0, "conditional": True}
     eager, compiled = (
-        [event.loss for event in Trainer(**{**fields, "compile": how})() if isinstance(event, Stepped)]
+        [
+            event.loss
+            for event in Trainer(**{**fields, "compile": how})()
+            if isinstance(event, Stepped)
+        ]
         for how in ("off", "on")
     )
     assert compiled == pytest.approx(eager, rel=1e-3)
@@ -546,7 +653,9 @@ def test_scores_take_no_more_than_their_share(steps: int, share: float) -> None:
     config = make_config(steps=steps, score_share=share)
     counts, planned = (500, 1000, 2000), snapshot_steps(steps, config.snapshots)
     n, at = score_plan(steps, planned, config, counts)
-    cost = (len(at) + 1) * n * QUICK_CALLS  # one more, where the run ends at another step than was foreseen
+    cost = (
+        (len(at) + 1) * n * QUICK_CALLS
+    )  # one more, where the run ends at another step than was foreseen
     assert cost <= share * 3 * steps * config.batch_size
     assert set(at) <= set(planned) - {0}
     if at:
@@ -562,13 +671,22 @@ def test_ten_minutes_are_scored_a_few_times() -> None:
 
 
 def test_quick_samples_take_few_calls(tiny: dict[str, Any]) -> None:
-    trainer, called = Trainer(**{**tiny, "conditional": True, "guidance": 2.0, "sample_calls": 24}), []
-    trainer.state.network.register_forward_pre_hook(lambda _, arguments: called.append(len(arguments[0])))
-    images = torch.cat(list(quick_samples(trainer.denoiser, trainer.config, trainer.training, 5, 3)))
+    trainer, called = (
+        Trainer(**{**tiny, "conditional": True, "guidance": 2.0, "sample_calls": 24}),
+        [],
+    )
+    trainer.state.network.register_forward_pre_hook(
+        lambda _, arguments: called.append(len(arguments[0]))
+    )
+    images = torch.cat(
+        list(quick_samples(trainer.denoiser, trainer.config, trainer.training, 5, 3))
+    )
     assert images.shape == (5, 1, 8, 8)
     assert sum(called) == 5 * QUICK_CALLS
 
 
 def test_a_long_run_is_scored_at_every_snapshot() -> None:
-    n, at = score_plan(200_000, snapshot_steps(200_000, 12), make_config(steps=200_000), (500, 1000, 2000))
+    n, at = score_plan(
+        200_000, snapshot_steps(200_000, 12), make_config(steps=200_000), (500, 1000, 2000)
+    )
     assert (n, len(at)) == (2000, 11)

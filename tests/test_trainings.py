@@ -55,7 +55,9 @@ def test_errors_are_those_of_the_perfect_guess() -> None:
     real = ((real + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
 
     def network(x: Tensor, log_snr: Tensor, label: Tensor | None) -> Tensor:
-        alpha, sigma = (level.sqrt()[:, None, None, None] for level in (log_snr.sigmoid(), (-log_snr).sigmoid()))
+        alpha, sigma = (
+            level.sqrt()[:, None, None, None] for level in (log_snr.sigmoid(), (-log_snr).sigmoid())
+        )
         return alpha * s**2 / (alpha**2 * s**2 + sigma**2) * x
 
     for schedule in ("cosine", "log-linear"):
@@ -66,14 +68,18 @@ def test_errors_are_those_of_the_perfect_guess() -> None:
 
 @pytest.mark.usefixtures("short")
 @pytest.mark.parametrize(("what", "field"), [("schedules", "schedule"), ("subset", "subset")])
-def test_each_value_is_trained_with_everything_else_the_same(run: Path, tmp_path: Path, what: str, field: str) -> None:
+def test_each_value_is_trained_with_everything_else_the_same(
+    run: Path, tmp_path: Path, what: str, field: str
+) -> None:
     base = copy(run, tmp_path)
     study = training_study(base, what, minutes=0.2, seeds=2)
     assert "4 of 4 trainings" in study.plan()
     found = [row for *_, row in study.rows() if row]
     kept = json.loads((base / "study" / f"{what}.json").read_text())
     assert kept["rows"] == json.loads(json.dumps(found))
-    assert [(row["value"], row["seed"]) for row in found] == [(v, k) for k in range(2) for v in QUESTIONS[what].values]
+    assert [(row["value"], row["seed"]) for row in found] == [
+        (v, k) for k in range(2) for v in QUESTIONS[what].values
+    ]
     own = Run(base).about().config.model_dump()
     for row in found:
         folder = base / "study" / what / f"{row['value']}-seed{row['seed']}"
@@ -86,7 +92,9 @@ def test_each_value_is_trained_with_everything_else_the_same(run: Path, tmp_path
         assert row["images"] == of - of // 20
         assert (base / "study" / row["picture"]).is_file()
         assert all(0 < error < 10 for error in row["unseen"] + row["seen"])
-    assert [row for *_, row in training_study(base, what, 0.2, 2).rows()] == kept["rows"]  # nothing is done twice
+    assert [row for *_, row in training_study(base, what, 0.2, 2).rows()] == kept[
+        "rows"
+    ]  # nothing is done twice
 
 
 @pytest.mark.usefixtures("short")
@@ -100,12 +108,16 @@ def test_a_study_goes_on_where_it_was_interrupted(run: Path, tmp_path: Path) -> 
     began = (base / "study" / "schedules" / "cosine-seed0" / "config.json").stat().st_mtime_ns
     again = training_study(base, "schedules", minutes=0.1)
     assert [row["value"] for *_, row in again.rows() if row] == ["cosine", "flow"]
-    assert (base / "study" / "schedules" / "cosine-seed0" / "config.json").stat().st_mtime_ns == began
+    assert (
+        base / "study" / "schedules" / "cosine-seed0" / "config.json"
+    ).stat().st_mtime_ns == began
     more = training_study(base, "schedules", minutes=50)  # the minutes of before are kept
     assert more.minutes == again.minutes
     assert "0 of 2 trainings" in more.plan()
     assert "begun with: for 25.0 each, remove" in more.plan()
-    assert [row["value"] for *_, row in training_study(base, "schedules", 0.1, seed=1).rows() if row] == [
+    assert [
+        row["value"] for *_, row in training_study(base, "schedules", 0.1, seed=1).rows() if row
+    ] == [
         "cosine",
         "flow",
     ]
@@ -122,7 +134,9 @@ def test_a_study_goes_on_where_it_was_interrupted(run: Path, tmp_path: Path) -> 
         ("subset", {"seeds": 0}, "at least one seed"),
     ],
 )
-def test_impossible_studies_are_refused(run: Path, what: str, options: dict[str, Any], message: str) -> None:
+def test_impossible_studies_are_refused(
+    run: Path, what: str, options: dict[str, Any], message: str
+) -> None:
     with pytest.raises(UserError, match=message):
         training_study(run, what, **options)
     assert not (run / "study").exists()
@@ -132,7 +146,9 @@ def test_impossible_studies_are_refused(run: Path, what: str, options: dict[str,
 def test_what_cannot_be_trained_is_left_out_before_anything_is_trained(
     monkeypatch: pytest.MonkeyPatch, train: Callable[..., Path]
 ) -> None:
-    monkeypatch.setitem(QUESTIONS, "schedules", trainings.Question("schedule", ("linear", "cosine", "log-linear")))
+    monkeypatch.setitem(
+        QUESTIONS, "schedules", trainings.Question("schedule", ("linear", "cosine", "log-linear"))
+    )
     run = train(predict="eps", schedule="linear", steps=2, snapshots=2)
     study = training_study(run, "schedules", minutes=1)
     assert study.trainings == [("linear", 0), ("log-linear", 0)]
@@ -145,10 +161,14 @@ def test_what_cannot_be_trained_is_left_out_before_anything_is_trained(
 def test_a_run_that_never_guesses_without_labels_is_refused(train: Callable[..., Path]) -> None:
     run = train(conditional=True, label_dropout=0.0, steps=1, snapshots=2)
     for what in QUESTIONS:
-        with pytest.raises(UserError, match="--label-dropout 0, and what is compared are guesses without a label"):
+        with pytest.raises(
+            UserError, match="--label-dropout 0, and what is compared are guesses without a label"
+        ):
             training_study(run, what)
     assert not (run / "study").exists()
-    untold = train(label_dropout=0.0, steps=1, snapshots=2)  # of too few images for groups: it always guesses without
+    untold = train(
+        label_dropout=0.0, steps=1, snapshots=2
+    )  # of too few images for groups: it always guesses without
     assert training_study(untold, "schedules").trainings
 
 
@@ -167,7 +187,9 @@ def test_a_run_on_all_of_its_data_as_a_subset_can_be_studied(
 
 
 def test_predictions_are_compared_where_all_are_possible() -> None:
-    alpha, _ = SCHEDULES[QUESTIONS["predictions"].also["schedule"]](torch.ones((), dtype=torch.float64))
+    alpha, _ = SCHEDULES[QUESTIONS["predictions"].also["schedule"]](
+        torch.ones((), dtype=torch.float64)
+    )
     assert alpha > 1e-6
 
 
@@ -175,7 +197,8 @@ def test_left_out_images_are_not_in_the_subset() -> None:
     pixels = torch.arange(200, dtype=torch.uint8)[:, None, None, None]
     whole = Dataset("numbers", pixels)
     inside, outside = (
-        set(part.images.flatten().tolist()) for part in (subset(whole, 120, 4), left_out(whole, 120, 4, 50))
+        set(part.images.flatten().tolist())
+        for part in (subset(whole, 120, 4), left_out(whole, 120, 4, 50))
     )
     assert (len(inside), len(outside)) == (120, 50)
     assert not inside & outside
@@ -187,10 +210,24 @@ def test_left_out_images_are_not_in_the_subset() -> None:
 @pytest.fixture
 def row() -> Callable[..., dict[str, Any]]:
     def make(value: Any, frechet: float, seed: int = 0, **fields: Any) -> dict[str, Any]:
-        scores = {"frechet": frechet, "frechet_low": 0.9 * frechet, "frechet_high": 1.1 * frechet, "floor": 0.1}
+        scores = {
+            "frechet": frechet,
+            "frechet_low": 0.9 * frechet,
+            "frechet_high": 1.1 * frechet,
+            "floor": 0.1,
+        }
         near = {"copies": value == 30, "near": 0.25, "near_expected": 0.01}
         errors = {"levels": LEVELS, "unseen": [0.5, 0.4, 0.3, 0.2, 0.1, 0.05], "seen": [0.4] * 6}
-        return {"value": value, "seed": seed, "steps": 1234, **scores, **near, **errors, **fields, "picture": "a.png"}
+        return {
+            "value": value,
+            "seed": seed,
+            "steps": 1234,
+            **scores,
+            **near,
+            **errors,
+            **fields,
+            "picture": "a.png",
+        }
 
     return make
 
@@ -199,7 +236,13 @@ Row = Callable[..., dict[str, Any]]
 
 
 def test_the_best_value_is_that_of_the_smallest_mean(row: Row) -> None:
-    rows = [row("cosine", 2.0), row("flow", 1.0), row("linear", 1.15), row("cosine", 1.0, 1), row("flow", 1.2, 1)]
+    rows = [
+        row("cosine", 2.0),
+        row("flow", 1.0),
+        row("linear", 1.15),
+        row("cosine", 1.0, 1),
+        row("flow", 1.2, 1),
+    ]
     words = best_of({"rows": rows})
     assert '1.10, is that of #raw("flow")' in words
     assert '#raw("linear")' in words
@@ -209,8 +252,15 @@ def test_the_best_value_is_that_of_the_smallest_mean(row: Row) -> None:
 
 def test_the_report_takes_studies_in(run: Path, tmp_path: Path, row: Row) -> None:
     base = copy(run, tmp_path)
-    assert any(isinstance(b, Missing) and "study schedules" in b.command for b in Report(base).blocks)
-    facts = {"format": FORMAT, "minutes_each": 3.0, "field": "subset", "also": {"schedule": "linear"}}
+    assert any(
+        isinstance(b, Missing) and "study schedules" in b.command for b in Report(base).blocks
+    )
+    facts = {
+        "format": FORMAT,
+        "minutes_each": 3.0,
+        "field": "subset",
+        "also": {"schedule": "linear"},
+    }
     (base / "study").mkdir()
     (base / "study" / "a.png").write_bytes((base / "loss.png").read_bytes())
     path = base / "study" / "subset.json"
@@ -219,8 +269,23 @@ def test_the_report_takes_studies_in(run: Path, tmp_path: Path, row: Row) -> Non
     assert not any(isinstance(b, Missing) and "study schedules" in b.command for b in found.blocks)
     table = next(b for b in found.blocks if isinstance(b, Table) and b.header[0] == "subset")
     assert [cells[0] for cells in table.rows] == ['#raw("30")', "all"]
-    assert table.header[3:] == ("error at -4", "error at 0", "error at 4", "Fréchet distance", "95% interval", "near")
-    assert table.rows[0][2:] == ("1,234", "0.4000", "0.2000", "0.0500", "4.00", "3.60 to 4.40", "25.0% (1.0%), copies")
+    assert table.header[3:] == (
+        "error at -4",
+        "error at 0",
+        "error at 4",
+        "Fréchet distance",
+        "95% interval",
+        "near",
+    )
+    assert table.rows[0][2:] == (
+        "1,234",
+        "0.4000",
+        "0.2000",
+        "0.0500",
+        "4.00",
+        "3.60 to 4.40",
+        "25.0% (1.0%), copies",
+    )
     assert {"subset-compared.svg", "subset-images.svg"} <= found.pictures.keys()
     assert any(isinstance(b, Text) and "all of the data" in b.words for b in found.blocks)
     assert any(isinstance(b, Figure) and b.name == "subset-compared" for b in found.blocks)
@@ -228,7 +293,9 @@ def test_the_report_takes_studies_in(run: Path, tmp_path: Path, row: Row) -> Non
 
 
 @pytest.mark.parametrize("name", ["../loss.png", "/etc/hostname", "missing.png"])
-def test_a_picture_outside_of_the_study_is_refused(run: Path, tmp_path: Path, row: Row, name: str) -> None:
+def test_a_picture_outside_of_the_study_is_refused(
+    run: Path, tmp_path: Path, row: Row, name: str
+) -> None:
     base = copy(run, tmp_path)
     facts = {"format": FORMAT, "minutes_each": 3.0, "field": "subset", "also": {}}
     (base / "study").mkdir()

@@ -1,4 +1,15 @@
-"""The report of a run: what a student would hand in. It reads the run folder and the package's own source, and nothing else."""
+"""The report of a run: what a student would hand in.
+
+It reads the run folder and the source code of this package, and nothing else.
+
+    source     what the report reads of the run folder
+    words      how it writes numbers, and what it calls things
+    blocks     what it is made of: headings, paragraphs, equations, figures, tables, code
+    sections/  what it says, a file for each section
+    pictures   the figures that it draws
+    document   blocks as a page (HTML) and as a document (PDF)
+    notebook   blocks as a Jupyter notebook; markdown: their text in it
+"""
 
 from __future__ import annotations
 
@@ -10,15 +21,16 @@ from typing import Any
 
 from undiffuse.base.errors import UserError
 from undiffuse.report.blocks import Block, Code, Figure
-from undiffuse.report.content import blocks, read
 from undiffuse.report.document import compile_document
 from undiffuse.report.notebook import notebook, picture
 from undiffuse.report.pictures import PICTURES, svg
+from undiffuse.report.sections import blocks
+from undiffuse.report.source import read
 from undiffuse.runs.folder import Run
 
 
 class Report:
-    """The report of the run at `path`. Raises UserError where there is none."""
+    """The report of the run at `path`. Raises UserError where there is no run."""
 
     def __init__(self, path: Path) -> None:
         self.run = Run(path)
@@ -33,7 +45,7 @@ class Report:
 
     @cached_property
     def pictures(self) -> dict[str, bytes]:
-        """Every picture that the blocks name, by file name."""
+        """The bytes of every picture that the blocks name, by file name."""
         wanted = {block.name for block in self.blocks if isinstance(block, Figure)}
         with self.understood():
             drawn = {
@@ -50,7 +62,9 @@ class Report:
 
     @contextmanager
     def understood(self) -> Iterator[None]:
-        """Within: what a file of the run does not hold, or holds otherwise than we write it, is a UserError that names those it may be."""
+        """A context in which an error about the content of a file is a UserError.
+
+        It names the files whose content may be wrong."""
         try:
             yield
         except UserError:
@@ -70,11 +84,12 @@ class Report:
             ]
             names = " or ".join(map(str, [self.run.path / "config.json", *results]))
             raise UserError(
-                f"{names} does not fit the rest of the run ({error!r}); make that file anew, or the run"
+                f"{names} does not fit the rest of the run ({error!r}); make that file anew, or "
+                "the run"
             ) from error
 
     def write(self) -> list[Path]:
-        """Write report.html, report.pdf and report.ipynb into the run folder; returns their paths."""
+        """Write report.html, report.pdf and report.ipynb into the run folder. Returns the paths."""
         page, document = compile_document(self.title, self.blocks, self.pictures)
         weights = self.run.model_path.is_file() or self.run.checkpoint_path.is_file()
         files = {
@@ -97,7 +112,7 @@ class Report:
         return Shown(picture(self.pictures[file], file, alt))
 
     def source(self, file: str, line: int) -> Shown:
-        """A piece of the package's code, by where it stands."""
+        """A piece of the package's code, by its file and first line."""
         found = next(
             b for b in self.blocks if isinstance(b, Code) and (b.file, b.line) == (file, line)
         )
@@ -107,7 +122,7 @@ class Report:
 
 
 class Shown:
-    """Something that a notebook shows, in its own forms."""
+    """What a cell of a notebook shows. forms: its content by MIME type."""
 
     def __init__(self, forms: dict[str, Any]) -> None:
         self.forms = forms
@@ -117,5 +132,7 @@ class Shown:
 
 
 def write_report(path: Path) -> list[Path]:
-    """Write the report of a run into its folder; returns the paths. Raises UserError where there is no run."""
+    """Write the report of a run into its folder. Returns the paths of its files.
+
+    Raises UserError where there is no run."""
     return Report(path).write()

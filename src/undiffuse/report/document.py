@@ -25,11 +25,13 @@ from undiffuse.report.blocks import (
 )
 
 ACCENTS = {"\u0304": "\u00af", "\u0302": "^"}
-"""Combining accents, as the compiler writes them over symbols, and the accents for themselves: browsers set the former beside the symbol."""
+"""Combining accents, which the compiler writes over symbols, and the same accents by themselves.
+
+Browsers set a combining accent beside its symbol."""
 
 
 def typst_source(title: str, blocks: Iterable[Block]) -> str:
-    """The whole document; pictures are expected beside it, as NAME.svg or NAME.png."""
+    """The whole document. Its pictures lie beside it, as NAME.svg or NAME.png."""
     head = f'#import "style.typ": *\n#show: report.with(title: [{plain(title)}])\n'
     return "\n\n".join([head, *map(typst, blocks), ""])
 
@@ -41,10 +43,13 @@ def typst(block: Block) -> str:
         case Text(words):
             return words
         case Equation(mathematics, number, note):
-            label = f"({number})" if number else ""
-            return f"#numbered($ {mathematics} $, [{label}{f' {note}' if note else ''}])"
+            tag = f"({number})" if number else ""
+            return f"#numbered($ {mathematics} $, [{tag}{f' {note}' if note else ''}])"
         case Figure(name, caption, alt, width):
-            return f"#picture({json.dumps(name)}, {json.dumps(alt, ensure_ascii=False)}, {width:.0%}, [{caption}])"
+            return (
+                f"#picture({json.dumps(name)}, {json.dumps(alt, ensure_ascii=False)}, {width:.0%}, "
+                f"[{caption}])"
+            )
         case Table(header, rows, caption, numeric):
             shown = [
                 [f"#num[{cell}]" if i in numeric else cell for i, cell in enumerate(row)]
@@ -69,7 +74,7 @@ def compile_document(
 ) -> tuple[str, bytes]:
     """(the page, the document). pictures: by file name, such as "loss.png"."""
     try:
-        import typst as compiler
+        import typst as compiler  # an optional dependency
     except ImportError as error:
         raise UserError(
             "a report needs the typst library; install it with: pip install 'undiffuse[report]'"

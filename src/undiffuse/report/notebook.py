@@ -1,4 +1,6 @@
-"""Blocks as a Jupyter notebook, which runs from top to bottom beside its run folder; what its cells show is in it already."""
+"""Blocks as a Jupyter notebook. It runs from top to bottom in its run folder.
+
+The output of its cells is in the file already, so a viewer shows all of it."""
 
 from __future__ import annotations
 
@@ -17,9 +19,8 @@ from undiffuse.report.blocks import (
     Missing,
     Table,
     Text,
-    latex,
-    markdown,
 )
+from undiffuse.report.markdown import latex, markdown
 
 SETUP = """\
 from pathlib import Path
@@ -32,18 +33,20 @@ report = Report(run)"""
 
 
 TRY_IT = """\
-from undiffuse import images
 import torch
+from undiffuse.base.images import image_grid
 
 drawn = undiffuse.sample(run, n=20, seed=1)  # uint8 (20, H, W), or (20, H, W, 3) in colour
 tensor = torch.from_numpy(drawn)
-images.grid(tensor[:, None] if drawn.ndim == 3 else tensor.movedim(-1, 1), columns=10)"""
+image_grid(tensor[:, None] if drawn.ndim == 3 else tensor.movedim(-1, 1), columns=10)"""
 
 
 def notebook(
     title: str, blocks: Iterable[Block], pictures: Mapping[str, bytes], weights: bool
 ) -> bytes:
-    """The notebook's file. pictures: by file name. weights: whether the run has a model to draw from."""
+    """The notebook's file. pictures: by file name. weights: whether the run has a model.
+
+    A run with a model has a last cell that samples new images."""
     cells = [prose(f"# {title}"), program(SETUP)]
     by_stem = {name.rpartition(".")[0]: name for name in pictures}
     for block in blocks:

@@ -1,13 +1,22 @@
-"""The pictures that explain: a digit being noised, the chain, the schedules. Drawn from the run's own schedule and images.
+"""The figures that a report draws: the chain, the noise, the schedules, and comparisons.
 
-To add one: a function (source) -> Figure with `@PICTURES.add`; a report names it by its name."""
+To add one: a function (source) -> Figure with `@PICTURES.add`. A block `Figure` names it."""
 
 from __future__ import annotations
 
 import io
 from functools import partial
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import matplotlib
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import FancyArrowPatch
+from PIL import Image
+from torch import Tensor
 
 from undiffuse.base import rng
 from undiffuse.base.images import as_picture, tiles
@@ -15,23 +24,15 @@ from undiffuse.base.pixels import to_float, to_uint8
 from undiffuse.base.table import Table
 from undiffuse.diffusion import process
 from undiffuse.diffusion.schedule import SCHEDULES, noise_level
-from undiffuse.report.content import STUDIES, WAYS
+from undiffuse.report.source import Source
+from undiffuse.report.words import SAMPLER_NAMES, STUDY_NAMES
 from undiffuse.runs import figures
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-    from torch import Tensor
-
-    from undiffuse.report.content import Source
 
 PICTURES = Table("picture")
 
 
 def svg(figure: Figure) -> bytes:
-    """The same bytes for the same figure: no date, no random names."""
-    import matplotlib
-
+    """A figure as SVG. The same figure gives the same bytes: no date, no random names."""
     out = io.BytesIO()
     with matplotlib.rc_context({"svg.hashsalt": "undiffuse", "svg.fonttype": "path"}):
         figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None})
@@ -39,11 +40,9 @@ def svg(figure: Figure) -> bytes:
 
 
 def examples(source: Source, count: int) -> Tensor:
-    """The first training images of data.png, float (count, C, H, W), or fewer where it has fewer."""
-    import numpy as np
-    import torch
-    from PIL import Image
+    """The first `count` training images of data.png, float (count, C, H, W).
 
+    Fewer, if it has fewer."""
     channels, height, width = source.about.facts.shape
     with Image.open(io.BytesIO(source.pictures["data.png"])) as sheet:
         shown = tiles(sheet, height, width)[:count]
@@ -53,8 +52,6 @@ def examples(source: Source, count: int) -> Tensor:
 
 
 def noised(source: Source, x_0: Tensor, t: float) -> Tensor:
-    import torch
-
     level = noise_level(SCHEDULES[source.config.schedule], torch.tensor(t, dtype=torch.float64))
     return process.jump(x_0, rng.normal(x_0.shape, 0, "report"), level.alpha, level.sigma)
 
@@ -80,8 +77,6 @@ def noising(source: Source) -> Figure:
 
 @PICTURES.add
 def chain(source: Source) -> Figure:
-    from matplotlib.patches import FancyArrowPatch
-
     figure = figures.new_figure(8, 2.2)
     figure.set_layout_engine("none")
     x_0 = examples(source, 1)
@@ -136,7 +131,7 @@ def samplers(source: Source) -> Figure:
             marker=marker,
             markersize=5,
             color=colour,
-            label=WAYS[name],
+            label=SAMPLER_NAMES[name],
         )
     if source.samplers["real_frechet"] is not None:
         axis.axhline(
@@ -155,13 +150,17 @@ def samplers(source: Source) -> Figure:
 
 @PICTURES.add
 def ways(source: Source) -> Figure:
-    """Of each sampler the images with the most calls that it was tried with: the same noises below one another."""
+    """A row of images for each sampler, with its largest number of calls.
+
+    The images of a column begin with the same noise."""
     assert source.samplers is not None
     last = {
         row["sampler"]: row
         for row in sorted(source.samplers["rows"], key=lambda row: int(row["calls"]))
     }
-    names = {name: WAYS[name].replace(", ", ",\n") for name in WAYS if name in last}
+    names = {
+        name: SAMPLER_NAMES[name].replace(", ", ",\n") for name in SAMPLER_NAMES if name in last
+    }
     return below_one_another(
         source,
         {
@@ -172,7 +171,7 @@ def ways(source: Source) -> Figure:
 
 
 def images_compared(source: Source, name: str) -> Figure:
-    """Images of each training of a study, of its first seed."""
+    """A row of images for each training of a study with the first seed."""
     rows = source.trainings[name]["rows"]
     first = [row for row in rows if row["seed"] == rows[0]["seed"]]
     return below_one_another(
@@ -182,9 +181,7 @@ def images_compared(source: Source, name: str) -> Figure:
 
 
 def below_one_another(source: Source, named: dict[str, str], count: int = 10) -> Figure:
-    """The first images of some pictures in the folder `study`, a row each, with its words before it."""
-    from PIL import Image
-
+    """A row for each of some pictures of a study: words, and the picture's first images."""
     _, height, width = source.about.facts.shape
     figure = figures.new_figure(7.2, 0.2 + 0.5 * len(named))
     axes = figure.subplots(len(named), count, squeeze=False)
@@ -201,7 +198,9 @@ def below_one_another(source: Source, named: dict[str, str], count: int = 10) ->
 
 
 def errors_compared(source: Source, name: str) -> Figure:
-    """Each training's errors over the smallest at that level; of the images that it was trained on dotted, in the study `subset`."""
+    """The errors of each training, relative to the smallest error at the same noise level.
+
+    Dotted lines in the study `subset`: errors of images that were trained on."""
     study = source.trainings[name]
     rows = [row for row in study["rows"] if row["seed"] == study["rows"][0]["seed"]]
     smallest = [min(errors) for errors in zip(*(row["unseen"] for row in rows), strict=True)]
@@ -231,7 +230,7 @@ def errors_compared(source: Source, name: str) -> Figure:
     return figure
 
 
-for study_of_trainings in STUDIES:
+for study_of_trainings in STUDY_NAMES:
     PICTURES.named(f"{study_of_trainings}-compared")(
         partial(errors_compared, name=study_of_trainings)
     )
@@ -242,8 +241,6 @@ for study_of_trainings in STUDIES:
 
 @PICTURES.add
 def schedules(source: Source) -> Figure:
-    import torch
-
     own = source.config.schedule
     t = torch.linspace(0, 1, 400, dtype=torch.float64)[1:]
     figure = figures.new_figure(7.2, 2.9)

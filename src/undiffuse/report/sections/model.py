@@ -1,0 +1,132 @@
+"""The model: the posterior (4)-(5), the loss (6), what the network predicts, and the network."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from undiffuse.diffusion import objective, process, times
+from undiffuse.diffusion.denoiser import PREDICTIONS, Denoiser
+from undiffuse.diffusion.times import TIMES
+from undiffuse.diffusion.weightings import WEIGHTINGS
+from undiffuse.nets import NETWORKS
+from undiffuse.report.blocks import Block, Equation, Figure, Heading, Text, coded, plain
+from undiffuse.report.sections._shared import code
+from undiffuse.report.source import Source
+from undiffuse.training.config import Config
+
+
+def section(source: Source) -> Iterator[Block]:
+    yield Heading(1, "The model: from noise to image")
+    yield from posterior()
+    yield from loss(source.config)
+    yield from prediction(source)
+    yield from network(source)
+
+
+def posterior() -> Iterator[Block]:
+    yield Heading(2, "The posterior")
+    yield Text(
+        "If the image were known, the step back would be known too. By Bayes' rule "
+        "$q(x_(t-1) | x_t, x_0)$ is normal, its mean a weighted sum of where one is and where one "
+        "is going:"
+    )
+    yield Equation(
+        "mu_q (x_t, x_0, t) = frac(sqrt(alpha_t) (1 - macron(alpha)_(t-1)) x_t + "
+        "sqrt(macron(alpha)_(t-1)) (1 - alpha_t) x_0, 1 - macron(alpha)_t)",
+        "4",
+    )
+    yield Text(
+        "and its variance is $(1 - alpha_t)(1 - macron(alpha)_(t-1)) slash (1 - macron(alpha)_t)$. "
+        "At $t = 1$ the mean is exactly $x_0$ and the variance 0: the last step adds no noise."
+    )
+    yield from code(process.posterior)
+    yield Text(
+        "The image is not known, so a network guesses it from $x_t$. The guess "
+        "$hat(x)_theta (x_t, t)$ in place of $x_0$ gives the model's mean:"
+    )
+    yield Equation("mu_theta (x_t, t) = mu_q (x_t, hat(x)_theta (x_t, t), t)", "5")
+
+
+def loss(config: Config) -> Iterator[Block]:
+    chain = f"from a chain of $T = {config.chain}$ steps."
+    continuous = "in continuous time, so that any number of steps can be sampled."
+    yield Heading(2, "The loss")
+    yield Text(
+        "The model is good where its step back is near the posterior's, and that is where the "
+        "guess is near the image. So what is minimised is, for each image,"
+    )
+    yield Equation(
+        'EE_(t tilde.op "Uniform"{2..T}) EE_(x_t tilde.op q(x_t | x_0)) '
+        "norm(hat(x)_theta (x_t, t) - x_0)^2",
+        "6",
+    )
+    yield Text(
+        "averaged over the data set. Here the squared error is weighted by $w$ of the "
+        f"signal-to-noise ratio, {coded(config.weighting)}, and the times are drawn as "
+        f"{coded(config.times)}, {chain if config.chain else continuous}"
+    )
+    yield from code(
+        objective.loss,
+        objective.regression,
+        times.draw_times,
+        WEIGHTINGS[config.weighting.partition(":")[0]],
+        TIMES[config.times.partition(":")[0]],
+    )
+
+
+def prediction(source: Source) -> Iterator[Block]:
+    name = source.config.predict
+    yield Heading(2, "What the network predicts")
+    yield Text(
+        f"The network $F$ need not give the image itself. Its prediction here is {coded(name)}: "
+        'the guess is $c_"skip" x_t + c_"out" F(c_"in" x_t, log "SNR")$, with coefficients that '
+        "make what the network sees, and what it has to give, of about unit size at every noise "
+        "level. All predictions differ by these three coefficients only."
+    )
+    yield from code(PREDICTIONS[name.partition(":")[0]], Denoiser.__call__)
+    if "guesses.png" in source.pictures:
+        images = "held out" if source.about.facts.validation else "trained on"
+        unconditional = f", told no {source.condition}" if source.about.told else ""
+        yield Figure(
+            "guesses",
+            f"What the network sees at each noise level: images that were {images}, with more "
+            "noise from left to right (t = 0, 0.1, ..., 1). Upper rows: $x_t$. Lower rows: the "
+            f"guess $hat(x)_theta (x_t, t)${unconditional}; at $t = 0$ the image itself. Where "
+            "little of the image is left, the best guess is a mean of many.",
+            "Pairs of rows: an image that becomes noise, and below it guesses that go from clear "
+            "to a blurred mean.",
+        )
+
+
+def network(source: Source) -> Iterator[Block]:
+    config = source.config
+    weights = sum(parameter.numel() for parameter in source.network.parameters())
+    yield Heading(2, "The network")
+    yield Text(
+        f"The network is {coded(config.net)}, with {plain(config.channels)} channels and "
+        f"{plain(config.blocks)} blocks at its levels. "
+        f"It is told the noise level{''.join(conditions(source))}. It has {weights:,} weights."
+    )
+    yield from code(NETWORKS[config.net])
+
+
+def conditions(source: Source) -> Iterator[str]:
+    """What the network sees besides the noise level. The parts complete a sentence."""
+    facts = source.about.facts
+    if source.about.told == "class":
+        yield " and the class"
+    if facts.groups:
+        yield (
+            f" and which of {len(facts.groups)} groups of similar images, found by k-means, the "
+            "image is in"
+        )
+    if facts.class_of:
+        yield (
+            ": each is a part of a class, and for an image of a class one of its groups is drawn, "
+            "as often as it is large"
+        )
+    if getattr(source.network, "pictures", None) is not None:
+        yield (
+            f". Beside $x_t$ it sees the mean image of that {source.condition}, or of all images "
+            "where it is told none"
+        )

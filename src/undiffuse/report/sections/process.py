@@ -1,0 +1,96 @@
+"""The forward process: one step of noise (1)-(2), the jump (3), and the noise schedule."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+
+from undiffuse.diffusion import process
+from undiffuse.diffusion.schedule import SCHEDULES, chain, noise_level
+from undiffuse.report.blocks import Block, Equation, Figure, Heading, Text, coded
+from undiffuse.report.sections._shared import code, with_examples
+from undiffuse.report.source import Source
+
+
+def section(source: Source) -> Iterator[Block]:
+    yield Heading(1, "The forward process: from image to noise")
+    yield from one_step()
+    yield from jump(source)
+    yield from schedule(source.config.schedule)
+
+
+def one_step() -> Iterator[Block]:
+    yield Heading(2, "One step of noise")
+    yield Text(
+        "Each step keeps a share of the signal, and fills up with noise to the same total size. "
+        "The share $alpha_t$ lies between 0 and 1; the noise schedule fixes it, and it is not "
+        "learned."
+    )
+    yield Equation("q(x_t | x_(t-1)) = cal(N)(sqrt(alpha_t) x_(t-1), (1 - alpha_t) bold(I))", "1")
+    yield Text("To draw from it, a standard normal $epsilon$ is scaled to that standard deviation:")
+    yield Equation("x_t = sqrt(alpha_t) x_(t-1) + sqrt(1 - alpha_t) epsilon", "2")
+    yield Text(
+        "The handout prints $(1 - alpha_t) epsilon$ here, without the root. That would be noise of "
+        "variance $(1 - alpha_t)^2$, which contradicts (1). In the code `alpha_t` and `sigma_t` "
+        "are what is left of the image at $t$, and how much noise there is: "
+        "$sqrt(macron(alpha)_t)$ and $sqrt(1 - macron(alpha)_t)$, with the $macron(alpha)_t$ of "
+        "(3)."
+    )
+    yield from code(process.step)
+
+
+def jump(source: Source) -> Iterator[Block]:
+    yield Heading(2, "The jump")
+    yield Text(
+        "Sums of normal variables are normal, so all steps up to $t$ make one jump. With the "
+        "product $macron(alpha)_t = alpha_1 alpha_2 dots.h.c alpha_t$ it is"
+    )
+    yield Equation("x_t = sqrt(macron(alpha)_t) x_0 + sqrt(1 - macron(alpha)_t) epsilon_0", "3")
+    yield Text(
+        "The handout prints $x_(t-1)$ for $x_0$, and $(1 - macron(alpha)_t)$ without its root. The "
+        "jump is what makes training cheap: any $x_t$ comes from the image in one line, without "
+        "the steps before it."
+    )
+    yield from code(process.jump)
+    yield from with_examples(
+        source,
+        Figure(
+            "noising",
+            "Training images on their way to noise, by (3) and this run's schedule.",
+            "Rows of training images that become noisier from left to right until nothing of them "
+            "is left.",
+        ),
+    )
+
+
+def schedule(name: str) -> Iterator[Block]:
+    """name: the run's schedule, as a spec."""
+    other_variance = (
+        " This schedule's $alpha(t)^2 + sigma(t)^2$ is not 1, so (1) to (8) hold for $x_t slash "
+        "sqrt(alpha(t)^2 + sigma(t)^2)$, with $macron(alpha) = alpha^2 slash (alpha^2 + sigma^2)$; "
+        "the code takes $alpha$ and $sigma$ as they are."
+    )
+    yield Heading(2, "The noise schedule")
+    yield Text(
+        f"This run uses the schedule {coded(name)}. In this software a schedule is a pair of "
+        "functions of the time $t$ from 0 (image) to 1 (noise): $alpha(t)$, what is left of the "
+        "image, and $sigma(t)$, how much noise there is. A chain of $T$ steps reads them at $t_i = "
+        "i slash T$, and then $alpha(t_i) = sqrt(macron(alpha)_i)$. What a network sees of it is "
+        "their ratio, the signal-to-noise ratio SNR $= alpha^2 slash sigma^2$."
+        + ("" if keeps_variance(name) else other_variance)
+    )
+    yield Figure(
+        "schedules",
+        f"The schedules to choose from; {coded(name)} is this run's. Left: the share of the "
+        "image's variance that is left. Right: the logarithm of the signal-to-noise ratio, which "
+        "the software cuts off at ±15.",
+        "Two charts of falling curves, one for each noise schedule.",
+    )
+    yield from code(SCHEDULES[name.partition(":")[0]], chain)
+
+
+def keeps_variance(name: str) -> bool:
+    """Whether alpha^2 + sigma^2 = 1 at all times."""
+    level = noise_level(SCHEDULES[name], torch.linspace(0, 1, 11, dtype=torch.float64))
+    return bool(((level.alpha**2 + level.sigma**2 - 1).abs() < 1e-9).all())

@@ -1,0 +1,168 @@
+"""What a report reads: the files of a run folder, as one `Source`."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from undiffuse.base.errors import UserError
+from undiffuse.base.images import columns_for, note_of
+from undiffuse.report.words import STUDY_NAMES
+from undiffuse.runs.evaluation import FORMAT as METRICS_FORMAT
+from undiffuse.runs.folder import About, Run
+from undiffuse.runs.studies import FORMAT as STUDY_FORMAT
+from undiffuse.training.config import Config
+from undiffuse.training.experiment import build_network
+
+LARGEST_RESULTS = 2**24  # bytes
+
+
+PICTURE_FILES = (
+    "data.png",
+    "loss.png",
+    "timeline.png",
+    "samples.png",
+    "bits.png",
+    "novelty.png",
+    "unsure.png",
+)
+"""The pictures of a run folder that a report may show."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """What a report reads of a run folder.
+
+    metrics and samplers: None where the run has none. trainings: the studies of trainings, by name.
+    pictures: the bytes of the pictures that exist, by file name.
+    class_lies_in: how samples.png shows classes. "row": each row is a class. "column": each column.
+    None: neither."""
+
+    run: Run
+    about: About
+    events: list[dict[str, Any]]
+    metrics: dict[str, Any] | None
+    samplers: dict[str, Any] | None
+    trainings: dict[str, dict[str, Any]] = field(default_factory=dict)
+    pictures: dict[str, bytes] = field(default_factory=dict)
+    class_lies_in: str | None = None
+
+    def of(self, kind: str) -> list[dict[str, Any]]:
+        """The events of one kind, in order."""
+        return [event for event in self.events if event["event"] == kind]
+
+    @property
+    def config(self) -> Config:
+        return self.about.config
+
+    @property
+    def condition(self) -> str:
+        """A word for what the network is conditioned on, where it is conditional."""
+        return "class" if self.about.told == "class" else "group"
+
+    @cached_property
+    def network(self) -> nn.Module:
+        """The run's network on the device `meta`: its weights have shapes and no memory."""
+        return build_network(self.config, self.about.facts, device="meta").eval().to("meta")
+
+    @cached_property
+    def steps(self) -> int:
+        return max((event["step"] for event in self.events), default=0)
+
+    @cached_property
+    def minutes(self) -> float:
+        return max((event["time"] for event in self.events), default=0.0) / 60
+
+    @cached_property
+    def finished(self) -> bool:
+        return bool(self.of("finished"))
+
+    def is_current(self, step: int) -> bool:
+        """Whether results at this step describe the run. A finished run has its last step only."""
+        return not self.finished or step == self.steps
+
+
+def read(run: Run) -> Source:
+    """Read a run folder. Raises UserError where there is no run, or where a file is damaged."""
+    about = run.about()
+    metrics = content_of(run.path / "metrics.json", METRICS_FORMAT, run.command_for("evaluate"))
+    studies = {
+        name: content_of(
+            run.path / "study" / f"{name}.json", STUDY_FORMAT, run.command_for("study", name)
+        )
+        for name in ("samplers", *STUDY_NAMES)
+    }
+    existing = [name for name in PICTURE_FILES if (run.path / name).is_file()]
+    pictures = {name: (run.path / name).read_bytes() for name in existing}
+    for study in filter(None, studies.values()):
+        for picture in [row["picture"] for row in study["rows"]]:
+            pictures[f"study-{picture}"] = picture_of(run.path / "study", picture)
+    samplers = studies.pop("samplers")
+    trainings = {name: study for name, study in studies.items() if study}
+    source = Source(run, about, list(run.log()), metrics, samplers, trainings, pictures)
+    if samplers and source.is_current(samplers["step"]):
+        pictures["denoising.png"] = picture_of(run.path / "study", "denoising.png")
+        if about.guesses_unlabelled:  # else the study shows none
+            pictures["guesses.png"] = picture_of(run.path / "study", "guesses.png")
+    return with_samples(source)
+
+
+def with_samples(source: Source) -> Source:
+    """The source with its samples.png, if that file shows the usual samples of the current weights.
+
+    Else the last snapshot takes its place. Without snapshots there is no samples.png."""
+    classes = len(source.about.facts.classes) if source.config.conditional else 0
+    pictures = dict(source.pictures)
+    snapshots = [
+        (event["step"], source.run.path / event["file"]) for event in source.of("snapshot")
+    ]
+    latest = max((snapshot for snapshot in snapshots if snapshot[1].is_file()), default=None)
+    note = note_of(pictures.pop("samples.png", b""))
+    step = note.get("step")
+    current = isinstance(step, int) and source.is_current(step) and step >= (latest or (0,))[0]
+    if current and note.get("usual") is True:
+        pictures["samples.png"] = source.pictures["samples.png"]
+        in_rows = note.get("rows") == classes > 1
+        return replace(source, pictures=pictures, class_lies_in="row" if in_rows else None)
+    if latest:
+        pictures["samples.png"] = latest[1].read_bytes()
+    in_columns = classes > 1 and columns_for(source.config.snapshot_images, classes) % classes == 0
+    return replace(source, pictures=pictures, class_lies_in="column" if in_columns else None)
+
+
+def picture_of(folder: Path, name: object) -> bytes:
+    """A picture that a study names.
+
+    Raises UserError where the file does not exist, or where its name leads out of the folder."""
+    path = folder / Path(str(name)).name
+    if path.name != name or not path.is_file():
+        raise UserError(
+            f"{folder} has no picture {name}; remove the folder, and make the study anew"
+        )
+    return path.read_bytes()
+
+
+def content_of(path: Path, version: int, command: str) -> dict[str, Any] | None:
+    """The content of one of our JSON files, or None where the file does not exist.
+
+    Raises UserError where it is damaged, with the command that makes it again."""
+    if not path.is_file():
+        return None
+    try:
+        if path.stat().st_size > LARGEST_RESULTS:
+            raise ValueError(f"it is larger than {LARGEST_RESULTS:,} bytes")
+        content: dict[str, Any] = json.loads(path.read_bytes())
+        if content["format"] != version:
+            raise ValueError(f"format {content['format']}")
+    except (ValueError, KeyError, TypeError, OSError, RecursionError) as error:
+        folder = path.with_suffix("")  # of a study's trainings
+        what = f"it and {folder}" if folder.is_dir() else "it"
+        raise UserError(
+            f"{path} can't be read ({error}); remove {what}, and make it anew with: {command}"
+        ) from error
+    return content

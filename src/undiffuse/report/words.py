@@ -1,0 +1,40 @@
+"""The words of a report: how it writes numbers, and what it calls samplers and studies."""
+
+from __future__ import annotations
+
+from typing import Any
+
+SAMPLER_NAMES = {
+    "mean": "(7)",
+    "ddpm-printed": "(8) as printed",
+    "ddpm": "(8), DDPM",
+    "ddim": "DDIM",
+    "heun": "Heun",
+    "dpmpp-2m": "DPM-Solver++ 2M",
+    "dpmpp-2m-sde": "DPM-Solver++ 2M, stochastic",
+}
+"""The samplers that a study compares, by the names that it gives them."""
+
+
+STUDY_NAMES = {
+    "schedules": "noise schedules",
+    "predictions": "predictions",
+    "subset": "amounts of data",
+}
+"""What each study of trainings compares, by the study's name."""
+
+
+def number(x: float | None, digits: int = 3) -> str:
+    """A number with so many significant digits, or a dash where there is none."""
+    if x is None:
+        return "-"
+    return f"{x:#.{digits}g}".rstrip(".") if abs(x) < 1000 else f"{x:,.0f}"
+
+
+def interval(low: float, high: float) -> str:
+    return f"{number(low)} to {number(high)}"
+
+
+def distance(row: dict[str, Any]) -> tuple[str, str]:
+    """The Frechet distance in a study's row, and its interval."""
+    return number(row["frechet"]), interval(row["frechet_low"], row["frechet_high"])
