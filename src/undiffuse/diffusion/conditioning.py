@@ -100,7 +100,7 @@ class Conditioning:
             as_number = int(value) if value.isdecimal() else -1
             number = names.index(value) if value in names else as_number
         else:
-            number = operator.index(value) if hasattr(value, "__index__") else -1  # type: ignore[arg-type]
+            number = operator.index(value) if hasattr(value, "__index__") else -1
         if not 0 <= number < len(names):
             listed = f"0 to {len(names) - 1}: {', '.join(names)}"
             raise UserError(f"there is no class {value}; the classes are {listed}")

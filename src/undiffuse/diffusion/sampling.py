@@ -118,7 +118,7 @@ def denoise_function(denoiser: Denoiser, condition: Tensor | None, sampling: Sam
     def unconditional(x_t: Tensor, t: Tensor) -> Tensor:
         return quick(x_t, t.expand(len(x_t)))
 
-    guided = conditional
+    guided: Denoise = conditional
     if condition is not None:
         guided = classifier_free(conditional, unconditional, sampling.guidance)
     return clipped(guided) if sampling.clip else guided

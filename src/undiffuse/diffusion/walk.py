@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, TypeAlias
 
 from undiffuse.base.lazy import lazy
@@ -56,7 +57,7 @@ def walk(
     previous = None
     for index in range(len(times) - 1):
         step = Step(
-            denoise, lambda k=index: noise(k), x, times[index], times[index + 1],
+            denoise, partial(noise, index), x, times[index], times[index + 1],
             levels[index], levels[index + 1], previous,
         )  # fmt: skip
         with torch.no_grad():

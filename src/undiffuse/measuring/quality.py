@@ -175,7 +175,7 @@ def train_on_synthetic(
 
     The interval is that of the finite test set only."""
     scores = []
-    as_data = Dataset("generated", generated, label, real.training.classes)
+    as_data = Dataset.of("generated", generated, label, real.training.classes)
     for part, dataset in enumerate((as_data, random_part(real.training, len(generated), seed))):
         network = features.train_classifier(
             dataset,

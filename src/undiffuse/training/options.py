@@ -8,7 +8,7 @@ says so.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -24,16 +24,19 @@ class SessionOptions(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    precision: Literal["auto", "bf16", "fp32"] = Field(
-        "auto", description="of the network's arithmetic - bf16 where the CPU has it"
-    )
-    compile: Literal["auto", "on", "off"] = Field(
-        "auto",
-        description="torch.compile - where there is a C++ compiler and the run is long enough",
-    )
-    checkpoint_every: int | None = Field(
-        None, description="steps between checkpoints - about one a minute", ge=1
-    )
+    precision: Annotated[
+        Literal["auto", "bf16", "fp32"],
+        Field(description="of the network's arithmetic - bf16 where the CPU has it"),
+    ] = "auto"
+    compile: Annotated[
+        Literal["auto", "on", "off"],
+        Field(
+            description="torch.compile - where there is a C++ compiler and the run is long enough"
+        ),
+    ] = "auto"
+    checkpoint_every: Annotated[
+        int | None, Field(description="steps between checkpoints - about one a minute", ge=1)
+    ] = None
 
 
 def make_options(**chosen: Any) -> SessionOptions:

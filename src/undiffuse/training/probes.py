@@ -34,7 +34,8 @@ class Scorer(Protocol):
 
     floors: by the number of images, the distance of as many real images."""
 
-    floors: dict[int, float]
+    @property
+    def floors(self) -> dict[int, float]: ...
 
     def __call__(self, images: Tensor) -> float: ...
 
