@@ -73,7 +73,9 @@ def archive(content: bytes) -> None:
     files.read_images(path, DATASET)
 
 
-DATASET = Dataset("tiny", torch.zeros(4, 1, 2, 2, dtype=torch.uint8), torch.arange(4) % 2, ("0", "1"))
+DATASET = Dataset(
+    "tiny", torch.zeros(4, 1, 2, 2, dtype=torch.uint8), torch.arange(4) % 2, ("0", "1")
+)
 TARGETS: dict[str, Callable[[bytes], None]] = {
     "idx": idx, "config": config, "log": log, "checkpoint": checkpoint, "archive": archive,
 }  # fmt: skip
@@ -152,10 +154,15 @@ def mutated(content: bytes, most: int, seed: int, target: str) -> bytes:
 def seeds(target: str) -> list[bytes]:
     """Files as they should be."""
     if target == "idx":
-        return [struct.pack(">HBB3I", 0, 8, 3, 2, 2, 2) + bytes(8), struct.pack(">HBBI", 0, 8, 1, 3) + bytes(3)]
+        return [
+            struct.pack(">HBB3I", 0, 8, 3, 2, 2, 2) + bytes(8),
+            struct.pack(">HBBI", 0, 8, 1, 3) + bytes(3),
+        ]
     if target == "config":
         run = Run(PLACE / "run")
-        run.create(make_config(steps=3), DataFacts("tiny", (1, 8, 8), ("0", "1"), 4, 0, "0" * 64), None)
+        run.create(
+            make_config(steps=3), DataFacts("tiny", (1, 8, 8), ("0", "1"), 4, 0, "0" * 64), None
+        )
         return [(PLACE / "run" / "config.json").read_bytes()]
     if target == "log":
         lines = [
@@ -163,7 +170,13 @@ def seeds(target: str) -> list[bytes]:
             {"event": "clock", "step": 0, "time": 0.1, "decision": {"step": 1, "end": 3}},
             {"event": "step", "step": 1, "time": 0.2, "loss": 1.0, "lr": 0.1},
             {"event": "validation", "step": 1, "time": 0.2, "loss": 1.0, "levels": [[1.0, 2.0]]},
-            {"event": "snapshot", "step": 1, "time": 0.2, "file": "samples/step_000001.png", "seconds": 0.1},
+            {
+                "event": "snapshot",
+                "step": 1,
+                "time": 0.2,
+                "file": "samples/step_000001.png",
+                "seconds": 0.1,
+            },
             {"event": "finished", "step": 3, "time": 0.3},
         ]
         return [b"".join(json.dumps(line).encode() + b"\n" for line in lines)]

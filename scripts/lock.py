@@ -26,8 +26,16 @@ def main() -> None:
     for package in re.split(r"\n(?=\S)", text.strip()):
         parts[bool(TORCH.match(package))].append(package)
     for name, what, packages in (
-        ("requirements.lock", "Everything in requirements.in and what it needs, without torch", parts[0]),
-        ("requirements-torch.lock", "The package index's torch, and what that needs on Linux", parts[1]),
+        (
+            "requirements.lock",
+            "Everything in requirements.in and what it needs, without torch",
+            parts[0],
+        ),
+        (
+            "requirements-torch.lock",
+            "The package index's torch, and what that needs on Linux",
+            parts[1],
+        ),
     ):
         (HOME / name).write_text("\n".join([f"# {what}: by scripts/lock.py.", *packages, ""]))
         print(f"{name}: {len(packages)} packages")

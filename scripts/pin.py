@@ -27,9 +27,15 @@ COMMON = [
     "--steps",
     "12",
     "--subset",
-    "2000",
+    "2500",
+    "--batch-size",
+    "16",
     "--snapshots",
-    "3",
+    "2",
+    "--snapshot-images",
+    "4",
+    "--sample-calls",
+    "4",
     "--compile",
     "off",
     "--precision",
@@ -39,9 +45,9 @@ COMMON = [
 ]
 CASES = {
     "unet, classes": ["--conditional"],
-    "unet, no classes": ["--batch-size", "32"],
-    "unet2d": ["--preset", "handout", "--batch-size", "16"],
-    "categorical": ["--preset", "likelihood", "--batch-size", "16"],
+    "unet, no classes": [],
+    "unet2d": ["--preset", "handout"],
+    "categorical": ["--preset", "likelihood"],
 }
 
 
@@ -97,7 +103,10 @@ def main(commit: str = "HEAD~1") -> None:
                     results.append(measured(source, flags, folder))
                 found = differences(*results)
                 different |= bool(found)
-                print(f"{name}: {'DIFFERENT: ' + ', '.join(found) if found else 'identical'}", flush=True)
+                print(
+                    f"{name}: {'DIFFERENT: ' + ', '.join(found) if found else 'identical'}",
+                    flush=True,
+                )
         finally:
             subprocess.run([*git, "remove", "--force", str(other)], check=True)
     raise SystemExit(int(different))

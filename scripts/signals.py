@@ -24,13 +24,27 @@ PATIENCE = 60.0
 def interrupted(folder: Path, after: float, number: int, everyone: bool, again: float) -> float:
     """Seconds from the signal to the exit. Exits with a message where the exit code is another, or the folder is spoilt."""
     with tempfile.TemporaryDirectory() as cache, tempfile.TemporaryFile() as output:
-        command = [sys.executable, "-m", "undiffuse", "train", "--minutes", "30", "--conditional", "--out", str(folder)]
+        command = [
+            sys.executable,
+            "-m",
+            "undiffuse",
+            "train",
+            "--minutes",
+            "30",
+            "--conditional",
+            "--out",
+            str(folder),
+        ]
         environment = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": cache}
-        process = subprocess.Popen(command, stdout=output, stderr=output, env=environment, start_new_session=True)
+        process = subprocess.Popen(
+            command, stdout=output, stderr=output, env=environment, start_new_session=True
+        )
         time.sleep(after)
         if process.poll() is not None:
             output.seek(0)
-            sys.exit(f"signals: it ended by itself with {process.returncode}: {output.read().decode()[-500:]}")
+            sys.exit(
+                f"signals: it ended by itself with {process.returncode}: {output.read().decode()[-500:]}"
+            )
         sent, send = time.monotonic(), os.killpg if everyone else os.kill
         send(process.pid, number)
         try:
@@ -46,7 +60,9 @@ def interrupted(folder: Path, after: float, number: int, everyone: bool, again: 
                 )
         seconds = time.monotonic() - sent
         begun = bool(Run(folder).events("session"))
-        if code != 128 + number and (begun or code != -number):  # before there is a run, the system may end it
+        if code != 128 + number and (
+            begun or code != -number
+        ):  # before there is a run, the system may end it
             output.seek(0)
             sys.exit(
                 f"signals: after {after:.1f} s, {signal.Signals(number).name}: exit code {code}: {output.read().decode()[-500:]}"
@@ -59,7 +75,9 @@ def interrupted(folder: Path, after: float, number: int, everyone: bool, again: 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n\n")[0])
     parser.add_argument("--times", type=int, default=20)
-    parser.add_argument("--longest", type=float, default=90.0, help="seconds after which the last signal comes")
+    parser.add_argument(
+        "--longest", type=float, default=90.0, help="seconds after which the last signal comes"
+    )
     parser.add_argument("--seed", type=int, default=0)
     chosen = parser.parse_args()
     chance = random.Random(chosen.seed)
@@ -68,7 +86,9 @@ def main() -> None:
         for k in range(chosen.times):
             after = max(1.0, chosen.longest * (k + chance.random()) / chosen.times)
             number = (signal.SIGINT, signal.SIGTERM)[k % 2]
-            seconds = interrupted(Path(place) / "run", after, number, k % 4 < 2, chance.uniform(0, 2))
+            seconds = interrupted(
+                Path(place) / "run", after, number, k % 4 < 2, chance.uniform(0, 2)
+            )
             took.append(seconds)
             print(f"{after:6.1f} s  {number.name:8} {seconds:5.2f} s", flush=True)
     print(f"{len(took)} signals, the slowest answered in {max(took):.2f} s")

@@ -103,20 +103,35 @@ def torture(kills: int, seed: int, place: Path) -> tuple[int, int, int]:
     while killed < kills:
         folder = place / "killed"
         shutil.rmtree(folder, ignore_errors=True)
-        aim = chance.choice([None, "checkpoint.safetensors.tmp", "log.jsonl.tmp", "model.safetensors.tmp"])
+        aim = chance.choice(
+            [None, "checkpoint.safetensors.tmp", "log.jsonl.tmp", "model.safetensors.tmp"]
+        )
         while True:
             before = unfinished(folder)
-            if ended(begin(config, folder), chance.uniform(0, 0.7 * seconds), folder / aim if aim else None):
+            if ended(
+                begin(config, folder),
+                chance.uniform(0, 0.7 * seconds),
+                folder / aim if aim else None,
+            ):
                 break
             killed += 1
             writing += bool(unfinished(folder) - before)
-            print(f"\r{killed} of {kills} kills, {runs} whole runs", end="", file=sys.stderr, flush=True)
+            print(
+                f"\r{killed} of {kills} kills, {runs} whole runs",
+                end="",
+                file=sys.stderr,
+                flush=True,
+            )
             aim = chance.choice([None, "checkpoint.safetensors.tmp"])
         runs += 1
         found = remains(folder)
-        wrong = [name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name)]
+        wrong = [
+            name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name)
+        ]
         if wrong:
-            sys.exit(f"torture: after {killed} kills a run ended with another {', '.join(sorted(wrong))}")
+            sys.exit(
+                f"torture: after {killed} kills a run ended with another {', '.join(sorted(wrong))}"
+            )
     print(file=sys.stderr)
     return killed, writing, runs
 
@@ -128,7 +143,9 @@ def main() -> None:
     chosen = parser.parse_args()
     with tempfile.TemporaryDirectory() as place:
         killed, writing, runs = torture(chosen.kills, chosen.seed, Path(place))
-    print(f"{killed} kills, {writing} of them within a write; {runs} runs ended with the bytes of the undisturbed one")
+    print(
+        f"{killed} kills, {writing} of them within a write; {runs} runs ended with the bytes of the undisturbed one"
+    )
 
 
 if __name__ == "__main__":

@@ -41,7 +41,9 @@ def main() -> None:
     test = load_dataset("mnist", split="test")
     trained = features.network_from(*load_tensors(path), shape=mnist.shape, sha256=digest)
     statistics = folder / f"{features.DIGITS_NAME}-scorer.safetensors"
-    save_tensors(statistics, *stored_scorer(trained, trained(mnist.images)[0], trained(test.images)[0]))
+    save_tensors(
+        statistics, *stored_scorer(trained, trained(mnist.images)[0], trained(test.images)[0])
+    )
     right = features.correct(network, test)
     print(f"{path}: {path.stat().st_size:,} bytes, {time.monotonic() - begin:.0f} s")
     print(f"test accuracy {right.double().mean():.2%}")

@@ -36,6 +36,7 @@ _PUBLIC = {
     "NETWORKS": "nets",
     "OPTIMIZERS": "training.optimizers",
     "DATASETS": "data.loading",
+    "METRICS": "measuring.quality",
 }
 
 __all__ = [*_PUBLIC, "__version__"]

@@ -14,8 +14,9 @@ import torch
 
 from undiffuse.base.cache import from_cache, to_cache
 from undiffuse.measuring import distances, features, novelty
+from undiffuse.measuring.comparison import random_rows
 from undiffuse.measuring.features import FeatureNetwork
-from undiffuse.measuring.quality import entry, random_rows
+from undiffuse.measuring.quality import entry
 from undiffuse.measuring.reference import Reference
 from undiffuse.measuring.watch import Watch, unwatched
 

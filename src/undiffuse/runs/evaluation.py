@@ -24,10 +24,13 @@ from undiffuse.base.images import image_grid, png_bytes
 from undiffuse.data.splits import random_labels
 from undiffuse.measuring import features
 from undiffuse.measuring.bits import bits_per_dim
+from undiffuse.measuring.comparison import Comparison
 from undiffuse.measuring.copies import novelty_figures
+from undiffuse.measuring.features import FeatureNetwork
 from undiffuse.measuring.files import read_images
-from undiffuse.measuring.quality import quality
+from undiffuse.measuring.quality import METRICS, quality
 from undiffuse.measuring.reference import FEWEST, Reference, reference
+from undiffuse.measuring.results import FORMAT, check_results
 from undiffuse.measuring.watch import Stopwatch, Watch, unwatched
 from undiffuse.model import Request, check_numbers
 from undiffuse.runs import destinations, figures
@@ -36,8 +39,6 @@ from undiffuse.runs.session import trained_on
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-FORMAT = 1
 
 
 @dataclass(frozen=True)
@@ -178,38 +179,47 @@ def assembled(
     seed: int,
     watch: Watch,
 ) -> tuple[dict[str, Any], dict[str, bytes]]:
-    """(the content of metrics.json, pictures by file name) for generated images and what was found before."""
+    """(the content of metrics.json, pictures by file name) of images and what was found before."""
     missing: dict[str, str] = {}
     warnings: list[str] = []
-    pictures = (
-        {"bits.png": figures.bits_by_level(found["bits_per_dim"])}
-        if "bits_per_dim" in found
-        else {}
-    )
+    pictures: dict[str, bytes] = {}
+    if "bits_per_dim" in found:
+        pictures["bits.png"] = figures.bits_by_level(found["bits_per_dim"])
     network = None
-    if generated is not None:
-        if parts.quality or parts.novelty:
-            network = features.feature_network(
-                real.whole, real.training, lambda done: watch("training the feature network", done)
+    if generated is not None and (parts.quality or parts.novelty):
+        network = features.feature_network(
+            real.whole, real.training, lambda done: watch("training the feature network", done)
+        )
+        if network is None:
+            why = "has no labels" if not real.training.classes else "has one class only"
+            missing["quality"] = (
+                f"the data set {why}, so no feature network can be trained on it; novelty is given "
+                "in pixels"
             )
-            if network is None:
-                why = "has no labels" if not real.training.classes else "has one class only"
-                missing["quality"] = (
-                    f"the data set {why}, so no feature network can be trained on it; novelty is given in pixels"
-                )
-        if parts.quality and network is not None:
-            measured, warnings = quality(generated, classes, real, network, seed=seed, watch=watch)
-            found |= measured
-            worst = generated[[entry["image"] for entry in measured["least_sure"]]]
-            pictures["unsure.png"] = png_bytes(image_grid(worst, columns=10))
-            if classes is None:
-                missing["train_on_synthetic"] = missing["label_agreement"] = (
-                    "the images were sampled without classes"
-                )
-        if parts.novelty:
-            found["novelty"], pairs = novelty_figures(generated, real, network, watch=watch)
-            pictures["novelty.png"] = png_bytes(image_grid(pairs, columns=10))
-    head = {
+    if generated is not None and parts.quality and network is not None:
+        comparison = Comparison(generated, classes, real, network, seed, watch)
+        measured, warnings = quality(comparison)
+        found |= measured
+        worst = generated[[one["image"] for one in measured["least_sure"]]]
+        pictures["unsure.png"] = png_bytes(image_grid(worst, columns=10))
+        for name in (name for name in METRICS if name not in measured):
+            missing[name] = "the images were sampled without classes"
+    if generated is not None and parts.novelty:
+        found["novelty"], pairs = novelty_figures(generated, real, network, watch=watch)
+        pictures["novelty.png"] = png_bytes(image_grid(pairs, columns=10))
+    return {**head_of(of, real, network, seed, warnings, missing), **found}, pictures
+
+
+def head_of(
+    of: dict[str, Any],
+    real: Reference,
+    network: FeatureNetwork | None,
+    seed: int,
+    warnings: list[str],
+    missing: dict[str, str],
+) -> dict[str, Any]:
+    """What metrics.json says beside the figures."""
+    return {
         "format": FORMAT,
         "undiffuse": __version__,
         "of": of,
@@ -227,13 +237,14 @@ def assembled(
         "warnings": warnings,
         "missing": missing,
     }
-    return {**head, **found}, pictures
 
 
 def with_earlier(path: Path, content: dict[str, Any], parts: Parts) -> dict[str, Any]:
-    """The content, with what an earlier evaluation of the same weights found of the likelihood, or of the rest, where that was not wanted this time."""
+    """The content, with what an earlier evaluation of the same weights found of other parts.
+
+    Quality and novelty go together: they are of the same images."""
     try:
-        old = json.loads(path.read_bytes())
+        old = check_results(json.loads(path.read_bytes()))
         if (old["format"], old["of"]) != (content["format"], content["of"]):
             return content
     except (OSError, ValueError, KeyError, TypeError):
@@ -249,7 +260,9 @@ def with_earlier(path: Path, content: dict[str, Any], parts: Parts) -> dict[str,
 
 
 def write_metrics(path: Path, content: dict[str, Any]) -> None:
-    write_atomic(path, json.dumps(finite(content), indent=2, allow_nan=False).encode())
+    """Write metrics.json, checked: what is written can be read."""
+    plain = check_results(finite(content))
+    write_atomic(path, json.dumps(plain, indent=2, allow_nan=False).encode())
 
 
 def finite(content: Any) -> Any:

@@ -13,7 +13,7 @@ from undiffuse.base.files import write_atomic
 from undiffuse.data.loading import load_dataset
 from undiffuse.measuring import distances
 from undiffuse.runs.session import trained_on
-from undiffuse.runs.studies import FORMAT
+from undiffuse.runs.studies import FORMAT, check_study
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -1,0 +1,214 @@
+"""The schema of metrics.json: what an evaluation leaves. It is checked when it is written and read."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from undiffuse.measuring.quality import METRICS
+
+FORMAT = 2
+
+Number = Annotated[float, Field(allow_inf_nan=False)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Images = Annotated[int, Field(ge=0)]
+
+
+class Strict(BaseModel):
+    """A part of the file: all of its names are known."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class Value(Strict):
+    """A value with its 95% interval."""
+
+    value: Number
+    low: Number
+    high: Number
+
+
+class Figure(BaseModel):
+    """A metric's value with its 95% interval, and that of real images, its control or floor."""
+
+    model_config = ConfigDict(extra="allow")
+
+    value: Number
+    low: Number
+    high: Number
+    n: Images
+    control: Number | None = None
+    control_n: Images | None = None
+    floor: Number | None = None
+    ratio: Number | None = None
+
+
+class Reference(Strict):
+    """The real images: how many, and what the control is."""
+
+    name: str
+    training: Images
+    test: Images
+    seen: Images
+    unseen: Images
+    control: str
+
+
+class Sampled(Strict):
+    """How the images were sampled. seconds: that it took."""
+
+    sampler: str
+    steps: int
+    grid: str
+    guidance: Number
+    clip: bool
+    seed: int
+    precision: str
+    n: Images
+    network_calls: int
+    seconds: Number
+
+
+class Unsure(Strict):
+    """An image that the classifier is unsure of."""
+
+    image: Images
+    confidence: Share
+    taken_for: str
+
+
+class CountedValue(Value):
+    n: Images
+
+
+class Continuous(Strict):
+    """The bound for infinitely many steps, in bits per dimension."""
+
+    test: Number
+    low: Number
+    high: Number
+    n: Images
+    diffusion: Value
+
+
+class Ode(Strict):
+    """The likelihood by the probability-flow ODE, in bits per dimension."""
+
+    test: Number
+    low: Number
+    high: Number
+    n: Images
+    steps: int
+    log_snr: Number
+    assumes: str
+    change_from_half_the_steps: Number
+
+
+class Bits(Strict):
+    """Bits per dimension: the bound of the chain, its terms, and the likelihood by the ODE."""
+
+    test: Number
+    low: Number
+    high: Number
+    training: CountedValue
+    gap: Value
+    n: Images
+    chain: int
+    log_snr: tuple[Number, Number]
+    prior: Value
+    diffusion: Value
+    reconstruction: Value
+    network_calls: int
+    given_classes: bool
+    assumes: str
+    interval_of: str
+    seed: int
+    undiffuse: str
+    continuous: Continuous
+    levels: list[tuple[Number, Number, Number]]
+    ode: Ode | None = None
+
+
+class Pair(Strict):
+    """A value and its control; None where there are too few images."""
+
+    value: Number | None
+    control: Number | None
+
+
+class Nearness(Strict):
+    """C_T, and the share of images nearer to training images than 99% of real ones are."""
+
+    c_t: Pair
+    nearer: Figure
+
+
+class Quantiles(Strict):
+    quantiles: list[Number]
+    value: list[Number]
+    control: list[Number]
+
+
+class Audit(Strict):
+    alarm: bool
+    p_value: Share
+    n: Images
+
+
+class Copy(Strict):
+    """A likely copy: the numbers of the image and of its nearest training image, and distances."""
+
+    image: Images
+    training: Images
+    d1: Number
+    d2: Number
+
+
+class Novelty(Strict):
+    """The audit for copies of training images."""
+
+    alarm: bool
+    p_value: Share
+    share: Share
+    share_low: Share
+    share_high: Share
+    expected: Share
+    threshold: Number
+    detectable: Share
+    n: Images
+    control: Audit
+    ratio: Quantiles
+    distance: Quantiles
+    pixels: Nearness
+    features: Nearness | None = None
+    closest: list[Copy]
+
+
+class Results(Strict):
+    """The content of metrics.json beside the figures, which have the names of the metrics."""
+
+    format: Literal[2]
+    undiffuse: str
+    of: dict[str, Any]
+    seed: int
+    features: dict[str, str] | None
+    reference: Reference
+    machine: dict[str, Any]
+    warnings: list[str]
+    missing: dict[str, str]
+    seconds: dict[str, Number] = {}
+    sampling: Sampled | None = None
+    least_sure: list[Unsure] = []
+    bits_per_dim: Bits | None = None
+    novelty: Novelty | None = None
+
+
+def check_results(content: Any) -> dict[str, Any]:
+    """The content of a metrics.json, checked. Raises ValueError, whose first line says where."""
+    if not isinstance(content, dict):
+        raise ValueError("it holds no results")
+    Results.model_validate({k: v for k, v in content.items() if k not in METRICS})
+    for name in content.keys() & METRICS.keys():
+        Figure.model_validate(content[name])
+    return content
