@@ -17,6 +17,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +27,13 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from undiffuse.base import engine
 from undiffuse.base.cache import cache_folder
-from undiffuse.diffusion.sampling import draw, steps_within
-from undiffuse.training import loop, state
+from undiffuse.diffusion.sampling import sample
 from undiffuse.training.clock import Clock
-from undiffuse.training.events import Stepped
-from undiffuse.training.experiment import build_network, grouped, make_denoiser, prepare, show_pictures
+from undiffuse.training.experiment import Part, make_experiment
+from undiffuse.training.loop import fit
+from undiffuse.training.options import make_options, resolve
 from undiffuse.training.presets import make_config
+from undiffuse.training.records import StepTaken
 
 BATCH = 128
 ROUNDS = 3
@@ -51,47 +53,41 @@ def pace(step: Callable[[], object]) -> float:
 
 
 def train_undiffuse(**changes: str) -> dict[str, float]:
-    """The preset `fast` with its own loop: data, noise, loss, optimiser, average; only snapshots are left out."""
-    config = make_config("fast", batch_size=BATCH, **changes)
-    images, held_out, facts = grouped(config, *prepare(config))
-    assert images.labels is not None
-    precision, compiled, _ = engine.resolve(config, None, cache_folder())
-    network = build_network(config, facts)
-    show_pictures(network, images)
+    """The preset `fast` with its own loop; only snapshots are left out."""
+    config = make_config("fast", batch_size=BATCH)
+    experiment = make_experiment(config)
+    held_out = experiment.held_out.dataset.take(torch.arange(0))
+    experiment = replace(experiment, held_out=Part(held_out))
+    own, _ = resolve(make_options(**changes), config, None, cache_folder())
+    condition = experiment.training.condition
+    assert condition is not None
     with FlopCounterMode(display=False) as counter:
-        network(torch.zeros(1, *facts.shape), torch.zeros(1), images.labels[:1])
-    events = loop.fit(
-        config,
-        make_denoiser(network, config, facts),
-        state.new_state(config, network),
-        images,
-        held_out.take(torch.arange(0)),
-        Clock(lambda: 0.0, config.decay, steps=10**6),
-        precision=precision,
-        compiled=compiled,
-    )
+        network = experiment.state.network
+        network(torch.zeros(1, *experiment.facts.shape), torch.zeros(1), condition[:1])
+    records = fit(experiment, Clock(lambda: 0.0, config.decay, steps=10**6), own)
 
     def step() -> None:
-        while not isinstance(next(events), Stepped):
+        while not isinstance(next(records), StepTaken):
             pass
 
     return {"seconds": pace(step), "flops": 3 * counter.get_total_flops()}
 
 
 def sample_undiffuse() -> dict[str, float]:
-    """Images per second drawn by the preset `fast`, conditional and guided, as `undiffuse sample` does, by network calls an image."""
+    """Images per second sampled by the preset `fast`, by network calls an image.
+
+    Conditional and guided, as `undiffuse sample` does it."""
     config = make_config("fast", conditional=True)
-    _, _, facts = grouped(config, *prepare(config))
-    denoiser = make_denoiser(build_network(config, facts).eval(), config, facts)
-    options = config.drawing(3000, denoiser.told)
-    label = torch.arange(256) % len(facts.classes)
+    denoiser = make_experiment(config).denoiser
+    denoiser.network.eval()  # type: ignore[attr-defined]  # a module
+    classes = torch.arange(256) % len(denoiser.conditioning.classes)
     rates = {}
     for calls in (5, 10, 25):
-        steps = steps_within(calls, denoiser, **options)
+        sampling = replace(config.sampling(3000, denoiser.conditioning), calls=calls)
         seconds = []
         for _ in range(4):
             begin = time.perf_counter()
-            draw(denoiser, range(256), steps=steps, label=label, **options)
+            sample(denoiser, range(256), sampling, classes=classes)
             seconds.append(time.perf_counter() - begin)
         rates[str(calls)] = 256 / statistics.median(seconds[1:])
     return rates
@@ -121,7 +117,9 @@ def train_unet2d(best: bool) -> dict[str, float]:
         with torch.autocast("cpu", torch.bfloat16, enabled=best):
             return nn.functional.mse_loss(model(x, t).sample.float(), target)
 
-    warnings.filterwarnings("ignore", message="Dynamo detected a call to a `functools.lru_cache`")  # in diffusers
+    warnings.filterwarnings(
+        "ignore", message="Dynamo detected a call to a `functools.lru_cache`"
+    )  # in diffusers
     run = torch.compile(loss) if best and engine.compiler() else loss
 
     def step() -> None:
@@ -138,8 +136,12 @@ def convolution_rate() -> dict[str, float]:
     """The machine's own rate: FLOP/s of a 3x3 convolution, forward and backward, in bf16, at the best of some shapes."""
     rates = {}
     for channels, side in CONVOLUTIONS:
-        layer = nn.Conv2d(channels, channels, 3, padding=1).to(torch.bfloat16, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        x = torch.randn(BATCH, channels, side, side, dtype=torch.bfloat16).contiguous(memory_format=torch.channels_last)
+        layer = nn.Conv2d(channels, channels, 3, padding=1).to(
+            torch.bfloat16, memory_format=torch.channels_last
+        )  # type: ignore[call-overload]
+        x = torch.randn(BATCH, channels, side, side, dtype=torch.bfloat16).contiguous(
+            memory_format=torch.channels_last
+        )
         x.requires_grad_()
         gradient = torch.randn_like(x)
         flops = 3 * 2 * BATCH * 9 * channels**2 * side**2
@@ -161,7 +163,11 @@ CONTESTANTS: dict[str, Callable[[], dict[str, float]]] = {
     "undiffuse, not compiled": lambda: train_undiffuse(compile="off"),
     "undiffuse, fp32": lambda: train_undiffuse(precision="fp32"),
 }
-ONCE = ("unet2d-best", "undiffuse, not compiled", "undiffuse, fp32")  # their ratios are only printed
+ONCE = (
+    "unet2d-best",
+    "undiffuse, not compiled",
+    "undiffuse, fp32",
+)  # their ratios are only printed
 
 
 def measure(name: str) -> dict[str, float]:
@@ -189,7 +195,11 @@ def main() -> None:
     def median(name: str, key: str) -> float:
         return statistics.median(result[key] for result in rounds[name])
 
-    speed = {name: BATCH / median(name, "seconds") for name in CONTESTANTS if name not in ("convolution", "sampling")}
+    speed = {
+        name: BATCH / median(name, "seconds")
+        for name in CONTESTANTS
+        if name not in ("convolution", "sampling")
+    }
     rate = median("convolution", "rate")
     reached = median("undiffuse", "flops") * speed["undiffuse"]
     figures: dict[str, Any] = {
@@ -206,11 +216,14 @@ def main() -> None:
         "conv_rate_gflops": rate / 1e9,
         "train_gflops": reached / 1e9,
         "conv_rate_share": reached / rate,
-        **{f"sample_images_per_s_{calls}_calls": median("sampling", str(calls)) for calls in (5, 10, 25)},
+        **{
+            f"sample_images_per_s_{calls}_calls": median("sampling", str(calls))
+            for calls in (5, 10, 25)
+        },
         "peak_memory_mb": max(result["memory_mb"] for result in rounds["undiffuse"]),
         "batch_size": BATCH,
         "machine": {
-            **engine.facts(),
+            **engine.machine_facts(),
             "cores": os.cpu_count(),
             "processor": platform.processor() or platform.machine(),
         },

@@ -36,14 +36,16 @@ MOST_CALLS = 25
 
 
 def one(folder: Path, mode: str, minutes: float, seed: int, n: int) -> dict[str, Any]:
-    """Train a run, and evaluate n of its digits, unless that was done before: the content of its metrics.json."""
+    """Train a run, and evaluate n of its digits, unless that was done before.
+
+    Returns the content of its metrics.json."""
     with tempfile.TemporaryDirectory() as empty:
         flags = [
             "--minutes",
             f"{minutes:g}",
             "--seed",
             str(seed),
-            "--score-share",
+            "--quality-share",
             "0",
             *MODES[mode],
             "--out",
@@ -55,7 +57,7 @@ def one(folder: Path, mode: str, minutes: float, seed: int, n: int) -> dict[str,
     earlier = json.loads(metrics.read_text()) if metrics.is_file() else {}
     end = Run(folder).finished()
     assert end is not None
-    if (earlier.get("of", {}).get("step"), earlier.get("sampling", {}).get("n")) != (end["step"], n):
+    if (earlier.get("of", {}).get("step"), earlier.get("sampling", {}).get("n")) != (end.step, n):
         precision = "bf16" if engine.has_bf16() else "fp32"  # as it was trained
         command = [
             "evaluate",
@@ -100,19 +102,26 @@ def main() -> None:
                     "recall": statistics.median(run["recall"]["value"] for run in runs),
                     "alarms": sum(run["novelty"]["alarm"] for run in runs),
                     "calls": runs[0]["sampling"]["network_calls"],
-                    "digits_per_second": chosen.n / statistics.median(run["sampling"]["seconds"] for run in runs),
+                    "digits_per_second": chosen.n
+                    / statistics.median(run["sampling"]["seconds"] for run in runs),
                 }
             )
-            content = {"date": time.strftime("%Y-%m-%d"), "n": chosen.n, "machine": engine.facts(), "rows": rows}
+            content = {
+                "date": time.strftime("%Y-%m-%d"),
+                "n": chosen.n,
+                "machine": engine.machine_facts(),
+                "rows": rows,
+            }
             (chosen.out / "speedrun.json").write_text(json.dumps(content, indent=2))
     print(
-        f"{'minutes':>8}  {'mode':14} {'Frechet / floor':>16}  {'seeds':24} {'precision':>9} {'recall':>7} {'alarms':>6}"
+        f"{'minutes':>8}  {'mode':14} {'Frechet / floor':>16}  {'seeds':24} {'precision':>9} "
+        f"{'recall':>7} {'alarms':>6}"
     )
     for row in rows:
         seeds = ", ".join(f"{ratio:.2f}" for ratio in row["seeds"])
         print(
-            f"{row['minutes']:8g}  {row['mode']:14} {row['median']:16.2f}  {seeds:24} {row['precision']:9.3f} {row['recall']:7.3f}"
-            f" {row['alarms']:6}"
+            f"{row['minutes']:8g}  {row['mode']:14} {row['median']:16.2f}  {seeds:24} "
+            f"{row['precision']:9.3f} {row['recall']:7.3f} {row['alarms']:6}"
         )
 
 

@@ -58,19 +58,25 @@ class Sheet:
             "machine": engine.machine_facts(),
             "rows": self.rows,
         }
-        self.write(self.path.name, json.dumps(content, indent=2).encode())
+        text = json.dumps(content, indent=2)
+        check_study(self.name, json.loads(text))  # what is written can be read
+        self.write(self.path.name, text.encode())
 
     def write(self, name: str, content: bytes) -> None:
         write_atomic(self.path.parent / name, content)
 
 
 def sheet(run: Run, name: str, same: tuple[str, ...] = (), **facts: Any) -> Sheet:
-    """A study's sheet, with what was written down before, and its facts, if those of the names `same` are as they were; else it begins anew.
-    Raises UserError for a damaged one."""
+    """A study's sheet, with what was written down before.
+
+    same: the names of facts that must be as they were; else it begins anew. Raises UserError for a
+    damaged file."""
     found = Sheet(run, name, facts)
     if found.path.is_file():
         try:
             old = json.loads(found.path.read_bytes())
+            if old["format"] == FORMAT:
+                check_study(name, old)
             if old.pop("format") == FORMAT and all(old[name] == facts[name] for name in same):
                 found.rows = [dict(row) for row in old.pop("rows")]
                 found.facts = {name: old[name] for name in facts}
@@ -90,7 +96,9 @@ def check_minutes(minutes: float) -> None:
 
 
 def data_of(run: Run) -> Dataset:
-    """The whole data set that a run was trained on. Raises UserError where its place holds other images now."""
+    """The whole data set that a run was trained on.
+
+    Raises UserError where its place holds other images now."""
     config = run.about().config
     whole = load_dataset(config.data, config.size)
     trained_on(run, whole)
@@ -98,6 +106,6 @@ def data_of(run: Run) -> Dataset:
 
 
 def distance_of(x: Tensor, scorer: Scorer, seed: int) -> dict[str, float]:
-    """A row's Frechet distance, with its interval, of drawn images' features (n, D)."""
+    """A row's Frechet distance, with its interval, of samples' features (n, D)."""
     found = distances.frechet_interval(x, scorer.moments, seed)
     return {"frechet": found.value, "frechet_low": found.low, "frechet_high": found.high}
