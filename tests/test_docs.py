@@ -12,6 +12,7 @@ A block that must not be run is marked ```python no-run, and the text before it 
 from __future__ import annotations
 
 import functools
+import json
 import os
 import re
 import subprocess
@@ -33,6 +34,8 @@ TABLES = [name for name in undiffuse.__all__ if name.isupper()]
 VERBS = ("train", "sample", "evaluate", "study", "report", "info")
 OF_THE_NETWORK = {"net", "channels", "blocks", "attention", "heads", "dropout"}
 EXAMPLE = "an_example"
+WRITTEN = {"study/", "mnist/", "nets/name.py"}
+"""What pages name and the package does not have: a folder of a run, an example."""
 BUDGETS = {"minutes", "epochs", "steps"}
 
 
@@ -173,6 +176,21 @@ def test_the_tests_that_are_named_exist(page: Path) -> None:
         assert name in our_tests()[file], f"{file}::{name}"
     for name in re.findall(r"`(test_\w+)`", text):
         assert name in everywhere, name
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_the_modules_that_are_named_exist(page: Path) -> None:
+    places = (ROOT / "src", ROOT / "tests", ROOT / "scripts", ROOT / "benchmarks")
+    ours = [str(path) for place in places for path in (place, *place.rglob("*"))]
+    for file in re.findall(r"`([a-z_/0-9]+(?:\.py|/))[` ]", page.read_text()):
+        end = f"/{file.rstrip('/')}"
+        assert any(path.endswith(end) for path in ours) or file in WRITTEN, file
+
+
+def test_the_keys_of_config_json_are_listed(run: Path) -> None:
+    section = (ROOT / "docs" / "files.md").read_text().split("## config.json")[1].split("\n## ")[0]
+    listed = re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE)
+    assert sorted(listed) == sorted(json.loads((run / "config.json").read_text()))
 
 
 @pytest.mark.parametrize("page", PAGES[1:], ids=name_of)

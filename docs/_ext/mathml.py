@@ -13,7 +13,7 @@ def mathml(latex: str, display: str) -> str:
     """One equation. Bars and hats are those that browsers place well."""
     found = re.sub(r"\s+", " ", convert(latex.strip(), display=display))
     bar = r'<mover>(<mi>[^<]*</mi>)<mo stretchy="true">&#x000AF;</mo>'
-    found = re.sub(bar, r'<mover accent="true">\1<mo>&#x203E;</mo>', found)
+    found = re.sub(bar, r'<mover accent="true">\1<mo>&#xAF;</mo>', found)
     return found.replace("<mo>&#x0005E;</mo></mover>", '<mo stretchy="false">&#x2C6;</mo></mover>')
 
 
