@@ -101,6 +101,12 @@ def parsed(verb: str) -> list[tuple[str, str]]:
     return [(term.replace("{None}|", ""), meaning) for term, meaning in found]
 
 
+def begun(text: str) -> str:
+    """With a capital letter, unless it begins with a name of the code."""
+    begins_with_name = re.match(r"[a-z-]* \||[a-z]*[^a-z -]", text)
+    return text if begins_with_name else text[:1].upper() + text[1:]
+
+
 class Reference(SphinxDirective):
     """A directive on a public name or on a verb."""
 
@@ -124,7 +130,7 @@ class Flags(Reference):
             term = ", ".join(part for part in term.split(", ") if part.split()[0] not in FORMER)
             text, default = re.fullmatch(r"(.*?)(?: \(default: ([^()]*)\))?", meaning).groups()  # type: ignore[union-attr]
             what, _, why = text.partition(" - ")
-            what = what[:1].upper() + what[1:]
+            what = begun(what)
             what += f". Why: {why}" if why else ""
             if default not in (None, "None"):
                 what += f". Default: `{default}`"
@@ -135,16 +141,17 @@ class Flags(Reference):
 
 
 class Entries(Reference):
-    """The entries of a table."""
+    """The entries of a table of functions, or of a mapping whose values have captions."""
 
     def run(self) -> list[nodes.Node]:
         table = self.public()
         entries = []
         for name in table:
-            known = table.defaults(name)
+            known = table.defaults(name) if hasattr(table, "defaults") else {}
             term = f"{name}:{','.join(f'{k}={self.written(v)}' for k, v in known.items())}"
-            doc = (table[name].__doc__ or "").replace("\n    ", "\n")
-            entries.append((term.rstrip(":"), as_nodes(doc)))
+            entry = table[name]
+            doc = entry.__doc__ if callable(entry) else entry.caption
+            entries.append((term.rstrip(":"), as_nodes((doc or "").replace("\n    ", "\n"))))
         return [definitions(entries)]
 
     @staticmethod
@@ -160,7 +167,7 @@ class Fields(Reference):
         entries = []
         for name, field in self.public().model_fields.items():
             what, _, why = (field.description or "").partition(" - ")
-            what = what[:1].upper() + what[1:]
+            what = begun(what)
             meaning = f"{what}. {f'Why: {why}. ' if why else ''}Default: `{field.default}`."
             entries.append((name, [nodes.paragraph("", "", *spans(meaning))]))
         return [definitions(entries)]
