@@ -6,6 +6,7 @@
 # make signals           Ctrl-C and SIGTERM at twenty moments of a training: how long until it has saved and is gone: a quarter of an hour
 # make properties        the tests of properties with new examples, EXAMPLES=2000 each
 # make speedrun          quality for the minutes spent: 3 and 10 minutes, 3 seeds (MINUTES=60), about 2 hours
+# make docs              the documentation, into docs/_build/html; a dead link is an error
 # make features          train the metrics' feature network anew (not needed: it is in the package)
 # make setup             only set up .venv
 # PYTHON=python3.12 chooses the interpreter; RUN=runs/other the run folder of make digits.
@@ -17,7 +18,7 @@ EXAMPLES ?= 2000
 BIN     := .venv/bin
 READY   := .venv/.ready
 
-.PHONY: digits test test-slow check bench torture signals properties speedrun features setup clean
+.PHONY: digits test test-slow check bench torture signals properties speedrun features docs setup clean
 .DEFAULT_GOAL := digits
 
 digits: setup
@@ -59,6 +60,10 @@ speedrun: setup
 
 features: setup
 	$(BIN)/python scripts/train_features.py
+
+docs: setup
+	$(BIN)/python -m sphinx -W --keep-going -n -q -E docs docs/_build/html
+	@echo "docs/_build/html/index.html"
 
 setup: $(READY)
 
