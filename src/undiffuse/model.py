@@ -19,11 +19,13 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from undiffuse.base.errors import UserError
 from undiffuse.base.images import as_array
-from undiffuse.base.pixels import from_array, to_uint8
+from undiffuse.base.pixels import from_array, to_float, to_uint8
+from undiffuse.base.rng import normal_each
 from undiffuse.base.tensors import load_tensors, save_tensors
 from undiffuse.diffusion.conditioning import Conditioning
 from undiffuse.diffusion.denoiser import Denoiser
 from undiffuse.diffusion.likelihood import CHAIN, variational_bound
+from undiffuse.diffusion.process import jump
 from undiffuse.diffusion.sampling import (
     Sampling,
     network_calls,
@@ -169,6 +171,17 @@ class Model:
         indices = range(count) if samples is None else samples
         condition = self.description.conditioning.sample(numbers.expand(count), indices, seed)
         return self.denoiser(x_t, t, condition=condition)
+
+    def noised(
+        self, images: NDArray[np.uint8] | Tensor, t: Tensor | float, *, seed: int = 0
+    ) -> Tensor:
+        """x_t (n, C, H, W): images at times t, () or (n,), by the jump (3).
+
+        images: as for `bits`. The noise of an image is a function of seed and number."""
+        x_0 = to_float(from_array(images, self.description.shape))
+        level = self.denoiser.noise_level(torch.as_tensor(t, dtype=torch.float64))
+        noise = normal_each(range(len(x_0)), self.description.shape, seed, "noised", 0)
+        return jump(x_0, noise, level.alpha, level.sigma)
 
     def request(
         self, n: int = 64, classes: Any = None, *, batch_size: int = 256, **sampling: Any

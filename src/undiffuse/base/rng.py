@@ -46,8 +46,14 @@ def normal(shape: Sequence[int], seed: int, purpose: str, *indices: int) -> Tens
 def normal_each(
     samples: Sequence[int], shape: Sequence[int], seed: int, purpose: str, step: int
 ) -> Tensor:
-    """Standard normal numbers (len(samples), *shape): one stream a sample, so the batch never changes a sample."""
+    """Standard normal numbers (len(samples), *shape), float32: one stream a sample.
+
+    So a sample's noise does not depend on the batch, nor on which process asks for it."""
     noise = np.empty((len(samples), *shape), dtype=np.float32)
+    generator = stream(seed, purpose, step)
+    state = generator.bit_generator.state  # set for each sample: making a stream takes longer
     for row, sample in zip(noise, samples, strict=True):
-        stream(seed, purpose, step, sample).standard_normal(dtype=np.float32, out=row)
+        state["state"]["counter"][:] = (0, 0, step, sample)
+        generator.bit_generator.state = state
+        generator.standard_normal(dtype=np.float32, out=row)
     return torch.from_numpy(noise)
