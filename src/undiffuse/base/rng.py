@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from undiffuse.base.lazy import lazy
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     import numpy as np
     import torch
@@ -50,10 +50,18 @@ def normal_each(
 
     So a sample's noise does not depend on the batch, nor on which process asks for it."""
     noise = np.empty((len(samples), *shape), dtype=np.float32)
+    for row, own in zip(noise, streams(samples, seed, purpose, step), strict=True):
+        own.standard_normal(dtype=np.float32, out=row)
+    return torch.from_numpy(noise)
+
+
+def streams(
+    samples: Sequence[int], seed: int, purpose: str, step: int
+) -> Iterator[np.random.Generator]:
+    """stream(seed, purpose, step, sample) of each sample, to be used before the next is asked for."""
     generator = stream(seed, purpose, step)
-    state = generator.bit_generator.state  # set for each sample: making a stream takes longer
-    for row, sample in zip(noise, samples, strict=True):
+    state = generator.bit_generator.state  # set anew: to make a stream takes three times as long
+    for sample in samples:
         state["state"]["counter"][:] = (0, 0, step, sample)
         generator.bit_generator.state = state
-        generator.standard_normal(dtype=np.float32, out=row)
-    return torch.from_numpy(noise)
+        yield generator
