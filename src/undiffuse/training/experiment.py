@@ -105,7 +105,7 @@ class Experiment:
         config, training = self.config, self.training
         rows = batch_indices(len(training), config.batch_size, step, config.seed)
         x_0 = to_float(training.dataset.read(rows))
-        noise = rng.normal(x_0.shape, config.seed, "noise", step)
+        noise = rng.normal_each(range(len(rows)), self.facts.shape, config.seed, "noise", step)
         t = self.times(len(rows), rng.stream(config.seed, "times", step), config.stratified)
         condition = None
         if training.condition is not None:

@@ -48,7 +48,7 @@ def validate(experiment: Experiment, averaged: Denoiser, step: int, time: float)
     config, part = experiment.config, experiment.held_out
     rows = random_rows_of(len(part), VALIDATION_IMAGES, config.seed)
     x_0, n = to_float(part.dataset.read(rows)), len(rows)
-    noise = rng.normal(x_0.shape, config.seed, "validation noise")
+    noise = rng.normal_each(range(n), x_0.shape[1:], config.seed, "validation noise", 0)
     t = experiment.times(n, rng.stream(config.seed, "validation times"), True)
     condition = None if part.condition is None else part.condition[rows]
     losses, log_snr = [], []
