@@ -57,8 +57,8 @@ def build_network(
     """The network of a spec, with the seed's random weights.
 
     On the device "meta" it takes no memory. Raises UserError for options that do not fit."""
-    torch.manual_seed(seed)
-    with torch.device(device):
+    with torch.random.fork_rng(devices=[]), torch.device(device):  # the caller's state stays
+        torch.manual_seed(seed)
         network: nn.Module = NETWORKS[net](shape=shape, conditions=conditions)
     return network
 
