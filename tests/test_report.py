@@ -17,12 +17,17 @@ import nbformat
 import numpy as np
 import pypdf
 import pytest
+import torch
+from torch import Tensor, nn
 
 import undiffuse
 from conftest import write_idx
 from undiffuse import cli
 from undiffuse.base.errors import UserError
 from undiffuse.diffusion.schedule import SCHEDULES
+from undiffuse.measuring import quality
+from undiffuse.measuring.comparison import Comparison
+from undiffuse.nets import NETWORKS
 from undiffuse.report import Report, sections, write_report
 from undiffuse.report.blocks import (
     Block,
@@ -40,13 +45,15 @@ from undiffuse.report.blocks import (
 from undiffuse.report.markdown import latex, markdown
 from undiffuse.report.source import Source
 from undiffuse.runs.folder import Run
+from undiffuse.study.sheet import sheet
 from undiffuse.training.config import Config
+from undiffuse.training.records import CompileFallback, Rollback
 
 SECTIONS = (
     "What a diffusion model is",
     "The forward process: from image to noise",
     "The model: from noise to image",
-    "Drawing new images",
+    "Sampling new images",
     "How it is measured",
     "Hyperparameters",
     "Training",
@@ -196,7 +203,13 @@ def test_the_caption_says_where_a_class_lies(
     sample()
     assert "A row is a class" in caption()
     assert Report(run).pictures["samples.png"] == (run / "samples.png").read_bytes()
-    for flags in ("--label 7", "--sampler mean", "--guidance 3", "--steps 1", "--no-clip"):
+    for flags in (
+        "--classes 7",
+        "--sampler posterior-mean",
+        "--guidance 3",
+        "--steps 1",
+        "--no-clip",
+    ):
         sample(*flags.split())
         assert "A column is a class" in caption()
     shutil.copy(run / "data.png", run / "samples.png")
@@ -219,9 +232,53 @@ def test_code_is_the_source_that_runs(reported: Path) -> None:
 def test_every_hyperparameter_is_in_the_table_and_changes_are_marked(reported: Path) -> None:
     table = next(b for b in blocks_of(reported, Table) if b.header == ("name", "value", "why"))
     rows = {row[0]: row[1:] for row in table.rows}
-    assert {name.split("`")[1].replace("-", "_") for name in rows} == set(Config.model_fields)
+    names = [name.split("`")[1].replace("-", "_") for name in rows]
+    net = names.index("net") + 1
+    options = ["channels", "blocks", "attention", "heads", "dropout"]
+    assert names[net : net + len(options)] == options == list(NETWORKS.defaults("unet"))
+    assert names[:net] + names[net + len(options) :] == list(Config.model_fields)
     assert rows["`lr`"] == (plain(0.004), plain(Run(reported).about().reasons["lr"]))
     assert rows["`batch-size` \\*"][0] == "8"
+
+
+def test_the_options_of_the_network_stand_below_it_with_their_reasons(reported: Path) -> None:
+    table = next(b for b in blocks_of(reported, Table) if b.header == ("name", "value", "why"))
+    rows = {row[0].strip(): row[1:] for row in table.rows}
+    assert rows["`net` \\*"][0] == plain("unet:channels=8/16,blocks=1/1,dropout=0.1")
+    assert rows["`channels` \\*"] == ("8 16", "chosen for this run")
+    assert rows["`dropout` \\*"] == (plain(0.1), "chosen for this run")
+    assert rows["`heads`"] == ("2", "fewer are faster")
+    assert rows["`attention`"] == ("False True", "only at 7x7, where it costs little")
+
+
+class Mine(nn.Module):
+    """A network of a user's own, which gives no reasons."""
+
+    def __init__(
+        self, *, shape: tuple[int, ...], conditions: int, width: int = 1, soft: bool = False
+    ) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(width))
+
+    def forward(self, x: Tensor, log_snr: Tensor, condition: Tensor | None = None) -> Tensor:
+        return x * self.scale.mean()
+
+
+def test_a_network_more_needs_no_edit_here(train: Callable[..., Path]) -> None:
+    """Its options, its code and its size are in the report."""
+    others = dict.fromkeys(("channels", "blocks", "heads", "dropout"))
+    with NETWORKS.added(Mine):
+        run = train(net="mine:width=2", clusters=0, steps=2, snapshots=2, **others)
+        table = next(b for b in blocks_of(run, Table) if b.header == ("name", "value", "why"))
+        own = [row for row in table.rows if "`net`" in row[0] or not row[0].startswith("`")]
+        assert [(name.strip(), *rest) for name, *rest in own] == [
+            ("`net` \\*", plain("mine:width=2"), "chosen for this run"),
+            ("`width` \\*", "2", "chosen for this run"),
+            ("`soft`", "False", plain("the network's default")),
+        ]
+        assert "It is conditioned on the noise level. It has 2 weights." in text_of(run)
+        code = next(b for b in blocks_of(run, Code) if b.source.startswith("class Mine"))
+        assert code.file == "test_report.py"
 
 
 def test_nothing_is_asked_of_the_network(reported: Path) -> None:
@@ -313,26 +370,54 @@ def test_what_is_not_there_is_named_with_its_command(reported: Path) -> None:
     ]
 
 
+def value(value: float, low: float, high: float, **others: Any) -> dict[str, Any]:
+    return {"value": value, "low": low, "high": high, **others}
+
+
 METRICS: dict[str, Any] = {
-    "format": 1,
-    "of": {"step": 12},
-    "reference": {"control": "test set"},
-    "sampling": {"n": 4321, "sampler": "ddim:eta=0.5", "steps": 17, "network_calls": 34},
-    "frechet": {
-        "value": 0.1234, "low": 0.1111, "high": 0.1357, "floor": 0.0456,
-        "ratio": 2.706, "ratio_low": 1.58, "ratio_high": 3.91,
+    "format": 2, "undiffuse": "0.2", "of": {"step": 12}, "seed": 0, "features": None,
+    "reference": {
+        "name": "digits", "training": 61, "test": 3, "seen": 61, "unseen": 3, "control": "test set",
     },
-    "precision": {"value": 0.8765, "low": 0.8701, "high": 0.8802, "control": 0.8999},
-    "missing": {"label_agreement": "the images were drawn without labels"},
+    "machine": {},
+    "warnings": [],
+    "sampling": {
+        "n": 4321, "sampler": "ddim:eta=0.5", "steps": 17, "network_calls": 34, "grid": "uniform",
+        "guidance": 1.0, "clip": True, "seed": 0, "precision": "fp32", "seconds": 1.0,
+    },
+    "frechet": value(
+        0.1234, 0.1111, 0.1357, n=4321, floor=0.0456, ratio=2.706, ratio_low=1.58, ratio_high=3.91
+    ),
+    "precision": value(0.8765, 0.8701, 0.8802, n=4321, control=0.8999),
+    "missing": {"class_agreement": "the images were sampled without classes"},
     "bits_per_dim": {
-        "test": 1.2345, "low": 1.2, "high": 1.27, "chain": 1000, "training": {"value": 1.2222},
-        "gap": {"value": 0.0123, "low": 0.0100, "high": 0.0146}, "assumes": "a chain",
-        "reconstruction": {"value": 0.7},
-        "ode": {"test": 1.6543, "low": 1.6111, "high": 1.7222, "n": 333},
+        "test": 1.2345, "low": 1.2, "high": 1.27, "n": 3, "chain": 1000,
+        "training": value(1.2222, 1.2, 1.25, n=3),
+        "gap": value(0.0123, 0.0100, 0.0146),
+        "log_snr": [-10.0, 10.0], "network_calls": 100, "given_classes": False,
+        "prior": value(0.1, 0.1, 0.1),
+        "diffusion": value(0.4, 0.4, 0.4),
+        "reconstruction": value(0.7, 0.7, 0.7),
+        "assumes": "a chain", "interval_of": "the images", "seed": 0, "undiffuse": "0.2",
+        "continuous": {
+            "test": 1.1, "low": 1.0, "high": 1.2, "n": 3, "diffusion": value(0.3, 0.3, 0.3),
+        },
+        "levels": [[0.0, 1.0, 1.0]],
+        "ode": {
+            "test": 1.6543, "low": 1.6111, "high": 1.7222, "n": 333, "steps": 100, "log_snr": 9.0,
+            "assumes": "the flow", "change_from_half_the_steps": 0.0,
+        },
     },
     "novelty": {
         "alarm": True, "n": 4321, "share": 0.0234, "threshold": 0.567, "expected": 0.001,
-        "p_value": 1e-9, "detectable": 0.0017,
+        "p_value": 1e-9, "detectable": 0.0017, "share_low": 0.02, "share_high": 0.03,
+        "control": {"alarm": False, "p_value": 0.5, "n": 3},
+        "ratio": {"quantiles": [], "value": [], "control": []},
+        "distance": {"quantiles": [], "value": [], "control": []},
+        "pixels": {
+            "c_t": {"value": 0.0, "control": 0.0}, "nearer": value(0.1, 0.0, 0.2, n=4321),
+        },
+        "closest": [],
     },
 }  # fmt: skip
 
@@ -364,11 +449,25 @@ def test_numbers_are_those_of_metrics_json(reported: Path, tmp_path: Path) -> No
         "2.34%",
         "0.17%",
         "0.567",
-        "drawn without labels",
+        "Not given: share with the class that was asked for, as the images were sampled without",
     ):
         assert words in document, words
     commands = [block.command for block in blocks_of(run, Missing)]
     assert commands == [f"undiffuse study samplers {run}", f"undiffuse study schedules {run}"]
+
+
+def test_a_metric_more_needs_no_edit_here(reported: Path, tmp_path: Path) -> None:
+    def sharpness(_: Comparison) -> None:
+        """Nothing is measured here."""
+
+    run = Path(shutil.copytree(reported, tmp_path / "run"))
+    with quality.added(sharpness, "sharpness_1", better="higher", unit="8-bit values"):
+        found = {**METRICS, "sharpness": value(12.5, 12.1, 12.9, n=4321, control=13.0)}
+        (run / "metrics.json").write_text(json.dumps(found))
+        table = next(b for b in blocks_of(run, Table) if b.header[0] == "measure")
+    row = (r"sharpness\_1 (8\-bit values)", "12.5", "12.1 to 12.9", "13.0")
+    assert table.rows[-1] == row
+    assert table.rows[0][0] == "Fréchet distance to the training images"
 
 
 def test_figures_of_earlier_weights_are_not_the_runs(reported: Path, tmp_path: Path) -> None:
@@ -389,14 +488,15 @@ def test_a_gap_that_may_be_none_is_not_called_overfitting(reported: Path, tmp_pa
 def test_a_run_that_went_wrong_says_so(reported: Path, tmp_path: Path) -> None:
     run = Path(shutil.copytree(reported, tmp_path / "run"))
     first, *others = (run / "log.jsonl").read_text().splitlines()
-    cut = {"event": "clock", "step": 5, "time": 1.0, "cut": {"step": 5}, "of": 9}
-    cut["reason"] = "its loss was not finite"
-    uncompiled = {"event": "uncompiled", "step": 0, "time": 0.5, "reason": "no_such_op"}
-    lines = [first, json.dumps(uncompiled), json.dumps(cut), *others]
-    (run / "log.jsonl").write_text("".join(f"{line}\n" for line in lines))
+    fallback = CompileFallback(0, 0.5, "no_such_op")
+    rollback = Rollback(5, 1.0, 9, "its loss was not finite")
+    records = [json.dumps(record.as_line()) for record in (fallback, rollback)]
+    (run / "log.jsonl").write_text("".join(f"{line}\n" for line in [first, *records, *others]))
     words = text_of(run)
-    assert "At step 9 training went wrong, as its loss was not finite; it was set back to" in words
-    assert "back to step 5, and went on with half of the learning rate" in words
+    assert (
+        "At step 9 training went wrong, as its loss was not finite; it was rolled back to step 5, "
+        "and went on with half of the learning rate." in words
+    )
     assert r"trained without being compiled: no\_such\_op" in words
     rows = [row for block in blocks_of(run, Table) for row in block.rows]
     assert ("compiled", "False") in rows
@@ -408,6 +508,48 @@ def test_a_schedule_that_does_not_keep_the_variance_says_how_the_equations_hold(
     note = "so (1) to (8) hold for"
     assert note not in text_of(reported)
     assert note in text_of(train(schedule="flow", steps=2, snapshots=2))
+
+
+def test_a_study_more_needs_no_edit_here(reported: Path, tmp_path: Path) -> None:
+    """It is there under its own name, after those that have a title; so is a study just begun."""
+    run = Path(shutil.copytree(reported, tmp_path / "run"))
+    facts: dict[str, Any] = {"minutes_each": 3.0, "also": {"weight_decay": None}}
+    images = {"images_seen": 9872, "images": 61}
+    levels = {"levels": [-4.0, 0.0, 4.0], "unseen": [0.4, 0.2, 0.05], "seen": [0.4, 0.2, 0.05]}
+    fields = {"subset": "subset", "chain_lengths": "chain", "begun": "lr"}
+    for name, field in fields.items():
+        kept = sheet(Run(run), name, field=field, **facts)
+        kept.save()
+        for value, frechet in () if name == "begun" else ((30, 4.0), (None, 1.0)):
+            distance = {"frechet": frechet, "frechet_low": frechet, "frechet_high": frechet}
+            row = {"value": value, "seed": 0, "steps": 1234, **images, **levels, **distance}
+            kept.write("a.png", (run / "loss.png").read_bytes())
+            kept.add({**row, "picture": "a.png"})
+    (run / "study" / "not a study.json").write_text("{}")
+    titles = [b.words for b in blocks_of(run, Heading) if b.words.startswith("Comparing")]
+    assert titles == ["Comparing amounts of data", r"Comparing chain\_lengths"]
+    missing = {block.command: block.what for block in blocks_of(run, Missing)}
+    assert missing[f"undiffuse study begun {run}"] == "The comparison of begun has only begun."
+    tables = {b.header[0]: b.rows for b in blocks_of(run, Table) if "seed" in b.header}
+    assert [row[0] for row in tables["subset"]] == ['#raw("30")', "all"]
+    assert [row[0] for row in tables["chain"]] == ['#raw("30")', "continuous"]
+    words = text_of(run)
+    assert "1.00, is that of all of the data. No other" in words
+    assert "1.00, is that of continuous. No other" in words
+    drawn = ("subset-compared.svg", "subset-images.svg", "chain_lengths-compared.svg")
+    assert {*drawn, "chain_lengths-images.svg"} <= Report(run).pictures.keys()
+    write_report(run)
+    assert "Comparing chain_lengths" in pdf_text(run / "report.pdf")
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"format": 99, "rows": []}', "{half"])
+@pytest.mark.parametrize("name", ["subset", "other"])
+def test_a_damaged_study_is_named(reported: Path, tmp_path: Path, name: str, content: str) -> None:
+    run = Path(shutil.copytree(reported, tmp_path / "run"))
+    (run / "study").mkdir()
+    (run / "study" / f"{name}.json").write_text(content)
+    with pytest.raises(UserError, match=rf"{name}\.json can't be read .*study {name} {run}"):
+        write_report(run)
 
 
 def test_a_schedule_more_needs_no_edit_here(
@@ -433,11 +575,11 @@ def test_a_damaged_picture_is_a_sentence(
 
 
 @pytest.mark.parametrize("guidance", [1.0, None])
-def test_guidance_is_told_as_it_is(
+def test_guidance_is_reported_as_it_is(
     train: Callable[..., Path], run: Path, guidance: float | None
 ) -> None:
     said = text_of(train(conditional=True, steps=2, snapshots=2, guidance=guidance))
-    assert f"This run's are drawn {'without' if guidance == 1 else 'with 2'}." in said
+    assert f"This run's are sampled {'without' if guidance == 1 else 'with 2'}." in said
     assert "_Guidance_" not in text_of(run)
 
 
@@ -497,7 +639,7 @@ def test_the_notebooks_cells_are_a_program(
     program = tmp_path / "cells.py"
     program.write_text("\n".join(cells))
     monkeypatch.chdir(reported)
-    assert runpy.run_path(str(program))["drawn"].shape == (20, 8, 8)
+    assert runpy.run_path(str(program))["images"].shape == (20, 8, 8)
 
 
 @pytest.mark.slow

@@ -23,7 +23,7 @@ from undiffuse.base.errors import UserError
 from undiffuse.report.blocks import Block, Code, Figure
 from undiffuse.report.document import compile_document
 from undiffuse.report.notebook import notebook, picture
-from undiffuse.report.pictures import PICTURES, svg
+from undiffuse.report.pictures import drawings, svg
 from undiffuse.report.sections import blocks
 from undiffuse.report.source import read
 from undiffuse.runs.folder import Run
@@ -49,8 +49,8 @@ class Report:
         wanted = {block.name for block in self.blocks if isinstance(block, Figure)}
         with self.understood():
             drawn = {
-                f"{name}.svg": svg(PICTURES[name](self.content))
-                for name in PICTURES
+                f"{name}.svg": svg(draw(self.content))
+                for name, draw in drawings(self.content).items()
                 if name in wanted
             }
         kept = {

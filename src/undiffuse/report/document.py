@@ -66,7 +66,7 @@ def typst(block: Block) -> str:
         case Missing(what, command):
             return f"#missing[{what} This command makes it:][{coded(command)}]"
         case Command(words, command):
-            return f"#told[{words}][{coded(command)}]"
+            return f"#instruction[{words}][{coded(command)}]"
 
 
 def compile_document(

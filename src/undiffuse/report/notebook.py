@@ -36,9 +36,9 @@ TRY_IT = """\
 import torch
 from undiffuse.base.images import image_grid
 
-drawn = undiffuse.sample(run, n=20, seed=1)  # uint8 (20, H, W), or (20, H, W, 3) in colour
-tensor = torch.from_numpy(drawn)
-image_grid(tensor[:, None] if drawn.ndim == 3 else tensor.movedim(-1, 1), columns=10)"""
+images = undiffuse.sample(run, n=20, seed=1)  # uint8 (20, H, W), or (20, H, W, 3) in colour
+tensor = torch.from_numpy(images)
+image_grid(tensor[:, None] if images.ndim == 3 else tensor.movedim(-1, 1), columns=10)"""
 
 
 def notebook(
@@ -52,7 +52,7 @@ def notebook(
     for block in blocks:
         cells += cells_of(block, pictures, by_stem)
     if weights:
-        cells += [prose("## Try it\n\nNew images, drawn now:"), program(TRY_IT)]
+        cells += [prose("## Try it\n\nNew images, sampled now:"), program(TRY_IT)]
     for i, cell in enumerate(cells):
         cell["id"] = f"cell-{i}"
     content = {

@@ -5,6 +5,7 @@ To add one: a function (source) -> Figure with `@PICTURES.add`. A block `Figure`
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
 from functools import partial
 from itertools import pairwise
 from typing import Any
@@ -25,10 +26,19 @@ from undiffuse.base.table import Table
 from undiffuse.diffusion import process
 from undiffuse.diffusion.schedule import SCHEDULES, noise_level
 from undiffuse.report.source import Source
-from undiffuse.report.words import SAMPLER_NAMES, STUDY_NAMES
+from undiffuse.report.words import SAMPLER_NAMES, sampler_name, shown
 from undiffuse.runs import figures
 
 PICTURES = Table("picture")
+
+
+def drawings(source: Source) -> dict[str, Callable[[Source], Figure]]:
+    """What draws each picture, by name: those of PICTURES, and two for each study of trainings."""
+    found: dict[str, Callable[[Source], Figure]] = {name: PICTURES[name] for name in PICTURES}
+    for name in source.trainings:
+        found[f"{name}-compared"] = partial(errors_compared, name=name)
+        found[f"{name}-images"] = partial(images_compared, name=name)
+    return found
 
 
 def svg(figure: Figure) -> bytes:
@@ -111,7 +121,7 @@ def samplers(source: Source) -> Figure:
     figure = figures.new_figure(7.2, 3.4)
     axis = figure.subplots()
     styles = {
-        "mean": ("v", ":"),
+        "posterior-mean": ("v", ":"),
         "ddpm-printed": ("^", "--"),
         "ddpm": ("o", "-"),
         "ddim": ("s", "-."),
@@ -120,7 +130,8 @@ def samplers(source: Source) -> Figure:
         "dpmpp-2m-sde": ("*", (0, (1, 3))),
     }
     shades = {"ddpm": figures.COLOURS[1], "ddim": figures.COLOURS[2]}
-    for name, (marker, style) in styles.items():
+    for name in sampler_names(source.samplers["rows"]):
+        marker, style = styles.get(name, ("P", "-"))
         rows = [row for row in source.samplers["rows"] if row["sampler"] == name]
         calls, distance = [row["calls"] for row in rows], [row["frechet"] for row in rows]
         colour = shades.get(name, "#555555")
@@ -131,7 +142,7 @@ def samplers(source: Source) -> Figure:
             marker=marker,
             markersize=5,
             color=colour,
-            label=SAMPLER_NAMES[name],
+            label=sampler_name(name),
         )
     if source.samplers["real_frechet"] is not None:
         axis.axhline(
@@ -148,18 +159,28 @@ def samplers(source: Source) -> Figure:
     return figure
 
 
+def sampler_names(rows: list[dict[str, Any]]) -> list[str]:
+    """The samplers in a study's rows, those of SAMPLER_NAMES first."""
+    there = dict.fromkeys(row["sampler"] for row in rows)
+    return [
+        *(name for name in SAMPLER_NAMES if name in there),
+        *(name for name in there if name not in SAMPLER_NAMES),
+    ]
+
+
 @PICTURES.add
 def ways(source: Source) -> Figure:
     """A row of images for each sampler, with its largest number of calls.
 
-    The images of a column begin with the same noise."""
+    The images of a column start from the same noise."""
     assert source.samplers is not None
     last = {
         row["sampler"]: row
         for row in sorted(source.samplers["rows"], key=lambda row: int(row["calls"]))
     }
     names = {
-        name: SAMPLER_NAMES[name].replace(", ", ",\n") for name in SAMPLER_NAMES if name in last
+        name: sampler_name(name).replace(", ", ",\n")
+        for name in sampler_names(source.samplers["rows"])
     }
     return below_one_another(
         source,
@@ -172,11 +193,10 @@ def ways(source: Source) -> Figure:
 
 def images_compared(source: Source, name: str) -> Figure:
     """A row of images for each training of a study with the first seed."""
-    rows = source.trainings[name]["rows"]
-    first = [row for row in rows if row["seed"] == rows[0]["seed"]]
+    study = source.trainings[name]
+    first = [row for row in study["rows"] if row["seed"] == study["rows"][0]["seed"]]
     return below_one_another(
-        source,
-        {"all" if row["value"] is None else str(row["value"]): row["picture"] for row in first},
+        source, {shown(study["field"], row["value"]): row["picture"] for row in first}
     )
 
 
@@ -200,7 +220,7 @@ def below_one_another(source: Source, named: dict[str, str], count: int = 10) ->
 def errors_compared(source: Source, name: str) -> Figure:
     """The errors of each training, relative to the smallest error at the same noise level.
 
-    Dotted lines in the study `subset`: errors of images that were trained on."""
+    Dotted lines where the amount of data differs: errors of images that were trained on."""
     study = source.trainings[name]
     rows = [row for row in study["rows"] if row["seed"] == study["rows"][0]["seed"]]
     smallest = [min(errors) for errors in zip(*(row["unseen"] for row in rows), strict=True)]
@@ -212,31 +232,21 @@ def errors_compared(source: Source, name: str) -> Figure:
             "color": (*figures.COLOURS[1:], "#555555")[number % 3],
             "linewidth": 1.4,
         }
-        value = "all" if row["value"] is None else row["value"]
         relative = [error / least for error, least in zip(row["unseen"], smallest, strict=True)]
         axis.plot(
             row["levels"],
             relative,
             linestyle=styles[number % len(styles)],
-            label=f"{value}",
+            label=shown(study["field"], row["value"]),
             **look,
         )
-        if name == "subset":
+        if study["field"] == "subset":
             relative = [error / least for error, least in zip(row["seen"], smallest, strict=True)]
             axis.plot(row["levels"], relative, linestyle=":", **look)
     axis.set(xlabel="log SNR", ylabel="error, relative to the smallest", yscale="log")
     figures.in_decimals(axis)
     axis.legend(fontsize=8, title=study["field"], title_fontsize=8)
     return figure
-
-
-for study_of_trainings in STUDY_NAMES:
-    PICTURES.named(f"{study_of_trainings}-compared")(
-        partial(errors_compared, name=study_of_trainings)
-    )
-    PICTURES.named(f"{study_of_trainings}-images")(
-        partial(images_compared, name=study_of_trainings)
-    )
 
 
 @PICTURES.add

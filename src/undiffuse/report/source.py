@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+from pydantic import ValidationError
 from torch import nn
 
 from undiffuse.base.errors import UserError
 from undiffuse.base.images import columns_for, note_of
+from undiffuse.measuring.results import check_results
 from undiffuse.report.words import STUDY_NAMES
-from undiffuse.runs.evaluation import FORMAT as METRICS_FORMAT
 from undiffuse.runs.folder import About, Run
-from undiffuse.runs.studies import FORMAT as STUDY_FORMAT
+from undiffuse.runs.studies import check_study
 from undiffuse.training.config import Config
-from undiffuse.training.experiment import build_network
+from undiffuse.training.experiment import build_configured
+from undiffuse.training.records import Finished, Record, Snapshot
+
+R = TypeVar("R", bound=Record)
 
 LARGEST_RESULTS = 2**24  # bytes
 
@@ -38,23 +44,23 @@ PICTURE_FILES = (
 class Source:
     """What a report reads of a run folder.
 
-    metrics and samplers: None where the run has none. trainings: the studies of trainings, by name.
-    pictures: the bytes of the pictures that exist, by file name.
+    records: of the run, in order. metrics and samplers: None where the run has none. trainings: the
+    studies of trainings, by name. pictures: the bytes of the pictures that exist, by file name.
     class_lies_in: how samples.png shows classes. "row": each row is a class. "column": each column.
     None: neither."""
 
     run: Run
     about: About
-    events: list[dict[str, Any]]
+    records: tuple[Record, ...]
     metrics: dict[str, Any] | None
     samplers: dict[str, Any] | None
     trainings: dict[str, dict[str, Any]] = field(default_factory=dict)
     pictures: dict[str, bytes] = field(default_factory=dict)
     class_lies_in: str | None = None
 
-    def of(self, kind: str) -> list[dict[str, Any]]:
-        """The events of one kind, in order."""
-        return [event for event in self.events if event["event"] == kind]
+    def of(self, kind: type[R]) -> list[R]:
+        """The records of a kind, in order."""
+        return [record for record in self.records if isinstance(record, kind)]
 
     @property
     def config(self) -> Config:
@@ -63,24 +69,26 @@ class Source:
     @property
     def condition(self) -> str:
         """A word for what the network is conditioned on, where it is conditional."""
-        return "class" if self.about.told == "class" else "group"
+        return "class" if self.about.conditioning.kind == "class" else "cluster"
 
     @cached_property
     def network(self) -> nn.Module:
         """The run's network on the device `meta`: its weights have shapes and no memory."""
-        return build_network(self.config, self.about.facts, device="meta").eval().to("meta")
+        about = self.about
+        network = build_configured(about.config, about.facts, about.conditioning, device="meta")
+        return network.eval().to("meta")
 
     @cached_property
     def steps(self) -> int:
-        return max((event["step"] for event in self.events), default=0)
+        return max((record.step for record in self.records), default=0)
 
     @cached_property
     def minutes(self) -> float:
-        return max((event["time"] for event in self.events), default=0.0) / 60
+        return max((record.time for record in self.records), default=0.0) / 60
 
     @cached_property
     def finished(self) -> bool:
-        return bool(self.of("finished"))
+        return bool(self.of(Finished))
 
     def is_current(self, step: int) -> bool:
         """Whether results at this step describe the run. A finished run has its last step only."""
@@ -90,37 +98,43 @@ class Source:
 def read(run: Run) -> Source:
     """Read a run folder. Raises UserError where there is no run, or where a file is damaged."""
     about = run.about()
-    metrics = content_of(run.path / "metrics.json", METRICS_FORMAT, run.command_for("evaluate"))
+    metrics = content_of(run.path / "metrics.json", check_results, run.command_for("evaluate"))
     studies = {
-        name: content_of(
-            run.path / "study" / f"{name}.json", STUDY_FORMAT, run.command_for("study", name)
+        path.stem: content_of(
+            path, partial(check_study, path.stem), run.command_for("study", path.stem)
         )
-        for name in ("samplers", *STUDY_NAMES)
+        for path in study_files(run)
     }
     existing = [name for name in PICTURE_FILES if (run.path / name).is_file()]
     pictures = {name: (run.path / name).read_bytes() for name in existing}
     for study in filter(None, studies.values()):
         for picture in [row["picture"] for row in study["rows"]]:
             pictures[f"study-{picture}"] = picture_of(run.path / "study", picture)
-    samplers = studies.pop("samplers")
+    samplers = studies.pop("samplers", None)
     trainings = {name: study for name, study in studies.items() if study}
-    source = Source(run, about, list(run.log()), metrics, samplers, trainings, pictures)
+    source = Source(run, about, tuple(run.records()), metrics, samplers, trainings, pictures)
     if samplers and source.is_current(samplers["step"]):
         pictures["denoising.png"] = picture_of(run.path / "study", "denoising.png")
-        if about.guesses_unlabelled:  # else the study shows none
-            pictures["guesses.png"] = picture_of(run.path / "study", "guesses.png")
+        if about.conditioning.unconditional:  # else the study shows none
+            pictures["denoised.png"] = picture_of(run.path / "study", "denoised.png")
     return with_samples(source)
+
+
+def study_files(run: Run) -> list[Path]:
+    """The files of a run's studies. Those of STUDY_NAMES come first, in that order."""
+    known = ("samplers", *STUDY_NAMES)
+    found = {path.stem: path for path in (run.path / "study").glob("*.json")}
+    others = sorted(name for name in found.keys() - known if re.fullmatch(r"[\w-]+", name))
+    return [found[name] for name in (*known, *others) if name in found]
 
 
 def with_samples(source: Source) -> Source:
     """The source with its samples.png, if that file shows the usual samples of the current weights.
 
     Else the last snapshot takes its place. Without snapshots there is no samples.png."""
-    classes = len(source.about.facts.classes) if source.config.conditional else 0
+    classes = len(source.about.conditioning.classes)
     pictures = dict(source.pictures)
-    snapshots = [
-        (event["step"], source.run.path / event["file"]) for event in source.of("snapshot")
-    ]
+    snapshots = [(record.step, source.run.path / record.file) for record in source.of(Snapshot)]
     latest = max((snapshot for snapshot in snapshots if snapshot[1].is_file()), default=None)
     note = note_of(pictures.pop("samples.png", b""))
     step = note.get("step")
@@ -147,22 +161,32 @@ def picture_of(folder: Path, name: object) -> bytes:
     return path.read_bytes()
 
 
-def content_of(path: Path, version: int, command: str) -> dict[str, Any] | None:
+def content_of(
+    path: Path, check: Callable[[Any], dict[str, Any]], command: str
+) -> dict[str, Any] | None:
     """The content of one of our JSON files, or None where the file does not exist.
 
+    check: returns the content, and raises ValueError where it does not fit the file's format.
     Raises UserError where it is damaged, with the command that makes it again."""
     if not path.is_file():
         return None
     try:
         if path.stat().st_size > LARGEST_RESULTS:
             raise ValueError(f"it is larger than {LARGEST_RESULTS:,} bytes")
-        content: dict[str, Any] = json.loads(path.read_bytes())
-        if content["format"] != version:
-            raise ValueError(f"format {content['format']}")
-    except (ValueError, KeyError, TypeError, OSError, RecursionError) as error:
+        return check(json.loads(path.read_bytes()))
+    except (ValueError, TypeError, OSError, RecursionError) as error:
         folder = path.with_suffix("")  # of a study's trainings
         what = f"it and {folder}" if folder.is_dir() else "it"
         raise UserError(
-            f"{path} can't be read ({error}); remove {what}, and make it anew with: {command}"
+            f"{path} can't be read ({reason(error)}); remove {what}, and make it anew with: "
+            f"{command}"
         ) from error
-    return content
+
+
+def reason(error: Exception) -> str:
+    """What is wrong with a file, in a line."""
+    if not isinstance(error, ValidationError):
+        return str(error)
+    first = error.errors()[0]
+    where = ".".join(map(str, first["loc"]))
+    return f"{where}: {first['msg']}" if where else first["msg"]

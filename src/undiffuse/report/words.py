@@ -1,11 +1,11 @@
-"""The words of a report: how it writes numbers, and what it calls samplers and studies."""
+"""The words of a report: how it writes numbers, and what it calls samplers, studies and values."""
 
 from __future__ import annotations
 
 from typing import Any
 
 SAMPLER_NAMES = {
-    "mean": "(7)",
+    "posterior-mean": "(7)",
     "ddpm-printed": "(8) as printed",
     "ddpm": "(8), DDPM",
     "ddim": "DDIM",
@@ -22,6 +22,27 @@ STUDY_NAMES = {
     "subset": "amounts of data",
 }
 """What each study of trainings compares, by the study's name."""
+
+
+UNSET = {"subset": "all", "size": "the data's", "chain": "continuous"}
+"""The words for a hyperparameter without a value, where "none" would mislead."""
+
+
+def sampler_name(name: str) -> str:
+    """What the report calls a sampler: the sampler's own name, where it has no other."""
+    return SAMPLER_NAMES.get(name, name)
+
+
+def study_name(name: str) -> str:
+    """What a study of trainings compares: the study's own name, where there is no other."""
+    return STUDY_NAMES.get(name, name)
+
+
+def shown(name: str, value: object) -> str:
+    """A hyperparameter's value in words."""
+    if value is None:
+        return UNSET.get(name, "none")
+    return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 def number(x: float | None, digits: int = 3) -> str:

@@ -8,18 +8,15 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from undiffuse.nets import NETWORKS
 from undiffuse.report.blocks import Block, Heading, Table, coded, plain
 from undiffuse.report.source import Source
+from undiffuse.report.words import shown
 from undiffuse.training.config import Config
 from undiffuse.training.presets import PRESETS
+from undiffuse.training.records import CompileFallback, Quality, SessionStarted
 
-UNSET = {
-    "subset": "all",
-    "size": "the data's",
-    "checkpoint_every": "automatic",
-    "chain": "continuous",
-}
-"""The words for a hyperparameter without a value, where "none" would mislead."""
+INDENT = "\N{EM SPACE}"
 
 
 def section(source: Source) -> Iterator[Block]:
@@ -27,8 +24,9 @@ def section(source: Source) -> Iterator[Block]:
     yield Table(
         ("name", "value", "why"),
         list(hyperparameters(source)),
-        "Every hyperparameter, with the reason for its value. An asterisk marks what was changed "
-        f"from the preset {coded(source.config.preset)}.",
+        "Every hyperparameter, with the reason for its value; below `net` the options of this "
+        "network. An asterisk marks what was changed from the preset "
+        f"{coded(source.config.preset)}.",
     )
     yield Table(
         ("what", "this run"),
@@ -39,9 +37,9 @@ def section(source: Source) -> Iterator[Block]:
 
 def hyperparameters(source: Source) -> Iterator[tuple[str, str, str]]:
     """The rows of the table: name, value and reason, as marked-up text."""
-    config, told = source.config, source.about.told
+    config = source.config
     preset = PRESETS.get(config.preset, {})
-    sampling = config.drawing(source.steps, told)
+    guidance = config.sampling(source.steps, source.about.conditioning).guidance
     without_effect = unused(source)
     for name, why in source.about.reasons.items():
         value = getattr(config, name)
@@ -49,33 +47,47 @@ def hyperparameters(source: Source) -> Iterator[tuple[str, str, str]]:
         mark = "" if value == default or name == "preset" else " \\*"
         yield (
             f"`{name.replace('_', '-')}`{mark}",
-            plain(shown(name, sampling.get(name, value))),
+            plain(shown(name, guidance if name == "guidance" else value)),
             "not used in this run" if name in without_effect else plain(why),
+        )
+        if name == "net":
+            yield from network_options(value, default)
+
+
+def network_options(net: str, usual: str) -> Iterator[tuple[str, str, str]]:
+    """The rows of a network's own options. usual: the preset's network."""
+    name, other = net.partition(":")[0], usual.partition(":")[0]
+    reasons = getattr(NETWORKS.function(name), "reasons", {})
+    defaults, chosen = NETWORKS.defaults(name), NETWORKS.options(net)
+    of_preset = NETWORKS.options(usual) if name == other else {}
+    for option, default in defaults.items():
+        value = chosen.get(option, default)
+        mark = "" if value == of_preset.get(option, default) else " \\*"
+        why = reasons.get(option, "").partition(" - ")[2] or "the network's default"
+        yield (
+            f"{INDENT}`{option}`{mark}",
+            plain(shown(option, value)),
+            plain(why if value == default else "chosen for this run"),
         )
 
 
 def unused(source: Source) -> set[str]:
     """The hyperparameters that had no effect on this run."""
-    found = set()
-    if not source.about.facts.groups:
-        found.add("groups")
-    if not source.about.told:
-        found |= {"label_dropout", "guidance"}
-    if source.finished and not source.of("score"):
-        found.add("score_share")
+    conditioning, found = source.about.conditioning, set()
+    if not conditioning.clusters:
+        found.add("clusters")
+    if not conditioning.kind:
+        found.add("condition_dropout")
+    if not conditioning.guidable:
+        found.add("guidance")
+    if source.finished and not source.of(Quality):
+        found.add("quality_share")
     return found
-
-
-def shown(name: str, value: object) -> str:
-    """A hyperparameter's value in words."""
-    if value is None:
-        return UNSET.get(name, "none")
-    return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 def cost(source: Source) -> Iterator[tuple[str, str]]:
     """The rows of the table: what the run cost, and the machine of its last session."""
-    sessions = len(source.of("session"))
+    sessions = len(source.of(SessionStarted))
     machine = last_machine(source)
     seen = source.steps * source.config.batch_size
     flops = seen * flops_per_image(source)
@@ -92,7 +104,7 @@ def cost(source: Source) -> Iterator[tuple[str, str]]:
         f"{source.minutes:.1f} minutes, in {sessions} session{'s' if sessions != 1 else ''}",
     )
     yield (
-        "processor time",
+        "CPU time",
         f"{source.minutes * machine.get('threads', 1):.0f} CPU-minutes at the most, on "
         f"{machine.get('threads', 'unknown')} threads",
     )
@@ -105,12 +117,12 @@ def last_machine(source: Source) -> dict[str, Any]:
     """The facts of the machine of the last session.
 
     Whether the network could be compiled is known only after the session was logged."""
-    sessions = source.of("session")
+    sessions = source.of(SessionStarted)
     if not sessions:
         return {}
-    machine: dict[str, Any] = sessions[-1]["machine"]
-    since = source.events[source.events.index(sessions[-1]) :]
-    uncompiled = any(event["event"] == "uncompiled" for event in since)
+    machine = sessions[-1].machine
+    since = source.records[source.records.index(sessions[-1]) :]
+    uncompiled = any(isinstance(record, CompileFallback) for record in since)
     return {**machine, "compiled": False} if uncompiled else machine
 
 
@@ -119,6 +131,6 @@ def flops_per_image(source: Source) -> int:
 
     A backward pass costs twice as much as a forward pass."""
     with FlopCounterMode(display=False) as counter, torch.no_grad(), torch.device("meta"):
-        condition = torch.zeros(1, dtype=torch.long) if source.about.told else None
+        condition = torch.zeros(1, dtype=torch.long) if source.about.conditioning.kind else None
         source.network(torch.zeros(1, *source.about.facts.shape), torch.zeros(1), condition)
     return 3 * counter.get_total_flops()

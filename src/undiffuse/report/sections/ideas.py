@@ -13,11 +13,11 @@ def section(source: Source) -> Iterator[Block]:
     yield Heading(1, "What a diffusion model is")
     yield Heading(2, "Generative models and latent variables")
     yield Text(
-        "A data set is a handful of draws from a distribution $q(x)$ that nobody knows: all images "
-        "that could have been in it. A _generative model_ learns a distribution $p_theta (x)$ "
-        "close to it, and draws new samples, which could have come from the data set and are not "
-        "in it. What makes this hard is that the images fill next to nothing of the space of all "
-        "pixels: almost every point of it is noise."
+        "A data set is a handful of samples from a distribution $q(x)$ that nobody knows: all "
+        "images that could have been in it. A _generative model_ learns a distribution "
+        "$p_theta (x)$ close to it, and gives new samples, which could have come from the data set "
+        "and are not in it. What makes this hard is that the images fill next to nothing of the "
+        "space of all pixels: almost every point of it is noise."
     )
     yield Text(
         "Many models explain what is seen by _latent variables_ that are not: as the people in "

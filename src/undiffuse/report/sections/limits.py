@@ -13,7 +13,7 @@ def section(source: Source) -> Iterator[Block]:
     yield Heading(1, "Limits, and how to repeat it")
     yield Text(
         "The features by which images are compared come from a classifier: what it does not see, "
-        "these figures do not measure. Intervals say what other draws of images would give, not "
+        "these figures do not measure. Intervals say what other samples would give, not "
         "what another training would. The bound and the ODE's likelihood are of different models, "
         "and no order holds between them."
     )

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from undiffuse.diffusion import objective, process, times
+from undiffuse.diffusion import process, times
 from undiffuse.diffusion.denoiser import PREDICTIONS, Denoiser
+from undiffuse.diffusion.objectives import OBJECTIVES, denoising
 from undiffuse.diffusion.times import TIMES
 from undiffuse.diffusion.weightings import WEIGHTINGS
 from undiffuse.nets import NETWORKS
-from undiffuse.report.blocks import Block, Equation, Figure, Heading, Text, coded, plain
+from undiffuse.report.blocks import Block, Equation, Figure, Heading, Text, coded
 from undiffuse.report.sections._shared import code
 from undiffuse.report.source import Source
 from undiffuse.training.config import Config
@@ -41,7 +42,7 @@ def posterior() -> Iterator[Block]:
     )
     yield from code(process.posterior)
     yield Text(
-        "The image is not known, so a network guesses it from $x_t$. The guess "
+        "The image is not known, so a network estimates it from $x_t$. This _denoised image_ "
         "$hat(x)_theta (x_t, t)$ in place of $x_0$ gives the model's mean:"
     )
     yield Equation("mu_theta (x_t, t) = mu_q (x_t, hat(x)_theta (x_t, t), t)", "5")
@@ -53,7 +54,7 @@ def loss(config: Config) -> Iterator[Block]:
     yield Heading(2, "The loss")
     yield Text(
         "The model is good where its step back is near the posterior's, and that is where the "
-        "guess is near the image. So what is minimised is, for each image,"
+        "denoised image is near the image. So what is minimised is, for each image,"
     )
     yield Equation(
         'EE_(t tilde.op "Uniform"{2..T}) EE_(x_t tilde.op q(x_t | x_0)) '
@@ -62,15 +63,17 @@ def loss(config: Config) -> Iterator[Block]:
     )
     yield Text(
         "averaged over the data set. Here the squared error is weighted by $w$ of the "
-        f"signal-to-noise ratio, {coded(config.weighting)}, and the times are drawn as "
+        f"signal-to-noise ratio, {coded(config.weighting)}, and the times are sampled from "
         f"{coded(config.times)}, {chain if config.chain else continuous}"
     )
+    own = OBJECTIVES.function(config.objective.partition(":")[0])
     yield from code(
-        objective.loss,
-        objective.regression,
-        times.draw_times,
-        WEIGHTINGS[config.weighting.partition(":")[0]],
-        TIMES[config.times.partition(":")[0]],
+        denoising.denoising_loss,
+        denoising.denoising_batch,
+        *([] if own is denoising.denoising else [own]),
+        times.sample_times,
+        WEIGHTINGS.function(config.weighting.partition(":")[0]),
+        TIMES.function(config.times.partition(":")[0]),
     )
 
 
@@ -79,22 +82,22 @@ def prediction(source: Source) -> Iterator[Block]:
     yield Heading(2, "What the network predicts")
     yield Text(
         f"The network $F$ need not give the image itself. Its prediction here is {coded(name)}: "
-        'the guess is $c_"skip" x_t + c_"out" F(c_"in" x_t, log "SNR")$, with coefficients that '
-        "make what the network sees, and what it has to give, of about unit size at every noise "
-        "level. All predictions differ by these three coefficients only."
+        'the denoised image is $c_"skip" x_t + c_"out" F(c_"in" x_t, log "SNR")$, with '
+        "coefficients that make what the network sees, and what it has to give, of about unit size "
+        "at every noise level. All predictions differ by these three coefficients only."
     )
-    yield from code(PREDICTIONS[name.partition(":")[0]], Denoiser.__call__)
-    if "guesses.png" in source.pictures:
+    yield from code(PREDICTIONS.function(name.partition(":")[0]), Denoiser.__call__)
+    if "denoised.png" in source.pictures:
         images = "held out" if source.about.facts.validation else "trained on"
-        unconditional = f", told no {source.condition}" if source.about.told else ""
+        unconditional = "unconditional " if source.about.conditioning.kind else ""
         yield Figure(
-            "guesses",
+            "denoised",
             f"What the network sees at each noise level: images that were {images}, with more "
             "noise from left to right (t = 0, 0.1, ..., 1). Upper rows: $x_t$. Lower rows: the "
-            f"guess $hat(x)_theta (x_t, t)${unconditional}; at $t = 0$ the image itself. Where "
-            "little of the image is left, the best guess is a mean of many.",
-            "Pairs of rows: an image that becomes noise, and below it guesses that go from clear "
-            "to a blurred mean.",
+            f"{unconditional}denoised image $hat(x)_theta (x_t, t)$; at $t = 0$ the image itself. "
+            "Where little of the image is left, the best denoised image is a mean of many.",
+            "Pairs of rows: an image that becomes noise, and below it denoised images that go from "
+            "clear to a blurred mean.",
         )
 
 
@@ -103,30 +106,30 @@ def network(source: Source) -> Iterator[Block]:
     weights = sum(parameter.numel() for parameter in source.network.parameters())
     yield Heading(2, "The network")
     yield Text(
-        f"The network is {coded(config.net)}, with {plain(config.channels)} channels and "
-        f"{plain(config.blocks)} blocks at its levels. "
-        f"It is told the noise level{''.join(conditions(source))}. It has {weights:,} weights."
+        f"The network is {coded(config.net)}. Its options are among the hyperparameters below. "
+        f"It is conditioned on the noise level{''.join(conditions(source))}. It has {weights:,} "
+        "weights."
     )
-    yield from code(NETWORKS[config.net])
+    yield from code(NETWORKS.function(config.net.partition(":")[0]))
 
 
 def conditions(source: Source) -> Iterator[str]:
     """What the network sees besides the noise level. The parts complete a sentence."""
-    facts = source.about.facts
-    if source.about.told == "class":
-        yield " and the class"
-    if facts.groups:
+    conditioning = source.about.conditioning
+    if conditioning.kind == "class":
+        yield " and on the class"
+    if conditioning.clusters:
         yield (
-            f" and which of {len(facts.groups)} groups of similar images, found by k-means, the "
-            "image is in"
+            f" and on the cluster that the image is in, one of {len(conditioning.clusters)} "
+            "clusters of similar images, found by k-means"
         )
-    if facts.class_of:
+    if conditioning.class_of_cluster:
         yield (
-            ": each is a part of a class, and for an image of a class one of its groups is drawn, "
-            "as often as it is large"
+            ". Each cluster is a part of a class. For an image of a class, one of its clusters is "
+            "sampled in proportion to its size"
         )
-    if getattr(source.network, "pictures", None) is not None:
+    if getattr(source.network, "prototypes", None) is not None:
         yield (
-            f". Beside $x_t$ it sees the mean image of that {source.condition}, or of all images "
-            "where it is told none"
+            f". Beside $x_t$ it sees the prototype of that {source.condition}, which is its mean "
+            "training image; where it is unconditional, the mean of all training images"
         )

@@ -28,7 +28,9 @@ def one_step() -> Iterator[Block]:
         "learned."
     )
     yield Equation("q(x_t | x_(t-1)) = cal(N)(sqrt(alpha_t) x_(t-1), (1 - alpha_t) bold(I))", "1")
-    yield Text("To draw from it, a standard normal $epsilon$ is scaled to that standard deviation:")
+    yield Text(
+        "To sample from it, a standard normal $epsilon$ is scaled to that standard deviation:"
+    )
     yield Equation("x_t = sqrt(alpha_t) x_(t-1) + sqrt(1 - alpha_t) epsilon", "2")
     yield Text(
         "The handout prints $(1 - alpha_t) epsilon$ here, without the root. That would be noise of "

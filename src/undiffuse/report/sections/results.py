@@ -5,23 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from undiffuse.measuring.quality import METRICS
 from undiffuse.report.blocks import Block, Figure, Heading, Missing, Table, Text, coded, plain
 from undiffuse.report.source import Source
 from undiffuse.report.words import interval, number
-
-MEASURES = {
-    "frechet": "Fréchet distance to the training images",
-    "kid": "kernel distance",
-    "precision": "precision, k = 3",
-    "recall": "recall, k = 3",
-    "density": "density, k = 5",
-    "coverage": "coverage, k = 5",
-    "class_balance": "class balance: total variation",
-    "confidence": "classifier's mean confidence",
-    "unsure": "share that the classifier is less than 90% sure of",
-    "label_agreement": "share that it takes for the class asked for",
-    "train_on_synthetic": "accuracy, on real images, of one trained on drawn ones",
-}
 
 
 def section(source: Source) -> Iterator[Block]:
@@ -40,7 +27,8 @@ def section(source: Source) -> Iterator[Block]:
         yield Text(f"All of this is of the weights after step {step:,}.")
     yield from quality(found, source)
     for name, why in found["missing"].items():
-        yield Text(f"Not given: {plain(name.replace('_', ' '))}, as {plain(why)}.")
+        words = METRICS[name].caption if name in METRICS else name.replace("_", " ")
+        yield Text(f"Not given: {plain(accented(words))}, as {plain(why)}.")
     yield from likelihood(found, source)
     if found.get("novelty"):
         yield from novelty(found["novelty"], source)
@@ -48,7 +36,7 @@ def section(source: Source) -> Iterator[Block]:
 
 def quality(found: dict[str, Any], source: Source) -> Iterator[Block]:
     """The table of image quality, and the images that fail."""
-    measured = {name: found[key] for key, name in MEASURES.items() if key in found}
+    measured = {metric.heading: found[name] for name, metric in METRICS.items() if name in found}
     if not measured:
         return
     sampling = found["sampling"]
@@ -57,24 +45,29 @@ def quality(found: dict[str, Any], source: Source) -> Iterator[Block]:
         ("measure", "value", "95% interval", f"real ({plain(found['reference']['control'])})"),
         [
             (
-                name,
+                plain(accented(heading)),
                 number(figure["value"]),
                 interval(figure["low"], figure["high"]),
                 number(figure.get("floor", figure.get("control"))),
             )
-            for name, figure in measured.items()
+            for heading, figure in measured.items()
         ],
-        f"Of {sampling['n']:,} images drawn by {coded(sampling['sampler'])} in {sampling['steps']} "
-        f"steps, {sampling['network_calls']} network calls each.",
+        f"Of {sampling['n']:,} images sampled by {coded(sampling['sampler'])} in "
+        f"{sampling['steps']} steps, {sampling['network_calls']} network calls each.",
         (1, 2, 3),
     )
     if "unsure.png" in source.pictures:
         yield Figure(
             "unsure",
-            "The failures: of all drawn images, those that the classifier is least sure of.",
-            "A grid of the worst drawn images, many of them malformed.",
+            "The failures: of all samples, those that the classifier is least sure of.",
+            "A grid of the worst samples, many of them malformed.",
             0.7,
         )
+
+
+def accented(words: str) -> str:
+    """Words for a terminal as they are printed."""
+    return words.replace("Frechet", "Fréchet")
 
 
 def likelihood(found: dict[str, Any], source: Source) -> Iterator[Block]:
@@ -101,7 +94,8 @@ def likelihood(found: dict[str, Any], source: Source) -> Iterator[Block]:
         yield Figure(
             "bits",
             "Where on the noise axis the bits of the diffusion are spent; the "
-            f"{bits['reconstruction']['value']:.3f} of the last step to grey levels are not in it.",
+            f"{bits['reconstruction']['value']:.3f} of the last step, to 8-bit values, are not in "
+            "it.",
             "A chart of bits per dimension against the log-SNR.",
             0.7,
         )
@@ -121,9 +115,9 @@ def ode_sentence(bits: dict[str, Any]) -> str:
 def novelty(audit: dict[str, Any], source: Source) -> Iterator[Block]:
     yield Heading(2, "Novelty")
     verdict = (
-        "The audit found copies of training images among the drawn ones."
+        "The audit found copies of training images among the samples."
         if audit["alarm"]
-        else "The audit found no copies of training images among the drawn ones."
+        else "The audit found no copies of training images among the samples."
     )
     yield Text(
         f"{verdict} Of {audit['n']:,} images {audit['share']:.2%} have a ratio of distances below "
@@ -134,7 +128,7 @@ def novelty(audit: dict[str, Any], source: Source) -> Iterator[Block]:
     if "novelty.png" in source.pictures:
         yield Figure(
             "novelty",
-            "The likeliest copies: each drawn image with its nearest training image to its right.",
+            "The likeliest copies: each sample with its nearest training image to its right.",
             "Pairs of similar images side by side.",
             0.8,
         )

@@ -1,17 +1,18 @@
-"""Drawing new images: the handout's two ways (7) and (8), DDIM, the ODE's solvers, and guidance."""
+"""Sampling new images: the handout's ways (7) and (8), DDIM, the ODE's solvers, and guidance."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
-from undiffuse.diffusion import samplers, sampling
+from undiffuse.diffusion import samplers, sampling, walk
+from undiffuse.diffusion.guidance import classifier_free
 from undiffuse.report.blocks import Block, Equation, Figure, Heading, Text, coded
 from undiffuse.report.sections._shared import code
 from undiffuse.report.source import Source
 from undiffuse.report.words import number
 
 ALWAYS_SHOWN = (
-    samplers.mean,
+    samplers.posterior_mean,
     samplers.ddpm,
     samplers.ddpm_printed,
     samplers.ddim,
@@ -24,20 +25,20 @@ ALWAYS_SHOWN = (
 
 
 def section(source: Source) -> Iterator[Block]:
-    yield Heading(1, "Drawing new images")
+    yield Heading(1, "Sampling new images")
     yield from handout()
     yield from ddim()
     if "denoising.png" in source.pictures:
         yield Figure(
             "denoising",
             "Three images on their way, by (8) in 50 steps without guidance, from noise on the "
-            "left. Upper rows: $x_t$. Lower rows: the network's guess $hat(x)_theta (x_t, t)$, at "
+            "left. Upper rows: $x_t$. Lower rows: the denoised image $hat(x)_theta (x_t, t)$, at "
             "first blurred, as a mean of what it might become is, at last the image.",
-            "Pairs of rows: noise that becomes a clear image, and below it a blurred guess that "
-            "becomes the same image.",
+            "Pairs of rows: noise that becomes a clear image, and below it a blurred denoised "
+            "image that becomes the same image.",
         )
     yield from solvers(source.config.sampler)
-    if source.about.told:
+    if source.about.conditioning.guidable:
         yield from guidance(source)
 
 
@@ -75,32 +76,34 @@ def ddim() -> Iterator[Block]:
 def solvers(name: str) -> Iterator[Block]:
     """Samplers as solvers of a differential equation. name: the run's own sampler, as a spec."""
     yield Text(
-        "In the code a `Step` holds $x_t$, the two times, and the guess; a sampler is the line of "
-        "mathematics that leads to the next image. In many small steps DDIM follows a differential "
-        "equation, the probability-flow ODE:"
+        "In the code a `Step` holds $x_t$, the two times, and the denoised image; a sampler is the "
+        "line of mathematics that leads to the next $x_t$. In many small steps DDIM follows a "
+        "differential equation, the probability-flow ODE:"
     )
     yield Equation("dif (x_t / alpha(t)) = hat(epsilon) dif (sigma(t) / alpha(t))", "", "ODE")
     yield Text(
         "of which a step of DDIM is Euler's. Heun's method and DPM-Solver++ 2M are of second "
         "order: they err less where steps are small enough. The stochastic DPM-Solver++ 2M is (8) "
-        f"with such a guess. This run's own is {coded(name)}."
+        f"with a denoised image of second order. This run's own is {coded(name)}."
     )
-    own = samplers.SAMPLERS[name.partition(":")[0]]
-    yield from code(*ALWAYS_SHOWN, *([] if own in ALWAYS_SHOWN else [own]), sampling.trajectory)
+    own = samplers.SAMPLERS.function(name.partition(":")[0])
+    others = [] if own in ALWAYS_SHOWN else [own]
+    yield from code(*ALWAYS_SHOWN, *others, walk.walk, sampling.trajectory)
 
 
 def guidance(source: Source) -> Iterator[Block]:
     config = source.config
-    weight = config.drawing(source.steps, source.about.told)["guidance"]
+    scale = config.sampling(source.steps, source.about.conditioning).guidance
     what = source.condition
     yield Text(
-        f"Of {config.label_dropout:.0%} of the images the network was not told the {what}. "
-        f"_Guidance_ (Ho & Salimans 2022) goes from its guess without the {what} through the one "
-        "with it, by a factor: above 1 the images are clearer, and of less variety. "
+        f"In training, {config.condition_dropout:.0%} of the images were without their {what}, so "
+        "the network also learned the unconditional denoised image. _Guidance_ (Ho & Salimans "
+        f"2022) goes from that one through the one conditioned on the {what}, by a factor: above 1 "
+        "the images are clearer, and of less variety. "
         + (
-            "This run's are drawn without."
-            if weight == 1
-            else f"This run's are drawn with {number(weight)}."
+            "This run's are sampled without."
+            if scale == 1
+            else f"This run's are sampled with {number(scale)}."
         )
     )
-    yield from code(samplers.Guide.x_0)
+    yield from code(classifier_free)

@@ -7,7 +7,7 @@ from typing import Any
 
 from undiffuse.report.blocks import Block, Figure, Heading, Missing, Table, Text, plain
 from undiffuse.report.source import Source
-from undiffuse.report.words import SAMPLER_NAMES, distance, number
+from undiffuse.report.words import distance, number, sampler_name
 
 Row = dict[str, Any]
 
@@ -28,7 +28,8 @@ def section(source: Source) -> Iterator[Block]:
     rows = study["rows"]
     if len(rows) < study["cases"]:
         yield Missing(
-            f"The comparison is not whole: {len(rows)} of {study['cases']} cases have been drawn.",
+            f"The comparison is not whole: {len(rows)} of {study['cases']} cases have been "
+            "sampled.",
             again,
         )
     scored = all("frechet" in row for row in rows)
@@ -43,10 +44,10 @@ def section(source: Source) -> Iterator[Block]:
     if rows:
         yield Figure(
             "ways",
-            "The same noises, drawn by each sampler with the most calls that were tried.",
-            "Rows of drawn images, a row for each sampler.",
+            "Samples from the same noises, by each sampler with the most calls that were tried.",
+            "Rows of samples, a row for each sampler.",
         )
-    answer = list(verdicts(study, scored, len(source.about.facts.groups)))
+    answer = list(verdicts(study, scored, len(source.about.conditioning.clusters)))
     if answer:
         yield Heading(2, "Which advantages and disadvantages has each?")
         yield Text("\n".join(f"- {verdict}" for verdict in answer))
@@ -55,13 +56,13 @@ def section(source: Source) -> Iterator[Block]:
 def introduction(study: dict[str, Any], source: Source) -> Text:
     step = "" if study["step"] == source.steps else f" of step {study['step']:,}"
     conditional = source.config.conditional
-    labels = " and the same labels" if conditional else ""
+    classes = " and the same classes" if conditional else ""
     of_class = " of their class" if conditional else ""
     return Text(
-        f"Each sampler drew {study['n']:,} images with this run's model{step}, from the same "
-        f"noise{labels}, without guidance. _Spread_ is how different its images are from one "
-        f"another (the root mean square difference from the mean{of_class}, in grey levels); real "
-        f"images have {study['real_spread']:.1f}."
+        f"With each sampler {study['n']:,} images were sampled from this run's model{step}, from "
+        f"the same noise{classes}, without guidance. _Spread_ is how different its images are from "
+        f"one another (the root mean square difference from the mean{of_class}, in 8-bit values); "
+        f"real images have {study['real_spread']:.1f}."
     )
 
 
@@ -71,7 +72,7 @@ def table(study: dict[str, Any], scored: bool) -> Table:
     header = ("sampler", "steps", "calls", *distances, "spread", "ms an image")
     rows = [
         (
-            plain(SAMPLER_NAMES[row["sampler"]]),
+            plain(sampler_name(row["sampler"])),
             str(row["steps"]),
             str(row["calls"]),
             *(distance(row) if scored else ()),
@@ -91,12 +92,12 @@ def table(study: dict[str, Any], scored: bool) -> Table:
     )
 
 
-def verdicts(study: dict[str, Any], scored: bool, groups: int) -> Iterator[str]:
+def verdicts(study: dict[str, Any], scored: bool, clusters: int) -> Iterator[str]:
     """The answers to the handout's question, where the numbers support one.
 
-    scored: whether all rows have distances. groups: how many the network is conditioned on."""
+    scored: whether all rows have distances. clusters: how many the network is conditioned on."""
     rows = study["rows"]
-    yield from mean_verdict(rows, study["real_spread"], groups)
+    yield from mean_verdict(rows, study["real_spread"], clusters)
     yield from printed_verdict(rows)
     if scored:
         yield best_verdict(rows)
@@ -116,9 +117,9 @@ def pairs(rows: list[Row], one: str, other: str) -> list[tuple[int, Row, Row]]:
     return [(calls, first[calls], second[calls]) for calls in sorted(first.keys() & second.keys())]
 
 
-def mean_verdict(rows: list[Row], real: float, groups: int) -> Iterator[str]:
+def mean_verdict(rows: list[Row], real: float, clusters: int) -> Iterator[str]:
     """Whether (7) collapses. real: the spread of real images."""
-    for _, mean, ddpm in pairs(rows, "mean", "ddpm")[-1:]:
+    for _, mean, ddpm in pairs(rows, "posterior-mean", "ddpm")[-1:]:
         if mean["spread"] < 0.8 * ddpm["spread"]:
             yield (
                 f"(7) collapses: its images have a spread of {mean['spread']:.1f}, those of (8) of "
@@ -126,11 +127,11 @@ def mean_verdict(rows: list[Row], real: float, groups: int) -> Iterator[str]:
                 "that is its only advantage."
             )
         else:
-            why = f": it is told for each image which of {groups} groups it is of, and these differ"
+            why = f": its samples are conditioned on one of {clusters} clusters each, which differ"
             yield (
                 f"On this run (7) has not collapsed (a spread of {mean['spread']:.1f} against "
                 f"{ddpm['spread']:.1f} of (8)), though in theory its noise shrinks too fast"
-                f"{why if groups else ''}."
+                f"{why if clusters else ''}."
             )
 
 
@@ -154,7 +155,7 @@ def best_verdict(rows: list[Row]) -> str:
     end = f"; these many images cannot tell it from {others}." if close else ", clearly."
     return (
         f"The smallest Fréchet distance, {number(best['frechet'])}, is that of "
-        f"{SAMPLER_NAMES[best['sampler']]} with {best['calls']} calls{end}"
+        f"{plain(sampler_name(best['sampler']))} with {best['calls']} calls{end}"
     )
 
 

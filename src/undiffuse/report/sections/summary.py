@@ -46,8 +46,8 @@ def images(source: Source) -> Iterator[Block]:
         classes = f" A {source.class_lies_in} is a class." if source.class_lies_in else ""
         yield Figure(
             "samples",
-            f"New images, drawn by this model; none was picked out.{classes}",
-            f"A grid of images drawn by the model, in the manner of {source.about.facts.name}.",
+            f"New images, sampled from this model. None was picked out.{classes}",
+            f"A grid of images sampled from the model, in the manner of {source.about.facts.name}.",
             0.8,
         )
     else:
