@@ -203,8 +203,11 @@ class Model:
         if classes is not None:
             cycle = conditioning.class_numbers(classes)
         numbers = torch.tensor(cycle)[torch.arange(n) % len(cycle)] if cycle else None
-        chosen = replace(self.description.sampling, **given).checked(self.denoiser)
-        usual = classes is None and given.keys() <= {"seed", "precision"}
+        own = self.description.sampling
+        free = {"seed", "precision"}
+        same = all(given[name] == getattr(own, name) for name in given.keys() - free)
+        usual = classes is None and same
+        chosen = replace(own, **given).checked(self.denoiser)
         return Request(self, n, numbers, chosen, batch_size, usual)
 
     def sample(self, n: int = 64, classes: Any = None, **options: Any) -> NDArray[np.uint8]:
