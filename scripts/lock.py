@@ -1,9 +1,10 @@
-"""Write requirements.lock and requirements-torch.lock anew, from requirements.in; needs uv (`pip install uv`).
+"""Write requirements.lock and requirements-torch.lock anew, from requirements.in. It needs uv.
 
-    python scripts/lock.py
+    pip install uv && python scripts/lock.py
 
-Both hold exact versions with the hashes of all files, for every system and every Python that the project supports. torch stands apart: this is
-the package index's, which on Linux wants the libraries of a GPU; requirements-torch-cpu.lock, made by hand, is in its place where it serves.
+Both hold exact versions with the hashes of all files, for every system and every Python that the
+project supports. torch stands apart: this is the package index's build, which on Linux wants the
+libraries of a GPU. requirements-torch-cpu.lock, made by hand, takes its place where it serves.
 """
 
 from __future__ import annotations
