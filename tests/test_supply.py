@@ -16,13 +16,15 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+import undiffuse
+
 HOME = Path(__file__).parent.parent
 LOCKS = ("requirements.lock", "requirements-torch.lock", "requirements-torch-cpu.lock")
 PROJECT = tomllib.loads((HOME / "pyproject.toml").read_text())
 
 
 def pinned(lock: str) -> dict[str, list[tuple[Requirement, int]]]:
-    """name -> its requirements (one for each range of Pythons), with the number of hashes of each."""
+    """name -> its requirements, one for each range of Pythons, and the number of hashes of each."""
     found: dict[str, list[tuple[Requirement, int]]] = {}
     for package in re.split(r"\n(?=\S)", (HOME / lock).read_text().strip()):
         if package.startswith("#"):
@@ -108,3 +110,39 @@ def test_the_wheel_is_the_same_to_the_byte_wherever_and_whenever_it_is_built(
         (wheel,) = (place / "dist").iterdir()
         wheels.append((wheel.name, wheel.read_bytes()))
     assert wheels[0] == wheels[1]
+
+
+@pytest.mark.parametrize("target", ["wheel", "sdist"])
+def test_a_package_works_in_an_empty_environment(target: str, tmp_path: Path) -> None:
+    """Built, installed beside nothing but what it depends on, and used from an empty folder."""
+    build = [sys.executable, "-m", "hatchling", "build", "--target", target]
+    subprocess.run([*build, "--directory", tmp_path], cwd=HOME, check=True, capture_output=True)
+    (package,) = tmp_path.glob("undiffuse-*")
+    subprocess.run([sys.executable, "-m", "venv", tmp_path / "empty"], check=True)
+    (site,) = (tmp_path / "empty" / "lib").glob("python*/site-packages")
+    # What the package depends on is found where it is installed here, but not the package itself.
+    (site / "dependencies.pth").write_text(f"{Path(pytest.__file__).parent.parent}\n")
+    python = tmp_path / "empty" / "bin" / "python"
+    quiet = ["--quiet", "--disable-pip-version-check"]
+    install = [python, "-m", "pip", "install", *quiet, "--no-deps", "--no-index"]
+    done = subprocess.run(
+        [*install, "--no-build-isolation", package], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    here = tmp_path / "here"
+    here.mkdir()
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+
+    def run(*arguments: str) -> str:
+        command = [python, *arguments]
+        found = subprocess.run(command, cwd=here, env=environment, capture_output=True, text=True)
+        assert found.returncode == 0, found.stderr
+        return found.stdout.strip()
+
+    where = run("-c", "import undiffuse; print(undiffuse.__file__)")
+    assert Path(where).is_relative_to(site)
+    assert run("-m", "undiffuse", "--version") == f"undiffuse {undiffuse.__version__}"
+    tiny = "--steps 2 --subset 60 --channels 8 16 --batch-size 4 --snapshots 2 --snapshot-images 2"
+    run("-m", "undiffuse", "train", *tiny.split(), "--compile", "off", "--out", "run")
+    run("-m", "undiffuse", "sample", "run", "--n", "2")
+    assert (here / "run" / "samples.png").is_file()
