@@ -61,10 +61,15 @@ PRESERVING = [s for s in SCHEDULES if abs(np.hypot(*at(s, 0.5)) - 1) < 1e-12]
 # What is compared
 
 
-def close(one: Tensor, two: Tensor, tolerance: float, case: object = "") -> None:
-    """Equal within the tolerance, absolute and relative. `case` begins the message of a failure."""
+def close(
+    one: Tensor, two: Tensor, tolerance: float, case: object = "", *, absolute: float | None = None
+) -> None:
+    """Equal within a relative tolerance, and an absolute one, which is the same where none is given.
+
+    `case` begins the message of a failure."""
+    absolute = tolerance if absolute is None else absolute
     torch.testing.assert_close(
-        one, two, rtol=tolerance, atol=tolerance, msg=lambda said: f"{case}: {said}"
+        one, two, rtol=tolerance, atol=absolute, msg=lambda said: f"{case}: {said}"
     )
 
 
