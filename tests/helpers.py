@@ -64,7 +64,7 @@ PRESERVING = [s for s in SCHEDULES if abs(np.hypot(*at(s, 0.5)) - 1) < 1e-12]
 def close(
     one: Tensor, two: Tensor, tolerance: float, case: object = "", *, absolute: float | None = None
 ) -> None:
-    """Equal within a relative tolerance, and an absolute one, which is the same where none is given.
+    """Equal within a tolerance, which is relative and, where no other is given, absolute.
 
     `case` begins the message of a failure."""
     absolute = tolerance if absolute is None else absolute
