@@ -158,11 +158,10 @@ def test_stratified_chain_times_are_all_of_them() -> None:
     assert not torch.equal(t, t.sort().values)
 
 
-def test_stratified_times_cover_every_part() -> None:
+def test_stratified_times_are_random_within_their_parts() -> None:
+    """test_properties.py tests that each part has one time."""
     for count in (1, 2, 7, 128):
         found = [times(count, stream(i, "t"), stratified=True) for i in range(50)]
-        parts = torch.arange(1, count + 1)
-        assert all(((t * count).ceil().sort().values == parts).all() for t in found), count
         assert all(len((t * count % 1).unique()) == count for t in found), count
         assert len({tuple(t.tolist()) for t in found}) == 50, count
         # No image has a part of its own.

@@ -1,8 +1,9 @@
-"""Equations (1) to (5) against the handout's own notation, Bayes' rule and diffusers."""
+"""Equations (1) to (5) against the handout's own notation and diffusers.
+
+test_properties.py tests Bayes' rule for any schedule and times, and that two steps are one.
+"""
 
 from __future__ import annotations
-
-from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -29,18 +30,6 @@ def levels(name: str, s: float, t: float) -> tuple[Tensor, Tensor, Tensor, Tenso
 
 
 # Forward: (1), (2), (3)
-
-
-@each_schedule
-def test_steps_compose_to_the_jump(name: str) -> None:
-    """Repeated steps (1) are the jump (3): the factors multiply, and the variances add up."""
-    factor, variance = torch.ones(2, dtype=torch.float64)
-    variance = variance - 1
-    for s, t in pairwise([0, 0.01, 0.2, 0.21, 0.5, 0.77, 1]):
-        alpha_ts, var_ts = process.step_kernel(*levels(name, s, t))
-        factor, variance = alpha_ts * factor, alpha_ts**2 * variance + var_ts
-        close(factor, level(name, t).alpha, 1e-12, f"t = {t}")
-        close(variance, level(name, t).sigma ** 2, 1e-12, f"t = {t}")
 
 
 @each_schedule
@@ -104,24 +93,6 @@ def test_posterior_is_the_handouts(name: str) -> None:
             case = f"step {i} of {steps}"
             close(posterior.mean(EPS, X_0), mu / (1 - bar), 1e-9, case)
             close(posterior.variance, (1 - alpha_i) * (1 - before) / (1 - bar), 1e-9, case)
-
-
-@each_schedule
-def test_posterior_is_bayes_rule(name: str) -> None:
-    """q(x_s | x_t, x_0) ~ q(x_t | x_s) q(x_s | x_0), a product of Gaussians.
-
-    Their precisions add up, and weigh the means."""
-    for s, t in PAIRS:
-        if s == 0:  # its precision is infinite; test_the_last_step_is_exactly_x_0
-            continue
-        alpha_s, sigma_s, alpha_t, sigma_t = levels(name, s, t)
-        ratio = alpha_t / alpha_s
-        var_ts = sigma_t**2 - ratio**2 * sigma_s**2
-        precision = ratio**2 / var_ts + 1 / sigma_s**2
-        mean = (ratio / var_ts * EPS + alpha_s / sigma_s**2 * X_0) / precision
-        posterior = process.posterior(alpha_s, sigma_s, alpha_t, sigma_t)
-        close(posterior.variance, 1 / precision, 1e-12, (s, t))
-        close(posterior.mean(EPS, X_0), mean, 1e-12, (s, t))
 
 
 @each_schedule
