@@ -1,4 +1,4 @@
-"""Tables: one string names a function and sets its parameters, and says clearly what it does not know."""
+"""Tables: one string names a function and sets its parameters. Errors say what a table has."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ TABLE = Table("spice")
 
 
 @TABLE.add
-def Black_Pepper(x: float, *, heat: float = 1.0, age: float = 2.0) -> tuple[float, float, float]:  # noqa: N802
+def Black_Pepper(  # noqa: N802
+    x: float, *, heat: float = 1.0, age: float = 2.0
+) -> tuple[float, float, float]:
     return x, heat, age
 
 
@@ -55,7 +57,10 @@ def test_defaults() -> None:
         ("", "no spice called ''; there are: black-pepper, salt"),
         ("Salt", "no spice called 'Salt'"),
         ("sugar:heat=1", "no spice called 'sugar'"),
-        ("black-pepper:cold=1", "'black-pepper' has no parameter 'cold' .*; it has: heat=1.0, age=2.0"),
+        (
+            "black-pepper:cold=1",
+            "'black-pepper' has no parameter 'cold' .*; it has: heat=1.0, age=2.0",
+        ),
         ("black-pepper:x=1", "no parameter 'x'"),
         ("black-pepper:heat", "no parameter 'heat' .*in 'black-pepper:heat'"),
         ("salt:heat=1", "'salt' has no parameter 'heat' .*; it has: none"),
@@ -65,7 +70,7 @@ def test_defaults() -> None:
         ),
     ],
 )
-def test_what_is_wrong_with_a_spec_is_said(spec: str, said: str) -> None:
+def test_an_error_says_what_is_wrong_with_a_spec(spec: str, said: str) -> None:
     for use in (TABLE.check, TABLE.__getitem__):
         with pytest.raises(UserError, match=said):
             use(spec)
