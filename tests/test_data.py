@@ -194,7 +194,7 @@ def test_a_file_may_lie_there_packed_and_unpacked(tmp_path: Path) -> None:
     assert load(str(tmp_path)).labels.tolist() == [1, 0, 2, 0, 1, 1]
 
 
-def test_gzip_is_told_by_its_bytes(tmp_path: Path) -> None:
+def test_gzip_is_recognised_by_its_bytes(tmp_path: Path) -> None:
     (tmp_path / "a.idx3-ubyte.gz").write_bytes(idx(GREY))
     assert torch.equal(load(str(tmp_path)).images, torch.from_numpy(GREY)[:, None])
 

@@ -86,7 +86,7 @@ def test_where_all_candidates_are_one_image_the_ratio_is_that_of_the_last() -> N
     assert found.ratio.tolist() == [1.0, 1.0]
 
 
-def test_distances_are_in_grey_levels() -> None:
+def test_distances_are_in_8_bit_values() -> None:
     training = torch.stack([torch.full((1, 8, 8), v, dtype=torch.uint8) for v in (100, 200)])
     found = novelty.nearest_images(torch.full((1, 1, 8, 8), 110, dtype=torch.uint8), training)
     assert found.distance.tolist() == [[10.0, 90.0]]
