@@ -17,7 +17,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from helpers import PRESERVING, at, covering, possible, toy
+from helpers import PRESERVING, at, close, covering, possible, toy
 from undiffuse.base import rng
 from undiffuse.base.errors import UserError
 from undiffuse.diffusion import process
@@ -417,11 +417,29 @@ def test_guidance(guidance: float, calls: int) -> None:
         assert last.calls == calls
 
 
+def test_guidance_is_the_same_for_every_sampler() -> None:
+    """A sampler that asks for x_0 twice gets a guided one both times."""
+    labels = torch.tensor([0, 1, 1])
+    guided = -0.4 + 1.5 * (OF_LABEL[labels] + 0.4)
+    without = Denoiser(
+        lambda x, *_: process.expand(guided, x).expand_as(x), "flow", "x0", (1, 2, 2)
+    )
+    for sampler in TEXTBOOK:
+        options = {"sampler": sampler, "steps": 4}
+        ours = frames_of(LABELLED, range(3), label=labels, guidance=1.5, **options)
+        for found, expected in zip(ours, frames_of(without, range(3), **options), strict=True):
+            close(found.x_s, expected.x_s, 1e-5, f"{sampler}, step {found.index}")
+            assert found.calls == 2 * expected.calls, sampler
+
+
 def test_labels_where_there_are_classes() -> None:
     with pytest.raises(ValueError, match="with classes takes some"):
         sample_images(LABELLED, [0])
     with pytest.raises(ValueError, match="takes none"):
         sample_images(TOY, [0], label=torch.tensor([0]))
+    for label in (-1, 2):
+        with pytest.raises(ValueError, match="the labels of 2 classes are 0 to 1"):
+            sample_images(LABELLED, [0], label=torch.tensor([label]))
 
 
 # Time grids
@@ -484,7 +502,21 @@ def test_bad_grids_are_refused(case: str, monkeypatch: pytest.MonkeyPatch) -> No
         sample_images(TOY, [0], grid="bad", steps=3)
 
 
-@pytest.mark.parametrize("steps", [0, -1])
-def test_no_steps(steps: int) -> None:
+@pytest.mark.parametrize(
+    ("grid", "said"),
+    [
+        ("karras:sigma_min=0", "0 < sigma_min < sigma_max and 0 < rho do not hold for 0.0, 80.0"),
+        ("karras:sigma_min=80", "0 < sigma_min < sigma_max and 0 < rho do not hold for 80.0, 80.0"),
+        ("karras:rho=0", "do not hold for 0.02, 80.0, 0.0"),
+        ("karras:rho=0.001", "can't be computed .*; give its parameters other values"),
+    ],
+)
+def test_impossible_parameters_of_a_grid(grid: str, said: str) -> None:
+    with pytest.raises(UserError, match=f"time grid '?karras.* {said}"):
+        time_grid(grid, "linear", 5)
+
+
+@pytest.mark.parametrize("steps", [0, -1, 100_001])
+def test_an_impossible_number_of_steps(steps: int) -> None:
     with pytest.raises(UserError, match=f"at least 1 step, and at most 100,000, not {steps}"):
         sample_images(TOY, [0], steps=steps)

@@ -75,7 +75,8 @@ def check(place: Path, name: str, *arguments: str) -> None:
 
     before = everything()
     code, said = command(place.parent / "stderr", *arguments)
-    assert (code, said.count("\n"), "Traceback" in said) == (2, 1, False), said or code
+    outcome = code, said.count("\n"), "Traceback" in said
+    assert outcome == (2, 1, False), f"{arguments[0]}: {said or code}"
     assert said.startswith("undiffuse: ")
     assert name in said
     assert everything() == before
