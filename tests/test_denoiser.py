@@ -1,17 +1,18 @@
-"""Predictions: whatever the network is asked for, the perfect answer makes the denoiser return exactly the image."""
+"""Predictions: with the perfect answer of the network, the denoiser returns exactly the image."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Callable
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
+from helpers import close, ends_in_pure_noise, possible, predictions_for
 from undiffuse.base.errors import UserError
 from undiffuse.diffusion import process
-from undiffuse.diffusion.denoiser import PREDICTIONS, Denoiser
+from undiffuse.diffusion.denoiser import Denoiser
 from undiffuse.diffusion.schedule import LOG_SNR_BOUND, SCHEDULES
 
 SHAPE = (1, 3, 3)
@@ -20,10 +21,9 @@ X_0, EPS = torch.from_numpy(np.random.default_rng(0).standard_normal((2, len(TIM
 
 
 def edm_answer(alpha: Tensor, sigma: Tensor, sigma_data: float) -> Tensor:
-    """(8) of Karras et al. 2022 (arXiv:2206.00364), solved for F and freed of divisions by alpha."""
-    return (sigma * X_0 - sigma_data**2 * alpha * EPS) / (
-        sigma_data * (sigma**2 + sigma_data**2 * alpha**2).sqrt()
-    )
+    """(8) of Karras et al. 2022 (arXiv:2206.00364), solved for F without a division by alpha."""
+    norm = (sigma**2 + sigma_data**2 * alpha**2).sqrt()
+    return (sigma * X_0 - sigma_data**2 * alpha * EPS) / (sigma_data * norm)
 
 
 ANSWERS = {
@@ -36,68 +36,78 @@ ANSWERS = {
 }
 
 
-def ends_in_pure_noise(schedule: str) -> bool:
-    return SCHEDULES[schedule](torch.ones(1, dtype=torch.float64))[0].item() < 1e-6
+def denoiser_of(
+    network: Callable[..., Tensor], schedule: str, prediction: str, classes: tuple[str, ...] = ()
+) -> Denoiser:
+    return Denoiser(network, schedule, prediction, SHAPE, classes)
+
+
+def always(answer: Tensor) -> Callable[..., Tensor]:
+    """A network that gives this answer to everything."""
+    return lambda *_: answer
 
 
 def noisy(schedule: str) -> tuple[Tensor, Tensor, Tensor]:
-    """x_t, and alpha and sigma shaped like it."""
+    """x_t, alpha and sigma. All have the shape of images."""
     alpha, sigma = (process.expand(c, X_0) for c in SCHEDULES[schedule](TIMES))
     return alpha * X_0 + sigma * EPS, alpha, sigma
 
 
-def possible(predictions: list[str]) -> list[tuple[str, str]]:
-    return [
-        (s, p) for s in SCHEDULES for p in predictions if p != "eps" or not ends_in_pure_noise(s)
-    ]
+each_schedule = pytest.mark.parametrize("schedule", list(SCHEDULES))
 
 
-@pytest.mark.parametrize(("schedule", "prediction"), possible(list(ANSWERS)))
-def test_the_perfect_answer_gives_the_image(schedule: str, prediction: str) -> None:
+@each_schedule
+def test_the_perfect_answer_gives_the_image(schedule: str) -> None:
     x_t, alpha, sigma = noisy(schedule)
-    answer = ANSWERS[prediction](alpha, sigma)
-    x_0 = Denoiser(lambda x, log_snr, label: answer, schedule, prediction, SHAPE)(x_t, TIMES)
-    torch.testing.assert_close(x_0, X_0, rtol=0, atol=1e-11)
+    for prediction, answer in ANSWERS.items():
+        if possible(schedule, prediction):
+            denoiser = denoiser_of(always(answer(alpha, sigma)), schedule, prediction)
+            close(denoiser(x_t, TIMES), X_0, 0, prediction, absolute=1e-11)
 
 
-@pytest.mark.parametrize(("schedule", "prediction"), possible(list(PREDICTIONS)))
-def test_what_the_network_is_shown(schedule: str, prediction: str) -> None:
-    """x_t / sqrt(alpha^2 s^2 + sigma^2), of unit size for data of size s (1, or sigma_data), the log-SNR, the label."""
-    seen = []
-    denoiser = Denoiser(
-        lambda *args: seen.append(args) or EPS, schedule, prediction, SHAPE, ("a", "b")
-    )
+@each_schedule
+def test_what_the_network_sees(schedule: str) -> None:
+    """It sees x_t / sqrt(alpha^2 s^2 + sigma^2), the log-SNR and the label.
+
+    The first has unit size for data of size s, which is 1, or EDM's sigma_data."""
     x_t, alpha, sigma = noisy(schedule)
     label = torch.arange(len(TIMES)) % 3
-    denoiser(x_t, TIMES, label)
-    [(x, log_snr, shown)] = seen
-    size = 0.5 if prediction == "edm" else 1
-    torch.testing.assert_close(x, x_t / (alpha**2 * size**2 + sigma**2).sqrt())
-    torch.testing.assert_close(
-        log_snr, 2 * (alpha / sigma).flatten().log().clamp(-LOG_SNR_BOUND / 2, LOG_SNR_BOUND / 2)
-    )
-    assert shown is label
-    denoiser(x_t.float(), TIMES)
-    assert [arg.dtype for arg in seen[1][:2]] == [torch.float32, torch.float32]
-    assert seen[1][2].tolist() == [2] * len(TIMES)  # "no label"
-    replace(denoiser, classes=())(x_t, TIMES)
-    assert seen[2][2] is None
+    expected_level = 2 * (alpha / sigma).flatten().log()
+    expected_level = expected_level.clamp(-LOG_SNR_BOUND, LOG_SNR_BOUND)
+    for prediction in predictions_for(schedule):
+        seen = []
+
+        def network(*args: Tensor, seen: list = seen) -> Tensor:
+            seen.append(args)
+            return EPS
+
+        denoiser = denoiser_of(network, schedule, prediction, ("a", "b"))
+        denoiser(x_t, TIMES, label)
+        denoiser(x_t.float(), TIMES)
+        denoiser_of(network, schedule, prediction)(x_t, TIMES)
+        (x, log_snr, shown), of_float32, without_classes = seen
+        size = 0.5 if prediction == "edm" else 1
+        close(x, x_t / (alpha**2 * size**2 + sigma**2).sqrt(), 1e-7, prediction)
+        close(log_snr, expected_level, 1e-7, prediction)
+        assert shown is label, prediction
+        assert [arg.dtype for arg in of_float32[:2]] == [torch.float32, torch.float32], prediction
+        assert of_float32[2].tolist() == [2] * len(TIMES), prediction  # "no label"
+        assert without_classes[2] is None, prediction
 
 
-@pytest.mark.parametrize("schedule", list(SCHEDULES))
+@each_schedule
 def test_no_eps_where_no_signal_is_left(schedule: str) -> None:
-    """Trap 9: refused, in one sentence that names a way out, and only there."""
+    """Trap 9. Only such a pair is refused, in one sentence that names a way out."""
     if not ends_in_pure_noise(schedule):
-        assert Denoiser(lambda *_: EPS, schedule, "eps", SHAPE)(X_0, TIMES).isfinite().all()
+        assert denoiser_of(always(EPS), schedule, "eps")(X_0, TIMES).isfinite().all()
         return
-    with pytest.raises(
-        UserError, match=f"'eps' with schedule '{schedule}' divides by zero at t = 1.*x0, v, flow"
-    ):
-        Denoiser(lambda *_: EPS, schedule, "eps", SHAPE)
+    said = f"'eps' with schedule '{schedule}' divides by zero at t = 1.*x0, v, flow"
+    with pytest.raises(UserError, match=said):
+        denoiser_of(always(EPS), schedule, "eps")
 
 
 def test_names_are_checked_at_once() -> None:
     with pytest.raises(UserError, match="no schedule called 'cosin'"):
-        Denoiser(lambda *_: EPS, "cosin", "v", SHAPE)
+        denoiser_of(always(EPS), "cosin", "v")
     with pytest.raises(UserError, match="no prediction called 'w'"):
-        Denoiser(lambda *_: EPS, "cosine", "w", SHAPE)
+        denoiser_of(always(EPS), "cosine", "w")

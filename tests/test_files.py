@@ -1,4 +1,4 @@
-"""Files of tensors: the seal finds every changed byte, and broken and malicious ones get a sentence, quickly."""
+"""Files of tensors: the checksum finds every changed byte. A broken file gets a sentence, soon."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +53,7 @@ def test_the_same_tensors_make_the_same_bytes(saved: Path, tmp_path: Path) -> No
 
 
 def test_every_changed_byte_is_found(saved: Path) -> None:
-    """Each byte of the file, by a flipped bit, and by the inverse of all eight; and the file cut off at each."""
+    """One bit of each byte is flipped, then all eight. The file is also cut off at each byte."""
     content = saved.read_bytes()
     for place in range(len(content)):
         for mask in (1 << place % 8, 255):
@@ -70,24 +71,22 @@ def test_every_changed_byte_is_found(saved: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("channels", "places"),
+    ("channels", "count"),
     [((8, 16), 100), pytest.param((64, 128), 10_000, marks=pytest.mark.slow)],
 )
 def test_changed_bytes_of_a_runs_checkpoint_are_found(
-    tmp_path: Path, channels: tuple[int, int], places: int
+    tmp_path: Path, channels: tuple[int, int], count: int
 ) -> None:
-    """That of the default network, in the slow form, at places drawn at random."""
+    """At random places. The slow form has the default network."""
     config = make_config(conditional=True, channels=channels)
-    network = build_network(
-        config, DataFacts("digits", (1, 28, 28), tuple("0123456789"), 60_000, 0, "0" * 64)
-    )
+    facts = DataFacts("digits", (1, 28, 28), tuple("0123456789"), 60_000, 0, "0" * 64)
+    network = build_network(config, facts)
     path, g = tmp_path / "x.safetensors", np.random.default_rng(0)
     save_tensors(path, stepped_tensors(config, network), {"step": "1"})
     with path.open("r+b", buffering=0) as file:
         size = path.stat().st_size
-        for place, bit in zip(
-            g.integers(size, size=places).tolist(), g.integers(8, size=places).tolist(), strict=True
-        ):
+        places, bits = g.integers(size, size=count).tolist(), g.integers(8, size=count).tolist()
+        for place, bit in zip(places, bits, strict=True):
             file.seek(place)
             kept = file.read(1)
             file.seek(place)
@@ -104,23 +103,28 @@ def header_only(content: object, extra: bytes = b"") -> bytes:
     return len(header).to_bytes(8, "little") + header + extra
 
 
-@pytest.mark.parametrize(
-    "content",
-    [
-        b"",
-        b"\xff" * 8,
-        (2**40).to_bytes(8, "little") + b"{}",
-        header_only({}),
-        header_only([]),
-        header_only({"__metadata__": {"sha256": "0" * 64}}),
-        header_only({"x": {"dtype": "F32", "shape": [2**40], "data_offsets": [0, 2**42]}}, b"abcd"),
-        b"\x80\x04\x95" + b"pickled" * 10,
-        b"PK\x03\x04" + b"zipped" * 10,
-    ],
-)
-def test_what_is_no_file_of_ours_gets_a_sentence(tmp_path: Path, content: bytes) -> None:
+BROKEN_SEAL = {"__metadata__": {"sha256": "0" * 64}}
+PROMISE = {"x": {"dtype": "F32", "shape": [2**40], "data_offsets": [0, 2**42]}}
+NO_TENSORS = {
+    "nothing": b"",
+    "zeros": bytes(1000),
+    "a header without end": b"\xff" * 8,
+    "a header of a terabyte": (2**40).to_bytes(8, "little") + b"{}",
+    "an empty header": header_only({}),
+    "no header": header_only([]),
+    "no seal": header_only({"__metadata__": {"step": "12"}}),
+    "a broken seal": header_only(BROKEN_SEAL),
+    "a promise of terabytes": header_only(PROMISE, b"abcd"),
+    "a promise under a seal": header_only({**BROKEN_SEAL, **PROMISE}),
+    "a pickle": b"\x80\x04\x95" + b"pickled" * 10,
+    "a zip": b"PK\x03\x04" + b"zipped" * 10,
+}
+
+
+@pytest.mark.parametrize("case", NO_TENSORS)
+def test_what_is_no_file_of_ours_gets_a_sentence(tmp_path: Path, case: str) -> None:
     path = tmp_path / "x.safetensors"
-    path.write_bytes(content)
+    path.write_bytes(NO_TENSORS[case])
     with pytest.raises(UserError, match=r"x\.safetensors is damaged or no checkpoint"):
         load_tensors(path)
 
@@ -136,11 +140,11 @@ def test_a_huge_file_is_not_read(tmp_path: Path) -> None:
 # Faults within a write
 
 STEPS = ["open", "write", "half written", "flush", "fsync", "rename", "open folder", "fsync folder"]
-"""Of `write_atomic`, in their order."""
+"""The steps of `write_atomic`, in their order."""
 
 
 def plant(monkeypatch: pytest.MonkeyPatch, step: str, fault: Callable[[], None]) -> None:
-    """Have `fault` happen just before this step of writing a file, or in the middle of it."""
+    """Calls `fault` just before this step of writing a file, or in the middle of it."""
     path_open, replace, fsync, os_open = Path.open, Path.replace, os.fsync, os.open
     synced: list[int] = []
 
@@ -199,12 +203,15 @@ def plant(monkeypatch: pytest.MonkeyPatch, step: str, fault: Callable[[], None])
     monkeypatch.setattr(os, "open", faulty_os_open)
 
 
-@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO, errno.EACCES])
-@pytest.mark.parametrize("step", STEPS)
+IN_TURN = zip(STEPS, cycle([errno.ENOSPC, errno.EIO, errno.EACCES]), strict=False)
+"""Each step with one of the errors, which changes only what the message says."""
+
+
+@pytest.mark.parametrize(("step", "number"), list(IN_TURN))
 def test_a_write_that_fails_leaves_the_old_or_the_new_file(
     monkeypatch: pytest.MonkeyPatch, saved: Path, step: str, number: int
 ) -> None:
-    """And nothing beside it, and says what happened; the next write succeeds."""
+    """Nothing lies beside the file, the error says what happened, and the next write succeeds."""
 
     def fails() -> None:
         raise OSError(number, os.strerror(number))
@@ -212,10 +219,8 @@ def test_a_write_that_fails_leaves_the_old_or_the_new_file(
     old, other = saved.read_bytes(), {"b": torch.zeros(5)}
     with monkeypatch.context() as patched:
         plant(patched, step, fails)
-        with pytest.raises(
-            UserError,
-            match=f"x.safetensors could not be written .{os.strerror(number)}.; make room",
-        ):
+        said = f"x.safetensors could not be written .{os.strerror(number)}.; make room"
+        with pytest.raises(UserError, match=said):
             save_tensors(saved, other, {"step": "13"})
     assert list(saved.parent.iterdir()) == [saved]
     if STEPS.index(step) <= STEPS.index("rename"):

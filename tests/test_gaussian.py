@@ -1,58 +1,95 @@
-"""Sampling against data whose perfect denoiser is known: pixels that are Gaussian, or a mixture of two Gaussians.
+"""Sampling against data whose perfect denoiser is known: Gaussian pixels, and a mixture.
 
-For Gaussian pixels E[x_0 | x_t] is linear, so every sampler is an affine map of its noises. That map is read off
-exactly, without drawing a sample, and compared to the papers' formulas, written here once more in the handout's
-alpha_bar; its offset and the length of its responses are the mean and the standard deviation of the samples.
+For Gaussian pixels E[x_0 | x_t] is linear, so every sampler is an affine map of its noises. The
+tests measure that map exactly, without a random number. They compare it with the papers' formulas,
+which are written here once more in the handout's alpha_bar. The map's offset is the samples' mean,
+and the length of its responses is their standard deviation.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
+from helpers import PRESERVING, at, close, covering, possible, toy
 from undiffuse.base import rng
 from undiffuse.base.errors import UserError
 from undiffuse.diffusion import process
 from undiffuse.diffusion.denoiser import PREDICTIONS, Denoiser
 from undiffuse.diffusion.grids import GRIDS, time_grid
 from undiffuse.diffusion.samplers import SAMPLERS
-from undiffuse.diffusion.sampling import draw, trajectory
+from undiffuse.diffusion.sampling import Frame, draw, trajectory
 from undiffuse.diffusion.schedule import LOG_SNR_BOUND, SCHEDULES, chain, log_snr
 
-M, S = (
-    np.array([0.3, -0.2]),
-    np.array([0.4, 0.8]),
-)  # two independent pixels: mean and standard deviation of the data
+# Two independent pixels: mean and standard deviation of the data.
+M, S = np.array([0.3, -0.2]), np.array([0.4, 0.8])
 TEXTBOOK = [*SAMPLERS, "ddim:eta=0.5", "ddim:eta=1"]
 TOO_NARROW = ["mean", "ddpm-printed"]  # trap 11: (7), and (8) as printed
 FAITHFUL = [sampler for sampler in TEXTBOOK if sampler not in TOO_NARROW]
 GROWING = "growing"  # a schedule that the package lacks: alpha stays 1, and sigma grows to 80
+EVERY_SCHEDULE = [*SCHEDULES, GROWING]
 
-Guess = Callable[[Tensor, Tensor, Tensor], Tensor]
+Perfect = Callable[[Tensor, Tensor, Tensor], Tensor]
 Measure = Callable[..., np.ndarray]
 
 
-def at(schedule: str, t: float) -> tuple[float, float]:
-    alpha, sigma = SCHEDULES[schedule](torch.tensor([t], dtype=torch.float64))
-    return alpha.item(), sigma.item()
+# Cases: every sampler with every schedule, and every other pair, but not every combination
 
 
-POSSIBLE = [(s, p) for s in SCHEDULES for p in PREDICTIONS if p != "eps" or at(s, 1)[0] > 1e-6]
-POSSIBLE += [(GROWING, p) for p in PREDICTIONS]
-PRESERVING = [
-    s for s in SCHEDULES if abs(np.hypot(*at(s, 0.5)) - 1) < 1e-12
-]  # alpha^2 + sigma^2 = 1
-CASES = [  # the handout prints its (8) for alpha^2 + sigma^2 = 1 only
-    (*pair, sampler)
-    for pair in POSSIBLE
-    for sampler in TEXTBOOK
-    if sampler != "ddpm-printed" or pair[0] in PRESERVING
-]
+def allowed(sampler: str, schedule: str, prediction: str, grid: str) -> bool:
+    """The handout prints its (8) for alpha^2 + sigma^2 = 1 only."""
+    printed_for = sampler != "ddpm-printed" or schedule in PRESERVING
+    return printed_for and (schedule == GROWING or possible(schedule, prediction))
+
+
+def converging(sampler: str, schedule: str, prediction: str, grid: str) -> bool:
+    """Equal steps of t are too coarse at the end of a sigma that grows to 80."""
+    return allowed(sampler, schedule, prediction, grid) and (schedule, grid) != (GROWING, "uniform")
+
+
+OTHERS = EVERY_SCHEDULE, list(PREDICTIONS), list(GRIDS)
+CASES = covering(TEXTBOOK, *OTHERS, allowed=allowed)
+FAITHFUL_CASES = covering(FAITHFUL, *OTHERS, allowed=converging)
+MIXTURE_CASES = covering(TEXTBOOK, *OTHERS, allowed=converging)
+PARAMETERS = ("sampler", "schedule", "prediction", "grid")
+
+
+def test_the_cases_hold_every_pair_that_is_coupled() -> None:
+    """A sampler sees the noise levels, which schedule and grid decide together."""
+    for cases, samplers in (
+        (CASES, TEXTBOOK),
+        (FAITHFUL_CASES, FAITHFUL),
+        (MIXTURE_CASES, TEXTBOOK),
+    ):
+        met = {(sampler, schedule) for sampler, schedule, _, _ in cases}
+        assert met == {
+            (sampler, schedule)
+            for sampler in samplers
+            for schedule in EVERY_SCHEDULE
+            if sampler != "ddpm-printed" or schedule in PRESERVING
+        }
+        met = {(schedule, grid) for _, schedule, _, grid in cases}
+        assert met >= {(s, g) for s in EVERY_SCHEDULE for g in GRIDS} - {(GROWING, "uniform")}
+        met = {(sampler, prediction) for sampler, _, prediction, _ in cases}
+        assert met == {(sampler, p) for sampler in samplers for p in PREDICTIONS}
+        assert len(cases) < len(samplers) * len(EVERY_SCHEDULE) * 1.2  # and no product of all
+
+
+# What is called
+
+
+def sample_images(denoiser: Denoiser, samples: Sequence[int], **options: Any) -> Tensor:
+    return draw(denoiser, samples, **options)
+
+
+def frames_of(denoiser: Denoiser, samples: Sequence[int], **options: Any) -> list[Frame]:
+    return list(trajectory(denoiser, samples, **options))
 
 
 @pytest.fixture(autouse=True)
@@ -67,20 +104,20 @@ def gaussian(x_t: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
 
 
 def perfect(
-    guess: Guess, schedule: str, prediction: str = "v", shape: tuple[int, int, int] = (1, 1, 2)
+    denoised: Perfect, schedule: str, prediction: str = "v", shape: tuple[int, int, int] = (1, 1, 2)
 ) -> Denoiser:
-    """A denoiser that returns exactly guess(x_t, alpha, sigma).
+    """A denoiser that returns exactly denoised(x_t, alpha, sigma).
 
-    Its network is told c_in x_t and the log-SNR only, so it works in units in which alpha^2 + sigma^2 = 1."""
+    Its network sees only c_in x_t and the log-SNR. So it works in units in which
+    alpha^2 + sigma^2 = 1."""
 
     def network(x: Tensor, level: Tensor, label: Tensor | None) -> Tensor:
         level = level.masked_fill(level <= -LOG_SNR_BOUND, -torch.inf)  # the clamp hides pure noise
         alpha, sigma = level.sigmoid().sqrt(), level.neg().sigmoid().sqrt()
         c_skip, c_out, c_in = (process.expand(c, x) for c in PREDICTIONS[prediction](alpha, sigma))
         x_t = x / c_in
-        return (
-            guess(x_t, process.expand(alpha, x), process.expand(sigma, x)) - c_skip * x_t
-        ) / c_out
+        x_0 = denoised(x_t, process.expand(alpha, x), process.expand(sigma, x))
+        return (x_0 - c_skip * x_t) / c_out
 
     return Denoiser(network, schedule, prediction, shape)
 
@@ -88,22 +125,24 @@ def perfect(
 def impulses(
     samples: Sequence[int], shape: Sequence[int], seed: int, purpose: str, step: int
 ) -> Tensor:
-    """In place of normal noise: none for sample 0, a unit at the start for sample 1, a unit at step k for k + 2."""
+    """A replacement for normal noise.
+
+    Sample 0 gets none. Sample 1 gets a unit at the start, and sample k + 2 a unit at step k."""
     hit = torch.tensor(samples) == {"start": 1, "sampling": step + 2}[purpose]
     return hit.double()[:, None, None, None].expand(-1, *shape)
 
 
 @pytest.fixture
 def affine(monkeypatch: pytest.MonkeyPatch) -> Measure:
-    """(denoiser, steps, options) -> (steps + 2, 2): offset, response to the start, to the noise of step 0, 1, ..."""
+    """(denoiser, steps, options) -> (steps + 2, 2).
+
+    The rows are the offset, the response to the start, and to the noise of step 0, 1, ..."""
     monkeypatch.setattr(rng, "normal_each", impulses)
 
     def measure(denoiser: Denoiser, steps: int, **options: str) -> np.ndarray:
-        x = (
-            draw(denoiser, range(steps + 2), steps=steps, clip=False, **options)
-            .reshape(steps + 2, 2)
-            .numpy()
-        )
+        sources = range(steps + 2)
+        x = sample_images(denoiser, sources, steps=steps, clip=False, **options)
+        x = x.reshape(steps + 2, 2).numpy()
         return np.concatenate([x[:1], x[1:] - x[0]])
 
     return measure
@@ -123,16 +162,18 @@ def alpha_bars(schedule: str, grid: str, steps: int) -> np.ndarray:
 
 
 def textbook(sampler: str, alpha_bar: np.ndarray) -> np.ndarray:
-    """The affine map by the papers' formulas, in units in which x_t = sqrt(alpha_bar) x_0 + sqrt(1 - alpha_bar) eps."""
+    """The affine map by the papers' formulas.
+
+    The units are those in which x_t = sqrt(alpha_bar) x_0 + sqrt(1 - alpha_bar) eps."""
     name, _, eta = sampler.partition(":eta=")
     one, x, *noises = np.repeat(np.eye(len(alpha_bar) + 1)[:, :, None], 2, axis=2)
 
-    def guess(x: np.ndarray, bar: float) -> np.ndarray:
+    def denoised(x: np.ndarray, bar: float) -> np.ndarray:
         return one * M + np.sqrt(bar) * S**2 / (bar * S**2 + 1 - bar) * (x - np.sqrt(bar) * one * M)
 
     def velocity(x: np.ndarray, bar: float) -> np.ndarray:
         """eps - x_0"""
-        return (x - np.sqrt(bar) * guess(x, bar)) / np.sqrt(1 - bar) - guess(x, bar)
+        return (x - np.sqrt(bar) * denoised(x, bar)) / np.sqrt(1 - bar) - denoised(x, bar)
 
     def lambda_(bar: float) -> float:
         with np.errstate(divide="ignore"):
@@ -140,7 +181,7 @@ def textbook(sampler: str, alpha_bar: np.ndarray) -> np.ndarray:
 
     before = None
     for (t, s), noise in zip(pairwise(alpha_bar), noises, strict=True):
-        x_0 = guess(x, t)
+        x_0 = denoised(x, t)
         alpha = t / s
         mean = (np.sqrt(alpha) * (1 - s) * x + np.sqrt(s) * (1 - alpha) * x_0) / (1 - t)  # (4)
         variance = (1 - alpha) * (1 - s) / (1 - t)
@@ -157,71 +198,48 @@ def textbook(sampler: str, alpha_bar: np.ndarray) -> np.ndarray:
         elif name in ("euler", "heun"):  # on the line y = (1 - tau) x_0 + tau eps
             scale_t, scale_s = (np.sqrt(bar) + np.sqrt(1 - bar) for bar in (t, s))
             h = np.sqrt(1 - s) / scale_s - np.sqrt(1 - t) / scale_t
-            euler = scale_s * (x / scale_t + h * velocity(x, t))
-            correct = name == "heun" and s < 1
-            x = (
-                scale_s * (x / scale_t + h * (velocity(x, t) + velocity(euler, s)) / 2)
-                if correct
-                else euler
-            )
+            change = velocity(x, t)
+            if name == "heun" and s < 1:
+                euler = scale_s * (x / scale_t + h * change)
+                change = (change + velocity(euler, s)) / 2
+            x = scale_s * (x / scale_t + h * change)
         elif name in ("dpmpp-2m", "dpmpp-2m-sde"):  # algorithm 2 and appendix E of Lu et al. 2022
-            h, guessed = lambda_(s) - lambda_(t), x_0
+            h, of_this_step = lambda_(s) - lambda_(t), x_0
             if before is not None and s < 1:
                 r = before[0] / h
                 x_0 = (1 + 1 / (2 * r)) * x_0 - 1 / (2 * r) * before[1]
+            x = np.sqrt((1 - s) / (1 - t)) * x
             if name == "dpmpp-2m":
-                x = np.sqrt((1 - s) / (1 - t)) * x - np.sqrt(s) * (np.exp(-h) - 1) * x_0
+                x = x - np.sqrt(s) * (np.exp(-h) - 1) * x_0
             else:
-                x = (
-                    np.sqrt((1 - s) / (1 - t)) * np.exp(-h) * x
-                    + np.sqrt(s) * (1 - np.exp(-2 * h)) * x_0
-                )
+                x = np.exp(-h) * x + np.sqrt(s) * (1 - np.exp(-2 * h)) * x_0
                 x = x + np.sqrt((1 - s) * (1 - np.exp(-2 * h))) * noise
-            before = h, guessed
+            before = h, of_this_step
         else:
             pytest.skip(f"no formula for {name} here")
     return x
 
 
-@pytest.mark.parametrize("grid", list(GRIDS))
-@pytest.mark.parametrize(("schedule", "prediction", "sampler"), CASES)
+@pytest.mark.parametrize(PARAMETERS, CASES)
 def test_samplers_do_what_their_papers_say(
-    affine: Measure, schedule: str, prediction: str, sampler: str, grid: str
+    affine: Measure, sampler: str, schedule: str, prediction: str, grid: str
 ) -> None:
     denoiser = perfect(gaussian, schedule, prediction)
     for steps in (1, 2, 15):
         ours = affine(denoiser, steps, sampler=sampler, grid=grid)
         theirs = textbook(sampler, alpha_bars(schedule, grid, steps))
-        np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-9)
-        np.testing.assert_allclose(moments(ours), moments(theirs), rtol=0, atol=1e-9)
+        for found, expected in ((ours, theirs), (moments(ours), moments(theirs))):
+            np.testing.assert_allclose(found, expected, rtol=0, atol=1e-9, err_msg=f"{steps} steps")
 
 
 # Whose samples are the data's
 
 
-# Each schedule with each grid (but equal steps of t are not for a sigma that grows to 80), and the predictions in turn: given a perfect guess they are all the same (see above).
-GRIDDED = [
-    (*POSSIBLE[(7 * i) % len(POSSIBLE)], grid) for i, grid in enumerate([*GRIDS] * len(POSSIBLE))
-]
-GRIDDED = list(
-    {(s, g): (s, p, g) for s, p, g in GRIDDED if (s, g) != (GROWING, "uniform")}.values()
-)
-
-
-def test_every_schedule_meets_every_grid() -> None:
-    schedules = {s for s, _ in POSSIBLE}
-    assert {(s, g) for s, _, g in GRIDDED} == {(s, g) for s in schedules for g in GRIDS} - {
-        (GROWING, "uniform")
-    }
-    assert {p for _, p, _ in GRIDDED} == set(PREDICTIONS)
-
-
-@pytest.mark.parametrize("sampler", FAITHFUL)
-@pytest.mark.parametrize(("schedule", "prediction", "grid"), GRIDDED)
+@pytest.mark.parametrize(PARAMETERS, FAITHFUL_CASES)
 def test_more_steps_lead_to_the_data(
-    affine: Measure, schedule: str, prediction: str, grid: str, sampler: str
+    affine: Measure, sampler: str, schedule: str, prediction: str, grid: str
 ) -> None:
-    """Down to 0.0025, which the schedule's signal at t = 1 and the grid's last step leave."""
+    """An error of 0.0025 may remain: the schedule's signal at t = 1 and the grid's last step."""
     denoiser = perfect(gaussian, schedule, prediction)
     maps = [affine(denoiser, steps, sampler=sampler, grid=grid) for steps in (25, 100, 400)]
     errors = [np.abs(moments(found) - [M, S]).max() for found in maps]
@@ -232,7 +250,9 @@ def test_more_steps_lead_to_the_data(
 
 @pytest.mark.parametrize("schedule", ["flow", "log-linear"])
 def test_order_of_convergence(affine: Measure, schedule: str) -> None:
-    """Four times the steps: a first-order method's error falls fourfold, a second-order one's up to sixteenfold."""
+    """With four times the steps, a first-order method's error falls fourfold.
+
+    That of a second-order method falls up to sixteenfold."""
 
     def errors(sampler: str) -> np.ndarray:
         maps = [affine(perfect(gaussian, schedule), steps, sampler=sampler) for steps in (25, 100)]
@@ -246,15 +266,13 @@ def test_order_of_convergence(affine: Measure, schedule: str) -> None:
         assert np.all(finer < fine / 5)
 
 
-@pytest.mark.parametrize("steps", [10, 25, 100])
 @pytest.mark.parametrize("schedule", PRESERVING)
-def test_the_handouts_samplers_are_too_narrow(affine: Measure, schedule: str, steps: int) -> None:
+def test_the_handouts_samplers_are_too_narrow(affine: Measure, schedule: str) -> None:
     denoiser = perfect(gaussian, schedule)
-    spread = {
-        sampler: moments(affine(denoiser, steps, sampler=sampler))[1] for sampler in TOO_NARROW
-    }
-    assert np.all(spread["mean"] < 0.01 * S)
-    assert np.all(spread["ddpm-printed"] < 0.5 * S)
+    for steps in (10, 25, 100):
+        for sampler, most in (("mean", 0.01), ("ddpm-printed", 0.5)):
+            spread = moments(affine(denoiser, steps, sampler=sampler))[1]
+            assert np.all(spread < most * S), f"{sampler}, {steps} steps"
 
 
 WEIGHTS, MEANS, STDS = torch.tensor([[0.3, 0.7], [-0.6, 0.4], [0.1, 0.15]], dtype=torch.float64)
@@ -274,18 +292,11 @@ def mixture(x_t: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
     return (share * (MEANS + alpha * STDS**2 / variance * (x_t - alpha * MEANS))).sum(-1)
 
 
-@pytest.mark.parametrize(
-    ("schedule", "prediction", "grid", "sampler"),
-    [
-        (*case, s)
-        for case in GRIDDED
-        for s in TEXTBOOK
-        if s != "ddpm-printed" or case[0] in PRESERVING
-    ],
-)
-def test_mixture(schedule: str, prediction: str, grid: str, sampler: str) -> None:
+@pytest.mark.parametrize(PARAMETERS, MIXTURE_CASES)
+def test_mixture(sampler: str, schedule: str, prediction: str, grid: str) -> None:
     denoiser = perfect(mixture, schedule, prediction, shape=(1, 80, 100))
-    x = draw(denoiser, [0], sampler=sampler, grid=grid, steps=200, seed=1, clip=False)
+    options = {"sampler": sampler, "grid": grid, "steps": 200, "seed": 1, "clip": False}
+    x = sample_images(denoiser, [0], **options)
     if sampler in TOO_NARROW:
         assert x.std() < 0.1  # 0.48 in the data: one mode is gone, and the other has shrunk
         return
@@ -299,35 +310,32 @@ def test_mixture(schedule: str, prediction: str, grid: str, sampler: str) -> Non
 # The loop
 
 
-def toy(x: Tensor, level: Tensor, label: Tensor | None) -> Tensor:
-    """A network that is no perfect denoiser, and leaves [-1, 1]."""
-    return 1.5 * (1.3 * x + process.expand(0.1 * level, x)).tanh()
-
-
 TOY = Denoiser(toy, "cosine", "x0", (1, 3, 3))
 
 
 @pytest.mark.parametrize("sampler", TEXTBOOK)
 def test_every_number_of_steps(sampler: str) -> None:
-    """Traps 2, 3 and 6: K steps, K network calls (heun 2K - 1), from t = 1 to t = 0, ending in x_0."""
+    """Traps 2, 3 and 6. K steps take K network calls (heun 2K - 1), from t = 1 to t = 0.
+
+    They end in x_0."""
     calls = []
     denoiser = Denoiser(lambda *args: calls.append(1) or toy(*args), "cosine", "x0", (1, 1, 1))
     for steps in range(1, 41):
         calls.clear()
-        frames = list(trajectory(denoiser, [0, 1], sampler=sampler, steps=steps))
+        frames = frames_of(denoiser, [0, 1], sampler=sampler, steps=steps)
         assert len(frames) == steps
         assert frames[-1].calls == len(calls) == (2 * steps - 1 if sampler == "heun" else steps)
         assert [frame.index for frame in frames] == list(range(steps))
-        assert all(one.s == two.t and one.x_s is two.x_t for one, two in pairwise(frames))
-        assert frames[0].t == 1
-        assert frames[-1].s == 0
-        assert torch.equal(frames[-1].x_s, frames[-1].x_0)
+        assert all(one.s == two.t for one, two in pairwise(frames)), f"{steps} steps"
+        assert all(one.x_s is two.x_t for one, two in pairwise(frames)), f"{steps} steps"
+        assert (frames[0].t, frames[-1].s) == (1, 0)
+        assert torch.equal(frames[-1].x_s, frames[-1].x_0), f"{steps} steps"
 
 
-@pytest.mark.parametrize("schedule", [*SCHEDULES, GROWING])
+@pytest.mark.parametrize("schedule", EVERY_SCHEDULE)
 def test_the_start_has_the_size_of_x_1(schedule: str) -> None:
     """Trap 13. For data of unit size: sqrt(alpha^2 + sigma^2)."""
-    start = next(trajectory(Denoiser(toy, schedule, "x0", (1, 64, 64)), [0])).x_t
+    start = frames_of(Denoiser(toy, schedule, "x0", (1, 64, 64)), [0], steps=1)[0].x_t
     assert start.mean().item() / start.std().item() == pytest.approx(0, abs=0.07)
     assert start.std().item() == pytest.approx(np.hypot(*at(schedule, 1)), rel=0.05)
 
@@ -336,7 +344,9 @@ def test_the_start_has_the_size_of_x_1(schedule: str) -> None:
 def test_noise_is_fresh_at_every_step_but_the_last(
     sampler: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Trap 14: each noise is a stream of its own step. (test_samplers_do_what_their_papers_say shows where it goes.)"""
+    """Trap 14. Each noise is the stream of its own step.
+
+    test_samplers_do_what_their_papers_say shows where it goes."""
     asked, normal_each = [], rng.normal_each
 
     def spy(samples: Sequence[int], shape: Sequence[int], *key: object) -> Tensor:
@@ -344,7 +354,7 @@ def test_noise_is_fresh_at_every_step_but_the_last(
         return normal_each(samples, shape, *key)
 
     monkeypatch.setattr(rng, "normal_each", spy)
-    draw(TOY, [4, 2], sampler=sampler, steps=6, seed=3)
+    sample_images(TOY, [4, 2], sampler=sampler, steps=6, seed=3)
     start, *fresh = asked
     assert start == ([4, 2], 3, "start", 0)
     assert fresh in ([], [([4, 2], 3, "sampling", step) for step in range(5)])
@@ -353,24 +363,28 @@ def test_noise_is_fresh_at_every_step_but_the_last(
 @pytest.mark.parametrize("sampler", TEXTBOOK)
 def test_the_batch_does_not_change_an_image(sampler: str) -> None:
     """Trap 15."""
-    together = draw(TOY, range(5), sampler=sampler, steps=6)
-    assert torch.equal(draw(TOY, [3], sampler=sampler, steps=6), together[[3]])
-    assert torch.equal(draw(TOY, [4, 0, 2], sampler=sampler, steps=6), together[[4, 0, 2]])
+
+    def images(samples: Sequence[int], seed: int = 0) -> Tensor:
+        return sample_images(TOY, samples, sampler=sampler, steps=6, seed=seed)
+
+    together = images(range(5))
+    assert torch.equal(images([3]), together[[3]])
+    assert torch.equal(images([4, 0, 2]), together[[4, 0, 2]])
     assert len(together.unique(dim=0)) == 5
-    assert not torch.equal(draw(TOY, range(5), sampler=sampler, steps=6, seed=1), together)
+    assert not torch.equal(images(range(5), seed=1), together)
 
 
 @pytest.mark.parametrize("eta", [-0.1, 1.01, 2])
 def test_eta_out_of_range(eta: float) -> None:
-    """Trap 12: the noise may not be larger than what x_s is to hold."""
+    """Trap 12. The noise may not be larger than the noise that x_s holds."""
     with pytest.raises(UserError, match=rf"eta must be between 0 and 1, not {float(eta)}"):
-        draw(TOY, [0], sampler=f"ddim:eta={eta}")
+        sample_images(TOY, [0], sampler=f"ddim:eta={eta}")
 
 
 @pytest.mark.parametrize(("clip", "bound"), [(True, 1), (False, 2)])
 def test_eps_follows_the_clipped_x_0(clip: bool, bound: float) -> None:
-    """Trap 10. The toy stays within 1.5, so a bound of 2 is none."""
-    for frame in trajectory(TOY, range(50), sampler="ddim", steps=10, clip=clip):
+    """Trap 10. The toy stays within 1.5, so a bound of 2 changes nothing."""
+    for frame in frames_of(TOY, range(50), sampler="ddim", steps=10, clip=clip):
         raw = TOY(frame.x_t, torch.full((50,), frame.t, dtype=torch.float64))
         assert (raw.abs() > 1).any()
         assert torch.equal(frame.x_0, raw.clamp(-bound, bound))
@@ -379,61 +393,79 @@ def test_eps_follows_the_clipped_x_0(clip: bool, bound: float) -> None:
         torch.testing.assert_close(frame.x_s, alpha_s * frame.x_0 + sigma_s * eps)
 
 
-# Guidance: a network whose guess is its label's number
+# Guidance: a network whose x_0 depends on the label and on nothing else
 
-GUESSES = torch.tensor([0.1, 0.2, -0.4])  # class 0, class 1, no label
-LABELLED = Denoiser(
-    lambda x, level, label: process.expand(GUESSES[label], x).expand_as(x),
-    "flow",
-    "x0",
-    (1, 2, 2),
-    ("a", "b"),
-)
+OF_LABEL = torch.tensor([0.1, 0.2, -0.4])  # class 0, class 1, no label
+
+
+def constant(x: Tensor, log_snr: Tensor, label: Tensor) -> Tensor:
+    return process.expand(OF_LABEL[label], x).expand_as(x)
+
+
+LABELLED = Denoiser(constant, "flow", "x0", (1, 2, 2), ("a", "b"))
 
 
 @pytest.mark.parametrize(("guidance", "calls"), [(0, 8), (0.5, 8), (1, 4), (1.5, 8), (4, 8)])
 def test_guidance(guidance: float, calls: int) -> None:
     labels = torch.tensor([0, 1, 1])
     for clip in (False, True):
-        *_, last = trajectory(
-            LABELLED, range(3), steps=4, label=labels, guidance=guidance, clip=clip
-        )
-        guided = -0.4 + guidance * (GUESSES[labels] + 0.4)
+        options = {"label": labels, "guidance": guidance, "clip": clip}
+        last = frames_of(LABELLED, range(3), steps=4, **options)[-1]
+        guided = -0.4 + guidance * (OF_LABEL[labels] + 0.4)
         expected = guided.clamp(-1, 1) if clip else guided
         torch.testing.assert_close(last.x_s, expected[:, None, None, None].expand(3, 1, 2, 2))
         assert last.calls == calls
 
 
+def test_guidance_is_the_same_for_every_sampler() -> None:
+    """A sampler that asks for x_0 twice gets a guided one both times."""
+    labels = torch.tensor([0, 1, 1])
+    guided = -0.4 + 1.5 * (OF_LABEL[labels] + 0.4)
+    without = Denoiser(
+        lambda x, *_: process.expand(guided, x).expand_as(x), "flow", "x0", (1, 2, 2)
+    )
+    for sampler in TEXTBOOK:
+        options = {"sampler": sampler, "steps": 4}
+        ours = frames_of(LABELLED, range(3), label=labels, guidance=1.5, **options)
+        for found, expected in zip(ours, frames_of(without, range(3), **options), strict=True):
+            close(found.x_s, expected.x_s, 1e-5, f"{sampler}, step {found.index}")
+            assert found.calls == 2 * expected.calls, sampler
+
+
 def test_labels_where_there_are_classes() -> None:
     with pytest.raises(ValueError, match="with classes takes some"):
-        draw(LABELLED, [0])
+        sample_images(LABELLED, [0])
     with pytest.raises(ValueError, match="takes none"):
-        draw(TOY, [0], label=torch.tensor([0]))
+        sample_images(TOY, [0], label=torch.tensor([0]))
+    for label in (-1, 2):
+        with pytest.raises(ValueError, match="the labels of 2 classes are 0 to 1"):
+            sample_images(LABELLED, [0], label=torch.tensor([label]))
 
 
 # Time grids
 
 
 @pytest.mark.parametrize("grid", list(GRIDS))
-@pytest.mark.parametrize("schedule", [*SCHEDULES, GROWING])
-def test_grids_fall_from_1_to_0(schedule: str, grid: str) -> None:
-    for steps in [*range(1, 41), 1000]:
-        times = time_grid(grid, schedule, steps)
-        assert len(times) == steps + 1
-        assert times[0] == 1
-        assert times[-1] == 0
-        assert (times.diff() < 0).all()
+def test_grids_fall_from_1_to_0(grid: str) -> None:
+    for schedule in EVERY_SCHEDULE:
+        for steps in [*range(1, 41), 1000]:
+            times = time_grid(grid, schedule, steps)
+            assert len(times) == steps + 1, schedule
+            assert (times[0], times[-1]) == (1, 0), f"{schedule}, {steps} steps"
+            assert (times.diff() < 0).all(), f"{schedule}, {steps} steps"
 
 
-@pytest.mark.parametrize("steps", [1, 7, 100, 1000])
-def test_the_uniform_grid_is_the_chains_own(steps: int) -> None:
-    expected = chain(SCHEDULES["linear"], steps).t.flip(0)
-    assert torch.equal(time_grid("uniform", "linear", steps)[:-1], expected)
+def test_the_uniform_grid_is_the_chains_own() -> None:
+    for steps in (1, 7, 100, 1000):
+        expected = chain(SCHEDULES["linear"], steps).t.flip(0)
+        assert torch.equal(time_grid("uniform", "linear", steps)[:-1], expected), f"{steps} steps"
 
 
-@pytest.mark.parametrize("schedule", [*SCHEDULES, GROWING])
+@pytest.mark.parametrize("schedule", EVERY_SCHEDULE)
 def test_spacing_of_the_other_grids(schedule: str) -> None:
-    """Equal steps of the log-SNR, and of (sigma / alpha)^(1/rho), from the noisiest level of schedule and bounds."""
+    """Grid log-snr has equal steps of the log-SNR, and karras of (sigma / alpha)^(1/rho).
+
+    They begin at the noisiest level that both schedule and bounds allow."""
     ends_at = log_snr(*torch.tensor(at(schedule, 1), dtype=torch.float64)).item()
     for grid, scale, lowest, highest in [
         ("log-snr", lambda level: level, -8, 8),
@@ -446,32 +478,45 @@ def test_spacing_of_the_other_grids(schedule: str) -> None:
             0,
         ),
     ]:
-        times = time_grid(grid, schedule, 9)[
-            1:-1
-        ]  # the first is t = 1, where the level may be lower
+        times = time_grid(grid, schedule, 9)[1:-1]  # without t = 1, whose level may be lower
         levels = log_snr(*SCHEDULES[schedule](times)).numpy()
         expected = np.linspace(scale(max(lowest, ends_at)), scale(highest), 9)[1:]
-        np.testing.assert_allclose(scale(levels), expected, rtol=1e-7, atol=1e-7)
+        np.testing.assert_allclose(scale(levels), expected, rtol=1e-7, atol=1e-7, err_msg=grid)
+
+
+BAD_GRIDS = {
+    "a time twice": [1, 0.5, 0.5, 0],
+    "a rise": [1, 0.2, 0.7, 0],
+    "does not begin at 1": [0.9, 0.5, 0.2, 0],
+    "does not end at 0": [1, 0.5, 0.2, 0.1],
+    "too few": [1, 0],
+    "not a number": [1, np.nan, 0.5, 0],
+}
+
+
+@pytest.mark.parametrize("case", BAD_GRIDS)
+def test_bad_grids_are_refused(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    times = torch.tensor(BAD_GRIDS[case])
+    monkeypatch.setitem(GRIDS._functions, "bad", lambda schedule, steps: times)
+    with pytest.raises(UserError, match="time grid 'bad' has no 3 distinct steps"):
+        sample_images(TOY, [0], grid="bad", steps=3)
 
 
 @pytest.mark.parametrize(
-    "times",
+    ("grid", "said"),
     [
-        [1, 0.5, 0.5, 0],
-        [1, 0.2, 0.7, 0],
-        [0.9, 0.5, 0.2, 0],
-        [1, 0.5, 0.2, 0.1],
-        [1, 0],
-        [1, np.nan, 0.5, 0],
+        ("karras:sigma_min=0", "0 < sigma_min < sigma_max and 0 < rho do not hold for 0.0, 80.0"),
+        ("karras:sigma_min=80", "0 < sigma_min < sigma_max and 0 < rho do not hold for 80.0, 80.0"),
+        ("karras:rho=0", "do not hold for 0.02, 80.0, 0.0"),
+        ("karras:rho=0.001", "can't be computed .*; give its parameters other values"),
     ],
 )
-def test_bad_grids_are_refused(times: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(GRIDS._functions, "bad", lambda schedule, steps: torch.tensor(times))
-    with pytest.raises(UserError, match="time grid 'bad' has no 3 distinct steps"):
-        draw(TOY, [0], grid="bad", steps=3)
+def test_impossible_parameters_of_a_grid(grid: str, said: str) -> None:
+    with pytest.raises(UserError, match=f"time grid '?karras.* {said}"):
+        time_grid(grid, "linear", 5)
 
 
-@pytest.mark.parametrize("steps", [0, -1])
-def test_no_steps(steps: int) -> None:
+@pytest.mark.parametrize("steps", [0, -1, 100_001])
+def test_an_impossible_number_of_steps(steps: int) -> None:
     with pytest.raises(UserError, match=f"at least 1 step, and at most 100,000, not {steps}"):
-        draw(TOY, [0], steps=steps)
+        sample_images(TOY, [0], steps=steps)

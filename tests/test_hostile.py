@@ -1,6 +1,7 @@
-"""Run folders that somebody else made: whatever is in them, a command ends with one sentence and exit code 2.
+"""Run folders that somebody else made: a command on them ends with one sentence and exit code 2.
 
-Each command runs in a process of its own that may take a second of the processor and 100 MB of memory more than it has.
+Each command runs in a process of its own. It may take a second of the CPU, and 100 MB of memory
+more than it has at the start.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ import shutil
 import signal
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,7 @@ from test_session import stop
 from undiffuse import cli
 from undiffuse.base.tensors import load_tensors, save_tensors
 from undiffuse.report import Report
+from undiffuse.runs.evaluation import FORMAT as METRICS_FORMAT
 from undiffuse.runs.folder import Run
 from undiffuse.study import FORMAT
 
@@ -49,7 +52,7 @@ def command(output: Path, *arguments: str, seconds: float = SECONDS) -> tuple[in
             sys.stderr, sys.stdout = output.open("w", buffering=1), io.StringIO()
             signal.setitimer(signal.ITIMER_PROF, seconds)
             resource.setrlimit(resource.RLIMIT_DATA, (used() + MEMORY,) * 2)
-            signal.alarm(60)  # it may wait for nothing, which takes no processor
+            signal.alarm(60)  # a wait takes no CPU time, so it needs a limit of its own
             sys.argv = ["undiffuse", *arguments]
             cli.main()
         except SystemExit as error:
@@ -72,7 +75,8 @@ def check(place: Path, name: str, *arguments: str) -> None:
 
     before = everything()
     code, said = command(place.parent / "stderr", *arguments)
-    assert (code, said.count("\n"), "Traceback" in said) == (2, 1, False), said or code
+    outcome = code, said.count("\n"), "Traceback" in said
+    assert outcome == (2, 1, False), f"{arguments[0]}: {said or code}"
     assert said.startswith("undiffuse: ")
     assert name in said
     assert everything() == before
@@ -80,11 +84,18 @@ def check(place: Path, name: str, *arguments: str) -> None:
 
 @pytest.fixture(scope="module")
 def warm(run: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
-    """All that the commands need is imported before their memory is counted; but not compiled, as typst's threads do not survive a fork."""
+    """Imports all that the commands need before their memory is counted.
+
+    Nothing is compiled, because Typst's threads do not survive a fork."""
     copy = shutil.copytree(run, tmp_path_factory.mktemp("warm") / "run")
     assert Report(copy).pictures
     for verb in ("info", "report", "sample"):
         assert command(copy.parent / "stderr", verb, str(copy), seconds=60.0) == (0, "")
+
+
+def in_turn(cases: Iterable[str], verbs: Sequence[str]) -> list[tuple[str, str]]:
+    """Each case with one of the verbs. All verbs read a file by the same function."""
+    return list(zip(cases, cycle(verbs), strict=False))
 
 
 @pytest.fixture
@@ -105,10 +116,8 @@ def edited(edit: Callable[[dict[str, Any]], Any]) -> Damage:
 
 
 def replaced(text: str | bytes) -> Damage:
-    return lambda path: (
-        (path / "config.json").write_bytes(text if isinstance(text, bytes) else text.encode())
-        and None
-    )
+    content = text if isinstance(text, bytes) else text.encode()
+    return lambda path: (path / "config.json").write_bytes(content) and None
 
 
 def fields(**values: Any) -> Damage:
@@ -117,6 +126,22 @@ def fields(**values: Any) -> Damage:
 
 def facts(**values: Any) -> Damage:
     return edited(lambda content: content["data"].update(values))
+
+
+def of_classes(**groups: Callable[[int], Any]) -> Damage:
+    """Facts about the groups of a conditional run: functions of the number of training images."""
+
+    def edit(content: dict[str, Any]) -> None:
+        content["config"].update(conditional=True)
+        training = content["data"]["training"]
+        content["data"].update({name: value(training) for name, value in groups.items()})
+
+    return edited(edit)
+
+
+def too_many_groups(content: dict[str, Any]) -> None:
+    asked = content["config"]["groups"]
+    content["data"].update(groups=[content["data"]["training"], *[0] * (asked + 1)])
 
 
 CONFIGS: dict[str, Damage] = {
@@ -156,27 +181,13 @@ CONFIGS: dict[str, Damage] = {
     "groups that are text": facts(groups=["a"]),
     "groups of no image": facts(groups=[0, 0]),
     "groups of more images than there are": facts(groups=[10**9, 10**9]),
-    "groups of no class": edited(
-        lambda c: (
-            c["config"].update(conditional=True),
-            c["data"].update(groups=[c["data"]["training"]]),
-        )
-    ),
-    "groups of an unknown class": edited(
-        lambda c: (
-            c["config"].update(conditional=True),
-            c["data"].update(groups=[c["data"]["training"], *[0] * 10], class_of=[*range(11)]),
-        )
+    "groups of no class": of_classes(groups=lambda n: [n]),
+    "groups of an unknown class": of_classes(
+        groups=lambda n: [n, *[0] * 10], class_of=lambda n: [*range(11)]
     ),
     "classes of no group": facts(class_of=[0]),
-    "more groups than were asked for": edited(
-        lambda c: c["data"].update(
-            groups=[c["data"]["training"], *[0] * (c["config"]["groups"] + 1)]
-        )
-    ),
-    "no classes to ask for": edited(
-        lambda c: (c["config"].update(conditional=True), c["data"].update(classes=[]))
-    ),
+    "more groups than were asked for": edited(too_many_groups),
+    "no classes to ask for": of_classes(classes=lambda n: []),
     "another image": facts(shape=[3, 8, 8]),
     "an endless budget": fields(steps=None, epochs=1e308),
     "a reason for nothing": edited(lambda c: c["reasons"].update(surprise="!")),
@@ -185,30 +196,34 @@ CONFIGS: dict[str, Damage] = {
 }
 
 
-@pytest.mark.parametrize("case", CONFIGS)
-def test_a_hostile_configuration_is_refused(place: Path, case: str) -> None:
+WITH_OTHER_WEIGHTS = ("many channels", "a huge image", "another image")
+"""These configurations are possible, but the weights do not fit them."""
+
+REFUSED = [case for case in CONFIGS if case not in WITH_OTHER_WEIGHTS]
+
+
+@pytest.mark.parametrize(("case", "verb"), in_turn(REFUSED, ["info", "sample", "report"]))
+def test_a_hostile_configuration_is_refused(place: Path, case: str, verb: str) -> None:
     CONFIGS[case](place)
-    if case in (
-        "many channels",
-        "a huge image",
-        "another image",
-    ):  # it can be so, but for the weights
-        check(place.parent, "model.safetensors", "sample", str(place))
-        assert command(place.parent / "stderr", "info", str(place)) == (0, "")
-        if case == "many channels":
-            assert command(place.parent / "stderr", "report", str(place), seconds=60.0) == (0, "")
-        else:  # data.png shows others
-            check(place.parent, "config.json", "report", str(place))
-        return
-    for verb in ("info", "sample", "report"):
-        check(place.parent, "config.json", verb, str(place))
+    check(place.parent, "config.json", verb, str(place))
+
+
+@pytest.mark.parametrize("case", WITH_OTHER_WEIGHTS)
+def test_a_configuration_of_other_weights_is_refused(place: Path, case: str) -> None:
+    CONFIGS[case](place)
+    check(place.parent, "model.safetensors", "sample", str(place))
+    assert command(place.parent / "stderr", "info", str(place)) == (0, "")
+    if case == "many channels":
+        assert command(place.parent / "stderr", "report", str(place), seconds=60.0) == (0, "")
+    else:  # data.png shows others
+        check(place.parent, "config.json", "report", str(place))
 
 
 # Weights
 
 
 def resealed(edit: Callable[[dict[str, torch.Tensor]], Any]) -> Damage:
-    """Other tensors, under a seal that holds."""
+    """Other tensors, with a checksum that is right."""
 
     def damage(path: Path) -> None:
         tensors, metadata = load_tensors(path)
@@ -238,19 +253,15 @@ def first(tensors: dict[str, torch.Tensor]) -> str:
 
 
 SEAL = {"sha256": "0" * 64, "step": "12"}
-WEIGHTS: dict[str, Damage] = {
+PROMISE = {"dtype": "F32", "shape": [2**40], "data_offsets": [0, 2**42]}
+NO_TENSORS: dict[str, Damage] = {  # test_files.py has more
     "nothing": raw(b""),
-    "zeros": raw(bytes(1000)),
     "a terabyte": sparse,
     "a huge header": raw(b"\xff" * 7 + b"\x7f" + b"{}"),
-    "no header": sized([]),
-    "no seal": sized({"__metadata__": {"step": "12"}}),
-    "a broken seal": sized({"__metadata__": SEAL}),
-    "a promise of terabytes": sized(
-        {"__metadata__": SEAL, "x": {"dtype": "F32", "shape": [2**40], "data_offsets": [0, 2**42]}}
-    ),
+    "a promise of terabytes": sized({"__metadata__": SEAL, "x": PROMISE}),
     "a pickle": raw(b"\x80\x04\x95" + bytes(100)),
-    "a zip": raw(b"PK\x03\x04" + bytes(100)),
+}
+OTHER_TENSORS: dict[str, Damage] = {
     "another shape": resealed(lambda t: t.update({first(t): torch.zeros(3, 3)})),
     "a tensor too many": resealed(lambda t: t.update(surprise=torch.zeros(3))),
     "a tensor too few": resealed(lambda t: t.pop(first(t))),
@@ -269,6 +280,8 @@ def at_step(step: str) -> Damage:
 
 
 STEPS = {step: at_step(step) for step in ("-5", "1e3", "10" * 9, "", "\N{SUPERSCRIPT TWO}", "soon")}
+WEIGHTS = NO_TENSORS | OTHER_TENSORS
+CHECKPOINTS = OTHER_TENSORS | STEPS
 
 
 @pytest.mark.parametrize("case", WEIGHTS)
@@ -277,19 +290,34 @@ def test_hostile_weights_are_refused(place: Path, case: str) -> None:
     check(place.parent, "model.safetensors", "sample", str(place))
 
 
+@pytest.fixture(scope="module")
+def stopped_run(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that was stopped after 7 steps. Not to be changed: copy it first."""
+    path = tmp_path_factory.mktemp("stopped") / "run"
+    stop(Run(run).about().config, path, 7)
+    return path
+
+
 @pytest.fixture
-def stopped(run: Path, tmp_path: Path, warm: None) -> Path:
-    """A run that was stopped after 7 steps."""
-    stop(Run(run).about().config, tmp_path / "place" / "run", 7)
-    return tmp_path / "place" / "run"
+def stopped(stopped_run: Path, tmp_path: Path, warm: None) -> Path:
+    return Path(shutil.copytree(stopped_run, tmp_path / "place" / "run"))
 
 
-@pytest.mark.parametrize("case", [*WEIGHTS, *STEPS])
+@pytest.mark.parametrize("case", CHECKPOINTS)
 def test_a_hostile_checkpoint_is_refused(stopped: Path, tiny: dict[str, Any], case: str) -> None:
-    (WEIGHTS | STEPS)[case](stopped / "checkpoint.safetensors")
-    check(stopped.parent, "checkpoint.safetensors", "train", "--out", str(stopped), *as_flags(tiny))
-    if case != "a tensor too many":  # which drawing does not read
+    CHECKPOINTS[case](stopped / "checkpoint.safetensors")
+    train = ["train", "--out", str(stopped), *as_flags(tiny)]
+    check(stopped.parent, "checkpoint.safetensors", *train)
+    if case != "a tensor too many":  # which sampling does not read
         check(stopped.parent, "checkpoint.safetensors", "sample", str(stopped))
+
+
+def test_a_checkpoint_that_is_none_is_refused(stopped: Path, tiny: dict[str, Any]) -> None:
+    """The same function reads model.safetensors, which is tried with all of NO_TENSORS."""
+    train = ["train", "--out", str(stopped), *as_flags(tiny)]
+    for case, verb in (("nothing", train), ("a terabyte", ["sample", str(stopped)])):
+        NO_TENSORS[case](stopped / "checkpoint.safetensors")
+        check(stopped.parent, "checkpoint.safetensors", *verb)
 
 
 # The log
@@ -327,20 +355,17 @@ LOGS: dict[str, bytes] = {
 }
 
 
-@pytest.mark.parametrize("case", LOGS)
-def test_a_hostile_log_is_refused(place: Path, tiny: dict[str, Any], case: str) -> None:
+@pytest.mark.parametrize(("case", "verb"), in_turn(LOGS, ["info", "report", "train"]))
+def test_a_hostile_log_is_refused(place: Path, tiny: dict[str, Any], case: str, verb: str) -> None:
     lines = (place / "log.jsonl").read_bytes().splitlines()
-    (place / "log.jsonl").write_bytes(b"\n".join([lines[0], LOGS[case], *lines[1:], b""]))
-    for verb in (
-        ["info", str(place)],
-        ["report", str(place)],
-        ["train", "--out", str(place), *as_flags(tiny)],
-    ):
-        check(place.parent, "log.jsonl line 2", *verb)
+    content = b"\n".join([lines[0], LOGS[case], *lines[1:], b""])
+    (place / "log.jsonl").write_bytes(content)
+    on_run = ["--out", str(place), *as_flags(tiny)] if verb == "train" else [str(place)]
+    check(place.parent, "log.jsonl line 2", verb, *on_run)
 
 
 def test_a_log_without_end_is_not_kept_in_memory(place: Path) -> None:
-    """200 MB of one line: refused after its first 64 kB."""
+    """A line of 200 MB is refused after its first 64 kB."""
     with (place / "log.jsonl").open("ab") as file:
         file.truncate(200 << 20)
     check_code, said = command(place.parent / "stderr", "info", str(place))
@@ -351,22 +376,32 @@ def test_a_log_without_end_is_not_kept_in_memory(place: Path) -> None:
 # What a report reads
 
 
-@pytest.mark.parametrize(
-    "content",
-    [
-        b"",
-        b"[]",
-        b"{}",
-        b'{"format": 1}',
-        b"[" * 100_000,
-        b'{"format": 1, "quality": {"frechet": "close"}}',
-        b'{"format": 1, "rows": [1]}',
-        b'{"format": 2}',
-        b'{"format": 2, "step": 1, "rows": [1]}',
-    ],
-)
-@pytest.mark.parametrize("name", ["metrics.json", "study/samplers.json", "study/schedules.json"])
-def test_hostile_results_are_refused(place: Path, name: str, content: bytes) -> None:
+def of_format(number: int, **content: Any) -> bytes:
+    return json.dumps({"format": number, **content}).encode()
+
+
+RESULTS: dict[str, tuple[str, bytes]] = {
+    "nothing": ("metrics.json", b""),
+    "a list": ("study/samplers.json", b"[]"),
+    "no format": ("study/schedules.json", b"{}"),
+    "brackets": ("metrics.json", b"[" * 100_000),
+    "metrics of nothing": ("metrics.json", of_format(METRICS_FORMAT)),
+    "a figure of text": (
+        "metrics.json",
+        of_format(METRICS_FORMAT, quality={"frechet": "close"}),
+    ),
+    "metrics of another format": ("metrics.json", of_format(99)),
+    "no rows": ("study/samplers.json", of_format(FORMAT)),
+    "a row that is a number": ("study/samplers.json", of_format(FORMAT, step=1, rows=[1])),
+    "a study of another format": ("study/samplers.json", of_format(99)),
+    "no trainings": ("study/schedules.json", of_format(FORMAT)),
+    "a training that is a number": ("study/schedules.json", of_format(FORMAT, rows=[1])),
+}
+
+
+@pytest.mark.parametrize("case", RESULTS)
+def test_hostile_results_are_refused(place: Path, case: str) -> None:
+    name, content = RESULTS[case]
     (place / "study").mkdir()
     (place / name).write_bytes(content)
     check(place.parent, name.rpartition("/")[2], "report", str(place))
@@ -375,7 +410,5 @@ def test_hostile_results_are_refused(place: Path, name: str, content: bytes) -> 
 @pytest.mark.parametrize("picture", ["/etc/hostname", "../config.json", "missing.png", ""])
 def test_a_study_shows_no_file_from_elsewhere(place: Path, picture: str) -> None:
     (place / "study").mkdir()
-    (place / "study" / "samplers.json").write_text(
-        json.dumps({"format": FORMAT, "rows": [{"picture": picture}]})
-    )
+    (place / "study" / "samplers.json").write_bytes(of_format(FORMAT, rows=[{"picture": picture}]))
     check(place.parent, "study", "report", str(place))

@@ -1,8 +1,9 @@
-"""The audit against brute force, its false alarms on real digits, and its power on planted copies."""
+"""The audit against brute force, its false alarms on real digits, its power on planted copies."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -24,8 +25,17 @@ def test() -> Tensor:
     return load_dataset("mnist", split="test").images
 
 
+def shuffled_halves(ratios: Tensor, seed: int, purpose: str, index: int) -> tuple[Tensor, Tensor]:
+    order = torch.from_numpy(rng.stream(seed, purpose, index).permutation(len(ratios)))
+    audited, control = ratios[order].chunk(2)
+    return audited, control
+
+
 def brute_force(query: Tensor, training: Tensor) -> tuple[Tensor, Tensor]:
-    """Root mean square distances in grey levels, the best of nine shifts with the border repeated, sorted."""
+    """The order of the training images by their distance, and the distances in that order.
+
+    A distance is the root mean square difference of 8-bit values, for the best of nine shifts.
+    Pixels from outside repeat the border."""
     padded = np.pad(query.numpy(), ((0, 0), (1, 1), (1, 1)), mode="edge").astype(float)
     height, width = query.shape[-2:]
     best = np.full(len(training), np.inf)
@@ -41,9 +51,8 @@ def brute_force(query: Tensor, training: Tensor) -> tuple[Tensor, Tensor]:
 @pytest.mark.parametrize("shape", [(1, 28, 28), (3, 20, 20), (1, 64, 64)])
 def test_the_nearest_images_are_those_of_brute_force(shape: tuple[int, int, int]) -> None:
     g = torch.Generator().manual_seed(0)
-    smooth = torch.nn.functional.interpolate(
-        torch.rand(60, shape[0], 5, 5, generator=g), shape[1:], mode="bilinear"
-    )
+    coarse = torch.rand(60, shape[0], 5, 5, generator=g)
+    smooth = torch.nn.functional.interpolate(coarse, shape[1:], mode="bilinear")
     training = (255 * smooth).to(torch.uint8)
     queries = (255 * (0.7 * smooth[:5] + 0.3 * smooth[5:10])).to(torch.uint8)
     found = novelty.nearest_images(queries, training)
@@ -62,7 +71,7 @@ def test_on_digits_the_candidates_hold_the_nearest(train: Tensor, test: Tensor) 
 
 
 def test_copies_of_duplicated_training_images_are_seen(train: Tensor) -> None:
-    """What was trained on twice is what is memorised first; its duplicate is not the second nearest."""
+    """Networks memorise duplicated images first. A duplicate is not the second nearest."""
     once = novelty.nearest_images(train[:40], train[:2000])
     twice = novelty.nearest_images(train[:40], torch.cat([train[:2000], train[:2000]]))
     assert (once.ratio == 0).all()
@@ -77,7 +86,7 @@ def test_where_all_candidates_are_one_image_the_ratio_is_that_of_the_last() -> N
     assert found.ratio.tolist() == [1.0, 1.0]
 
 
-def test_distances_are_in_grey_levels() -> None:
+def test_distances_are_in_8_bit_values() -> None:
     training = torch.stack([torch.full((1, 8, 8), v, dtype=torch.uint8) for v in (100, 200)])
     found = novelty.nearest_images(torch.full((1, 1, 8, 8), 110, dtype=torch.uint8), training)
     assert found.distance.tolist() == [[10.0, 90.0]]
@@ -104,30 +113,25 @@ def test_the_chance_is_exact(audited: int, control: int, rank: int) -> None:
 def test_the_chance_is_that_of_the_hypergeometric() -> None:
     from scipy.stats import hypergeom
 
-    for count, audited, control, rank in (
-        (7, 100, 200, 2),
-        (120, 5000, 5000, 50),
-        (15, 5000, 5000, 5),
-    ):
+    cases = (7, 100, 200, 2), (120, 5000, 5000, 50), (15, 5000, 5000, 5)
+    for count, audited, control, rank in cases:
         expected = hypergeom.cdf(rank - 1, audited + control, control, count + rank - 1)
-        assert novelty.chance_of_as_many(count, audited, control, rank) == pytest.approx(
-            expected, rel=1e-6
-        )
+        found = novelty.chance_of_as_many(count, audited, control, rank)
+        assert found == pytest.approx(expected, rel=1e-6)
 
 
 @pytest.mark.parametrize(("audited", "control"), [(200, 240), (2000, 2000), (10_000, 10_000)])
 def test_the_detectable_share_is_the_smallest_that_rings(audited: int, control: int) -> None:
-    """With ratios 1..n of real images: so many of the least replaced by copies ring, two less do not."""
+    """So many copies in place of the least ratios raise the alarm. Two fewer do not."""
     g = torch.Generator().manual_seed(0)
     of_control = torch.rand(control, generator=g, dtype=torch.float64).sort().values
-    # Audited ones at the control's own quantiles, so that exactly the expected number lies in each tail.
+    # The audited ones lie at the control's quantiles, so each tail has exactly the expected number.
     ours = of_control[((torch.arange(audited) + 0.5) / audited * control).long()]
     share = novelty.detectable_share(audited, control)
 
     def rings(copies: int) -> bool:
-        return novelty.audit(
-            torch.cat([torch.zeros(copies).double(), ours[: audited - copies]]), of_control
-        ).raised
+        of_audited = torch.cat([torch.zeros(copies).double(), ours[: audited - copies]])
+        return novelty.audit(of_audited, of_control).raised
 
     assert rings(math.ceil(share * audited) + 1)
     assert not rings(math.ceil(share * audited) - 2)
@@ -135,13 +139,12 @@ def test_the_detectable_share_is_the_smallest_that_rings(audited: int, control: 
 
 @pytest.mark.slow
 def test_false_alarms_and_power_on_all_of_mnist() -> None:
-    """Halves of the whole test set against the whole training set; 1% and 5% of planted copies of each kind."""
+    """Halves of the whole test set against the whole training set.
+
+    The planted copies of each kind are 1% and 5%."""
     training, everything = load_dataset("mnist").images, load_dataset("mnist", split="test").images
     of_test = novelty.nearest_images(everything, training).ratio
-    halves = [
-        of_test[torch.from_numpy(rng.stream(2, "d", i).permutation(10_000).copy())].chunk(2)
-        for i in range(100)
-    ]
+    halves = [shuffled_halves(of_test, 2, "d", i) for i in range(100)]
     assert sum(novelty.audit(audited, control).raised for audited, control in halves) <= 5
     for copy in (exact, moved, noised):
         copies = novelty.nearest_images(copy(training[torch.arange(250) * 239]), training).ratio
@@ -152,15 +155,14 @@ def test_false_alarms_and_power_on_all_of_mnist() -> None:
 
 @pytest.fixture(scope="module")
 def ratios(train: Tensor, test: Tensor) -> Tensor:
-    """d1/d2 of 4,000 test digits to 8,000 training digits."""
+    """d1/d2 of 4,000 test digits, against 8,000 training digits."""
     return novelty.nearest_images(test[:4000], train[:8000]).ratio
 
 
 def test_real_digits_raise_at_most_five_alarms_in_a_hundred(ratios: Tensor) -> None:
     alarms = 0
-    for draw in range(100):
-        order = torch.from_numpy(rng.stream(0, "draw", draw).permutation(len(ratios)))
-        audited, control = ratios[order].chunk(2)
+    for index in range(100):
+        audited, control = shuffled_halves(ratios, 0, "draw", index)
         alarms += novelty.audit(audited, control).raised
     assert alarms <= 5
 
@@ -178,22 +180,22 @@ def noised(images: Tensor) -> Tensor:
     return (images.float() + noise).clamp(0, 255).round().to(torch.uint8)
 
 
-@pytest.mark.parametrize("share", [0.01, 0.05])
-@pytest.mark.parametrize("copy", [exact, moved, noised])
+@pytest.mark.parametrize(
+    ("copy", "share"), [(exact, 0.01), (moved, 0.01), (noised, 0.01), (noised, 0.05)]
+)
 def test_planted_copies_raise_the_alarm(
-    copy, share: float, train: Tensor, test: Tensor, ratios: Tensor
+    copy: Callable[[Tensor], Tensor], share: float, train: Tensor, ratios: Tensor
 ) -> None:
     count = round(share * 2000)
     planted = copy(train[torch.arange(count) * 37 % 8000])
     copies = novelty.nearest_images(planted, train[:8000]).ratio
-    for draw in range(5):
-        order = torch.from_numpy(rng.stream(1, "draw", draw).permutation(len(ratios)))
-        audited, control = ratios[order].chunk(2)
+    for index in range(5):
+        audited, control = shuffled_halves(ratios, 1, "draw", index)
         assert novelty.audit(torch.cat([audited[count:], copies]), control).raised
 
 
 def test_other_proportions_of_the_classes_are_no_copies(ratios: Tensor) -> None:
-    """A model that draws too many 1s, which lie close together, draws no copies."""
+    """A model that makes too many 1s does not copy, though they lie close together."""
     labels = load_dataset("mnist", split="test").labels
     assert labels is not None
     ones, others = (ratios[rows] for rows in ((labels[:4000] == 1), (labels[:4000] != 1)))
@@ -223,9 +225,8 @@ def test_c_t_averages_over_cells_by_their_test_images() -> None:
     q_cell, p_cell = torch.arange(200) % 2, (torch.arange(300) % 3 > 0).long()
     q[q_cell == 0] /= 2
     scores = [novelty.mann_whitney(q[q_cell == c], p[p_cell == c]) for c in (0, 1)]
-    assert novelty.c_t(q, p, (q_cell, p_cell)) == pytest.approx(
-        (100 * scores[0] + 200 * scores[1]) / 300
-    )
+    expected = (100 * scores[0] + 200 * scores[1]) / 300
+    assert novelty.c_t(q, p, (q_cell, p_cell)) == pytest.approx(expected)
     assert scores[0] < -5
 
 

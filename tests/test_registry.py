@@ -1,4 +1,4 @@
-"""Tables: one string names a function and sets its parameters, and says clearly what it does not know."""
+"""Tables: one string names a function and sets its parameters. Errors say what a table has."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ TABLE = Table("spice")
 
 
 @TABLE.add
-def Black_Pepper(x: float, *, heat: float = 1.0, age: float = 2.0) -> tuple[float, float, float]:  # noqa: N802
+def Black_Pepper(  # noqa: N802
+    x: float, *, heat: float = 1.0, age: float = 2.0
+) -> tuple[float, float, float]:
     return x, heat, age
 
 
@@ -68,7 +70,7 @@ def test_defaults() -> None:
         ),
     ],
 )
-def test_what_is_wrong_with_a_spec_is_said(spec: str, said: str) -> None:
+def test_an_error_says_what_is_wrong_with_a_spec(spec: str, said: str) -> None:
     for use in (TABLE.check, TABLE.__getitem__):
         with pytest.raises(UserError, match=said):
             use(spec)

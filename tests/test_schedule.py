@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from helpers import close
 from undiffuse.base.errors import UserError
 from undiffuse.diffusion.schedule import (
     LOG_SNR_BOUND,
@@ -38,20 +39,20 @@ README, NEW = Path(__file__).parent.parent / "README.md", "quadratic"
 each_schedule = pytest.mark.parametrize("name", [*SCHEDULES, NEW])
 
 
-# Every schedule, and the one that README adds
+# Every schedule, with the one that README adds
 
 
 @pytest.fixture(autouse=True, scope="module")
 def readme() -> Iterator[None]:
     (block,) = re.findall(r"```python\n(@SCHEDULES.add.*?)```", README.read_text(), re.DOTALL)
-    exec(block, {"SCHEDULES": SCHEDULES})  # noqa: S102 - the reader is to type it in, too
+    exec(block, {"SCHEDULES": SCHEDULES})  # noqa: S102 - README asks the reader to type it in
     yield
     del SCHEDULES._functions[NEW]
 
 
 @each_schedule
 def test_from_data_to_noise(name: str) -> None:
-    """Exactly the data at t = 0, and nearly or exactly none of it at t = 1."""
+    """x_0 is exactly the data. x_1 holds nearly none of it, or none."""
     alpha, sigma = SCHEDULES[name](times(0, 1))
     assert alpha[0] == 1
     assert sigma[0] == 0
@@ -69,16 +70,14 @@ def test_log_snr_falls(name: str) -> None:
 
 @each_schedule
 def test_time_of_is_the_inverse(name: str) -> None:
-    t = torch.cat([times(0, 1e-6), INSIDE, times(1 - 1e-6, 1)])
-    torch.testing.assert_close(
-        time_of(SCHEDULES[name], log_snr(*SCHEDULES[name](t))), t, rtol=1e-9, atol=1e-12
-    )
-    assert time_of(SCHEDULES[name], times(200, -200)).tolist() == pytest.approx([0, 1], abs=1e-15)
+    schedule, t = SCHEDULES[name], torch.cat([times(0, 1e-6), INSIDE, times(1 - 1e-6, 1)])
+    torch.testing.assert_close(time_of(schedule, log_snr(*schedule(t))), t, rtol=1e-9, atol=1e-12)
+    assert time_of(schedule, times(200, -200)).tolist() == pytest.approx([0, 1], abs=1e-15)
 
 
 @each_schedule
 def test_noise_level_is_clamped_only_where_networks_see_it(name: str) -> None:
-    """Trap 8: at t = 0 and 1 alpha and sigma stay as they are; only the log-SNR is bounded, at 14 or more."""
+    """Trap 8. At t = 0 and 1 only the log-SNR is bounded, at 14 or more, not alpha and sigma."""
     t = torch.linspace(0, 1, 501)
     level = noise_level(SCHEDULES[name], t)
     alpha, sigma = SCHEDULES[name](t.double())
@@ -101,12 +100,11 @@ def test_variance_is_preserved(name: str) -> None:
 @pytest.mark.parametrize(("beta_min", "beta_max"), [(1e-4, 0.02), (1e-3, 0.01)])
 def test_linear_is_the_cumulative_product(beta_min: float, beta_max: float) -> None:
     expected = np.cumprod(1 - np.linspace(beta_min, beta_max, 1000))
-    alpha, sigma = SCHEDULES[f"linear:beta_min={beta_min},beta_max={beta_max}"](
-        torch.arange(1, 1001) / times(1000)
-    )
+    schedule = SCHEDULES[f"linear:beta_min={beta_min},beta_max={beta_max}"]
+    alpha, sigma = schedule(torch.arange(1, 1001) / times(1000))
     np.testing.assert_allclose(alpha**2, expected, rtol=1e-12)
     np.testing.assert_allclose(sigma**2, 1 - expected, rtol=1e-11)
-    between = SCHEDULES[f"linear:beta_min={beta_min},beta_max={beta_max}"](times(0.4565))[0] ** 2
+    between = schedule(times(0.4565))[0] ** 2
     assert between.item() == pytest.approx(np.sqrt(expected[455] * expected[456]), rel=1e-12)
 
 
@@ -128,9 +126,8 @@ def test_sigmoid_is_jabri_et_al(start: float, end: float, tau: float) -> None:
     t = np.linspace(0, 1, 501)
     v = 1 / (1 + np.exp(-(start + t * (end - start)) / tau))
     expected = (v[-1] - v) / (v[-1] - v[0])
-    np.testing.assert_allclose(
-        alpha_bar_of(f"sigmoid:start={start},end={end},tau={tau}", t), expected, atol=1e-13
-    )
+    found = alpha_bar_of(f"sigmoid:start={start},end={end},tau={tau}", t)
+    np.testing.assert_allclose(found, expected, atol=1e-13)
 
 
 def test_flow_is_a_straight_line() -> None:
@@ -161,18 +158,18 @@ def test_impossible_parameters(spec: str, said: str) -> None:
 # The handout's chain
 
 
-@pytest.mark.parametrize("steps", T)
 @each_schedule
-def test_chain_tables(name: str, steps: int) -> None:
-    tables = chain(SCHEDULES[name], steps)
-    np.testing.assert_allclose(tables.t, np.arange(1, steps + 1) / steps, rtol=1e-15)
-    alpha, sigma = SCHEDULES[name](tables.t)
-    torch.testing.assert_close(
-        tables.alpha_bar / (1 - tables.alpha_bar), (alpha / sigma) ** 2, rtol=1e-9, atol=0
-    )
-    torch.testing.assert_close(tables.alpha.cumprod(0), tables.alpha_bar, rtol=1e-10, atol=1e-40)
-    torch.testing.assert_close(tables.beta, 1 - tables.alpha, rtol=0, atol=1e-16)
-    assert ((tables.beta > 0) & (tables.beta <= 1)).all()
+def test_chain_tables(name: str) -> None:
+    for steps in T:
+        tables, case = chain(SCHEDULES[name], steps), f"{steps} steps"
+        expected = np.arange(1, steps + 1) / steps
+        np.testing.assert_allclose(tables.t, expected, rtol=1e-15, err_msg=case)
+        alpha, sigma = SCHEDULES[name](tables.t)
+        snr = tables.alpha_bar / (1 - tables.alpha_bar)
+        close(snr, (alpha / sigma) ** 2, 1e-9, case, absolute=0)
+        close(tables.alpha.cumprod(0), tables.alpha_bar, 1e-10, case, absolute=1e-40)
+        close(tables.beta, 1 - tables.alpha, 0, case, absolute=1e-16)
+        assert ((tables.beta > 0) & (tables.beta <= 1)).all(), case
 
 
 def test_chain_of_ho_et_al() -> None:
@@ -182,12 +179,12 @@ def test_chain_of_ho_et_al() -> None:
 
 @each_schedule
 def test_every_chain_ends_in_the_same_noise(name: str) -> None:
-    """Trap 7: betas are not kept while T changes, nor scaled beyond 1."""
+    """Trap 7. A chain of fewer steps neither keeps the betas nor scales them beyond 1."""
     assert len({chain(SCHEDULES[name], steps).alpha_bar[-1].item() for steps in T}) == 1
 
 
 def test_cosine_ends_in_pure_noise() -> None:
-    """Trap 8: its last beta is 1; t is not cut short to avoid that."""
+    """Trap 8. Its last beta is 1, and t is not cut short to avoid that."""
     tables = chain(SCHEDULES["cosine"], 1000)
     assert tables.beta[-1] == 1
     assert tables.beta[-2] < 1
