@@ -76,6 +76,6 @@ def close(
 # What is sampled
 
 
-def toy(x: Tensor, log_snr: Tensor, label: Tensor | None = None) -> Tensor:
+def toy(x: Tensor, log_snr: Tensor, condition: Tensor | None = None) -> Tensor:
     """A network that is no perfect denoiser. Its output leaves [-1, 1], so clipping changes it."""
     return 1.5 * (1.3 * x + process.expand(0.1 * log_snr, x)).tanh()

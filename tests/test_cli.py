@@ -23,6 +23,7 @@ import pytest
 import torch
 from PIL import Image
 from rich.console import Console
+from undiffuse.training.events import Scored, Stepped, Validated
 
 from conftest import as_flags, write_idx
 from undiffuse import __version__, api, cli
@@ -36,7 +37,6 @@ from undiffuse.runs.folder import Run
 from undiffuse.runs.session import Began
 from undiffuse.training import experiment
 from undiffuse.training.config import Config
-from undiffuse.training.events import Scored, Stepped, Validated
 from undiffuse.training.presets import as_command, make_config
 
 VERBS = ("train", "sample", "evaluate", "study", "report", "info")

@@ -12,6 +12,7 @@ from torch import Tensor
 from helpers import close, ends_in_pure_noise, possible, predictions_for
 from undiffuse.base.errors import UserError
 from undiffuse.diffusion import process
+from undiffuse.diffusion.conditioning import Conditioning
 from undiffuse.diffusion.denoiser import Denoiser
 from undiffuse.diffusion.schedule import LOG_SNR_BOUND, SCHEDULES
 
@@ -39,7 +40,7 @@ ANSWERS = {
 def denoiser_of(
     network: Callable[..., Tensor], schedule: str, prediction: str, classes: tuple[str, ...] = ()
 ) -> Denoiser:
-    return Denoiser(network, schedule, prediction, SHAPE, classes)
+    return Denoiser(network, schedule, prediction, SHAPE, Conditioning(classes))
 
 
 def always(answer: Tensor) -> Callable[..., Tensor]:
@@ -67,11 +68,11 @@ def test_the_perfect_answer_gives_the_image(schedule: str) -> None:
 
 @each_schedule
 def test_what_the_network_sees(schedule: str) -> None:
-    """It sees x_t / sqrt(alpha^2 s^2 + sigma^2), the log-SNR and the label.
+    """It sees x_t / sqrt(alpha^2 s^2 + sigma^2), the log-SNR and the condition.
 
     The first has unit size for data of size s, which is 1, or EDM's sigma_data."""
     x_t, alpha, sigma = noisy(schedule)
-    label = torch.arange(len(TIMES)) % 3
+    condition = torch.arange(len(TIMES)) % 3
     expected_level = 2 * (alpha / sigma).flatten().log()
     expected_level = expected_level.clamp(-LOG_SNR_BOUND, LOG_SNR_BOUND)
     for prediction in predictions_for(schedule):
@@ -82,16 +83,16 @@ def test_what_the_network_sees(schedule: str) -> None:
             return EPS
 
         denoiser = denoiser_of(network, schedule, prediction, ("a", "b"))
-        denoiser(x_t, TIMES, label)
+        denoiser(x_t, TIMES, condition=condition)
         denoiser(x_t.float(), TIMES)
         denoiser_of(network, schedule, prediction)(x_t, TIMES)
         (x, log_snr, shown), of_float32, without_classes = seen
         size = 0.5 if prediction == "edm" else 1
         close(x, x_t / (alpha**2 * size**2 + sigma**2).sqrt(), 1e-7, prediction)
         close(log_snr, expected_level, 1e-7, prediction)
-        assert shown is label, prediction
+        assert shown is condition, prediction
         assert [arg.dtype for arg in of_float32[:2]] == [torch.float32, torch.float32], prediction
-        assert of_float32[2].tolist() == [2] * len(TIMES), prediction  # "no label"
+        assert of_float32[2].tolist() == [2] * len(TIMES), prediction  # "unconditional"
         assert without_classes[2] is None, prediction
 
 

@@ -21,8 +21,9 @@ from undiffuse.base import rng
 from undiffuse.base.errors import UserError
 from undiffuse.diffusion import sampling
 from undiffuse.diffusion.denoiser import Denoiser
-from undiffuse.diffusion.sampling import trajectory
+from undiffuse.diffusion.sampling import Sampling, trajectory
 from undiffuse.diffusion.schedule import SCHEDULES, linear_table, log_snr, noise_level
+from undiffuse.diffusion.walk import Frame
 
 diffusers = pytest.importorskip("diffusers")
 unet2d = pytest.importorskip("undiffuse.nets.unet2d")
@@ -52,18 +53,18 @@ def frames_of(
     prediction: str,
     samples: Sequence[int],
     **options: Any,
-) -> list[sampling.Frame]:
+) -> list[Frame]:
     denoiser = Denoiser(network, "linear", prediction, shape)
-    return list(trajectory(denoiser, samples, **options))
+    return list(trajectory(denoiser, samples, Sampling(**options)))
 
 
 @pytest.fixture
-def frames(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[sampling.Frame]]:
+def frames(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[Frame]]:
     """(their timesteps, prediction, options) -> our steps at the same times, in float64."""
     normal_each = rng.normal_each
     monkeypatch.setattr(rng, "normal_each", lambda *args: normal_each(*args).double())
 
-    def run(timesteps: Sequence[int], prediction: str, **options: Any) -> list[sampling.Frame]:
+    def run(timesteps: Sequence[int], prediction: str, **options: Any) -> list[Frame]:
         times = torch.tensor([*(k + 1 for k in timesteps), 0], dtype=torch.float64) / 1000
         monkeypatch.setattr(sampling, "time_grid", lambda *_: times)
         return frames_of(toy, (1, 4, 4), prediction, range(3), steps=len(timesteps), **options)
@@ -77,7 +78,7 @@ def in_double(scheduler: Any) -> Any:
     return scheduler
 
 
-def noise_of(frame: sampling.Frame) -> Tensor:
+def noise_of(frame: Frame) -> Tensor:
     return rng.normal_each(range(3), (1, 4, 4), 0, "sampling", frame.index)
 
 
@@ -163,10 +164,10 @@ def test_unet2d_sees_diffusers_own_step() -> None:
     assert step_at(torch.tensor([0.5005, 0.0])).tolist() == pytest.approx([499.5, -1])
 
 
-def small(shape: tuple[int, int, int], classes: int, attend: bool, heads: int) -> Any:
+def small(shape: tuple[int, int, int], conditions: int, attend: bool, heads: int) -> Any:
     torch.manual_seed(0)
     options = {"channels": (8, 16), "blocks": (1, 1), "attention": (False, attend), "dropout": 0}
-    return unet2d.UNet2D(shape=shape, classes=classes, heads=heads, **options).eval()
+    return unet2d.UNet2D(shape=shape, conditions=conditions, heads=heads, **options).eval()
 
 
 @pytest.mark.parametrize(("prediction", "clip"), [("x0", True), ("eps", False), ("v", True)])
@@ -174,7 +175,7 @@ def test_unet2d_in_diffusers_pipeline(
     prediction: str, clip: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Saved as a DDIM pipeline and loaded again, it makes the same images from the same noise."""
-    ours = small((1, 8, 8), classes=0, attend=False, heads=1)
+    ours = small((1, 8, 8), conditions=0, attend=False, heads=1)
     scheduler = diffusers.DDIMScheduler(
         prediction_type=NAMES[prediction],
         clip_sample=clip,
@@ -196,21 +197,21 @@ def test_unet2d_in_diffusers_pipeline(
 
 def test_unet2d_pads_odd_sizes() -> None:
     """7 is not a multiple of 2, so a row of zeros is added, and cut off again."""
-    ours = small((1, 7, 6), classes=2, attend=True, heads=2)
+    ours = small((1, 7, 6), conditions=2, attend=True, heads=2)
     x = torch.randn(2, 1, 7, 6)
-    label = torch.tensor([0, 2])
+    condition = torch.tensor([0, 2])
     padded = torch.zeros(2, 1, 8, 6)
     padded[:, :, :7] = x
     steps, levels = torch.tensor([999.0, 499.0]), torch.cat([level_of(999), level_of(499)])
     with torch.no_grad():
-        theirs = ours.model(padded, steps, class_labels=label).sample[:, :, :7]
-        close(ours(x, levels.float(), label), theirs, 1e-4)
+        theirs = ours.model(padded, steps, class_labels=condition).sample[:, :, :7]
+        close(ours(x, levels.float(), condition), theirs, 1e-4)
 
 
 def test_unet2d_refuses_a_level_narrower_than_a_head() -> None:
-    options = {"shape": (1, 8, 8), "classes": 0, "channels": (8, 16, 32), "blocks": (1, 1, 1)}
+    options = {"shape": (1, 8, 8), "conditions": 0, "channels": (8, 16, 32), "blocks": (1, 1, 1)}
     every, two, one = (True, True, True), (False, True, True), (False, False, True)
-    with pytest.raises(UserError, match=r"8 channels, and a head 16, .* give --heads 4 or more"):
+    with pytest.raises(UserError, match=r"8 channels, and a head 16, .* give heads=4 or more"):
         unet2d.UNet2D(attention=every, heads=2, dropout=0, **options)
     for heads, attention in ((4, every), (2, two), (1, one)):
         network = unet2d.UNet2D(attention=attention, heads=heads, dropout=0, **options)

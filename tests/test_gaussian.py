@@ -24,13 +24,14 @@ from undiffuse.diffusion import process
 from undiffuse.diffusion.denoiser import PREDICTIONS, Denoiser
 from undiffuse.diffusion.grids import GRIDS, time_grid
 from undiffuse.diffusion.samplers import SAMPLERS
-from undiffuse.diffusion.sampling import Frame, draw, trajectory
+from undiffuse.diffusion.sampling import Sampling, sample, trajectory
 from undiffuse.diffusion.schedule import LOG_SNR_BOUND, SCHEDULES, chain, log_snr
+from undiffuse.diffusion.walk import Frame
 
 # Two independent pixels: mean and standard deviation of the data.
 M, S = np.array([0.3, -0.2]), np.array([0.4, 0.8])
 TEXTBOOK = [*SAMPLERS, "ddim:eta=0.5", "ddim:eta=1"]
-TOO_NARROW = ["mean", "ddpm-printed"]  # trap 11: (7), and (8) as printed
+TOO_NARROW = ["posterior-mean", "ddpm-printed"]  # trap 11: (7), and (8) as printed
 FAITHFUL = [sampler for sampler in TEXTBOOK if sampler not in TOO_NARROW]
 GROWING = "growing"  # a schedule that the package lacks: alpha stays 1, and sigma grows to 80
 EVERY_SCHEDULE = [*SCHEDULES, GROWING]
@@ -84,12 +85,16 @@ def test_the_cases_hold_every_pair_that_is_coupled() -> None:
 # What is called
 
 
-def sample_images(denoiser: Denoiser, samples: Sequence[int], **options: Any) -> Tensor:
-    return draw(denoiser, samples, **options)
+def sample_images(
+    denoiser: Denoiser, samples: Sequence[int], *, classes: Tensor | None = None, **options: Any
+) -> Tensor:
+    return sample(denoiser, samples, Sampling(**options), classes=classes)
 
 
-def frames_of(denoiser: Denoiser, samples: Sequence[int], **options: Any) -> list[Frame]:
-    return list(trajectory(denoiser, samples, **options))
+def frames_of(
+    denoiser: Denoiser, samples: Sequence[int], *, classes: Tensor | None = None, **options: Any
+) -> list[Frame]:
+    return list(trajectory(denoiser, samples, Sampling(**options), classes=classes))
 
 
 @pytest.fixture(autouse=True)
@@ -111,7 +116,7 @@ def perfect(
     Its network sees only c_in x_t and the log-SNR. So it works in units in which
     alpha^2 + sigma^2 = 1."""
 
-    def network(x: Tensor, level: Tensor, label: Tensor | None) -> Tensor:
+    def network(x: Tensor, level: Tensor, condition: Tensor | None) -> Tensor:
         level = level.masked_fill(level <= -LOG_SNR_BOUND, -torch.inf)  # the clamp hides pure noise
         alpha, sigma = level.sigmoid().sqrt(), level.neg().sigmoid().sqrt()
         c_skip, c_out, c_in = (process.expand(c, x) for c in PREDICTIONS[prediction](alpha, sigma))
@@ -185,7 +190,7 @@ def textbook(sampler: str, alpha_bar: np.ndarray) -> np.ndarray:
         alpha = t / s
         mean = (np.sqrt(alpha) * (1 - s) * x + np.sqrt(s) * (1 - alpha) * x_0) / (1 - t)  # (4)
         variance = (1 - alpha) * (1 - s) / (1 - t)
-        if name == "mean":  # (7)
+        if name == "posterior-mean":  # (7)
             x = mean
         elif name == "ddpm":  # (8)
             x = mean + np.sqrt(variance) * noise
@@ -270,7 +275,7 @@ def test_order_of_convergence(affine: Measure, schedule: str) -> None:
 def test_the_handouts_samplers_are_too_narrow(affine: Measure, schedule: str) -> None:
     denoiser = perfect(gaussian, schedule)
     for steps in (10, 25, 100):
-        for sampler, most in (("mean", 0.01), ("ddpm-printed", 0.5)):
+        for sampler, most in (("posterior-mean", 0.01), ("ddpm-printed", 0.5)):
             spread = moments(affine(denoiser, steps, sampler=sampler))[1]
             assert np.all(spread < most * S), f"{sampler}, {steps} steps"
 
@@ -324,7 +329,8 @@ def test_every_number_of_steps(sampler: str) -> None:
         calls.clear()
         frames = frames_of(denoiser, [0, 1], sampler=sampler, steps=steps)
         assert len(frames) == steps
-        assert frames[-1].calls == len(calls) == (2 * steps - 1 if sampler == "heun" else steps)
+        counted = network_calls(TOY, Sampling(sampler), steps)
+        assert counted == len(calls) == (2 * steps - 1 if sampler == "heun" else steps)
         assert [frame.index for frame in frames] == list(range(steps))
         assert all(one.s == two.t for one, two in pairwise(frames)), f"{steps} steps"
         assert all(one.x_s is two.x_t for one, two in pairwise(frames)), f"{steps} steps"
@@ -393,53 +399,55 @@ def test_eps_follows_the_clipped_x_0(clip: bool, bound: float) -> None:
         torch.testing.assert_close(frame.x_s, alpha_s * frame.x_0 + sigma_s * eps)
 
 
-# Guidance: a network whose x_0 depends on the label and on nothing else
+# Guidance: a network whose x_0 depends on the class and on nothing else
 
-OF_LABEL = torch.tensor([0.1, 0.2, -0.4])  # class 0, class 1, no label
-
-
-def constant(x: Tensor, log_snr: Tensor, label: Tensor) -> Tensor:
-    return process.expand(OF_LABEL[label], x).expand_as(x)
+OF_CLASS = torch.tensor([0.1, 0.2, -0.4])  # class 0, class 1, unconditional
 
 
-LABELLED = Denoiser(constant, "flow", "x0", (1, 2, 2), ("a", "b"))
+def constant(x: Tensor, log_snr: Tensor, condition: Tensor) -> Tensor:
+    return process.expand(OF_CLASS[condition], x).expand_as(x)
+
+
+CONDITIONAL = Denoiser(constant, "flow", "x0", (1, 2, 2), Conditioning(("a", "b")))
 
 
 @pytest.mark.parametrize(("guidance", "calls"), [(0, 8), (0.5, 8), (1, 4), (1.5, 8), (4, 8)])
 def test_guidance(guidance: float, calls: int) -> None:
-    labels = torch.tensor([0, 1, 1])
+    classes = torch.tensor([0, 1, 1])
     for clip in (False, True):
-        options = {"label": labels, "guidance": guidance, "clip": clip}
-        last = frames_of(LABELLED, range(3), steps=4, **options)[-1]
-        guided = -0.4 + guidance * (OF_LABEL[labels] + 0.4)
+        options = {"classes": classes, "guidance": guidance, "clip": clip}
+        last = frames_of(CONDITIONAL, range(3), steps=4, **options)[-1]
+        guided = -0.4 + guidance * (OF_CLASS[classes] + 0.4)
         expected = guided.clamp(-1, 1) if clip else guided
         torch.testing.assert_close(last.x_s, expected[:, None, None, None].expand(3, 1, 2, 2))
-        assert last.calls == calls
+        sampling = Sampling("ddpm", guidance=guidance, clip=clip)
+        assert network_calls(CONDITIONAL, sampling, 4) == calls
 
 
 def test_guidance_is_the_same_for_every_sampler() -> None:
     """A sampler that asks for x_0 twice gets a guided one both times."""
-    labels = torch.tensor([0, 1, 1])
-    guided = -0.4 + 1.5 * (OF_LABEL[labels] + 0.4)
+    classes = torch.tensor([0, 1, 1])
+    guided = -0.4 + 1.5 * (OF_CLASS[classes] + 0.4)
     without = Denoiser(
         lambda x, *_: process.expand(guided, x).expand_as(x), "flow", "x0", (1, 2, 2)
     )
     for sampler in TEXTBOOK:
         options = {"sampler": sampler, "steps": 4}
-        ours = frames_of(LABELLED, range(3), label=labels, guidance=1.5, **options)
+        ours = frames_of(CONDITIONAL, range(3), classes=classes, guidance=1.5, **options)
+        counted = network_calls(CONDITIONAL, Sampling(sampler, guidance=1.5), 4)
+        assert counted == 2 * network_calls(without, Sampling(sampler), 4), sampler
         for found, expected in zip(ours, frames_of(without, range(3), **options), strict=True):
             close(found.x_s, expected.x_s, 1e-5, f"{sampler}, step {found.index}")
-            assert found.calls == 2 * expected.calls, sampler
 
 
-def test_labels_where_there_are_classes() -> None:
-    with pytest.raises(ValueError, match="with classes takes some"):
-        sample_images(LABELLED, [0])
-    with pytest.raises(ValueError, match="takes none"):
-        sample_images(TOY, [0], label=torch.tensor([0]))
-    for label in (-1, 2):
-        with pytest.raises(ValueError, match="the labels of 2 classes are 0 to 1"):
-            sample_images(LABELLED, [0], label=torch.tensor([label]))
+def test_classes_where_there_are_some() -> None:
+    with pytest.raises(ValueError, match="a model with classes takes classes"):
+        sample_images(CONDITIONAL, [0])
+    with pytest.raises(ValueError, match="a model without takes none"):
+        sample_images(TOY, [0], classes=torch.tensor([0]))
+    for number in (-1, 2):
+        with pytest.raises(ValueError, match="the 2 classes are 0 to 1"):
+            sample_images(CONDITIONAL, [0], classes=torch.tensor([number]))
 
 
 # Time grids

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from sklearn.cluster import KMeans
+from undiffuse.training.events import Stepped
 
 import undiffuse
 from conftest import write_idx
@@ -26,7 +27,6 @@ from undiffuse.report.blocks import Text
 from undiffuse.runs.figures import examples
 from undiffuse.runs.folder import Run
 from undiffuse.runs.session import train_session
-from undiffuse.training.events import Stepped
 from undiffuse.training.experiment import grouped, prepare
 from undiffuse.training.presets import make_config
 from undiffuse.training.probes import quick_samples

@@ -23,6 +23,7 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
+from undiffuse.training.events import Event
 
 from test_session import assert_same_run, files
 from undiffuse import api
@@ -31,7 +32,6 @@ from undiffuse.runs.folder import Run
 from undiffuse.runs.session import train_session
 from undiffuse.runs.signals import Stopped
 from undiffuse.training.config import Config
-from undiffuse.training.events import Event
 from undiffuse.training.presets import make_config
 
 STEPS = 12

@@ -14,9 +14,13 @@ from helpers import close, possible, predictions_for
 from undiffuse.base.rng import stream
 from undiffuse.diffusion import process
 from undiffuse.diffusion.denoiser import PREDICTIONS, Denoiser
-from undiffuse.diffusion.objective import Problem, loss, regression
+from undiffuse.diffusion.objectives.denoising import (
+    DenoisingBatch,
+    denoising_batch,
+    denoising_loss,
+)
 from undiffuse.diffusion.schedule import LOG_SNR_BOUND, SCHEDULES
-from undiffuse.diffusion.times import TIMES, draw_times
+from undiffuse.diffusion.times import TIMES, sample_times
 from undiffuse.diffusion.weightings import WEIGHTINGS
 
 SHAPE = (1, 3, 3)
@@ -32,18 +36,18 @@ def level(schedule: str) -> tuple[Tensor, Tensor, Tensor]:
     return alpha, sigma, snr
 
 
-def problem_of(schedule: str, prediction: str, weighting: str = "uniform") -> Problem:
+def batch_of(schedule: str, prediction: str, weighting: str = "uniform") -> DenoisingBatch:
     denoiser = Denoiser(lambda *_: DENOISED, schedule, prediction, SHAPE)
-    return regression(denoiser, WEIGHTINGS[weighting], X_0, EPS, T)
+    return denoising_batch(denoiser, WEIGHTINGS[weighting], X_0, EPS, T)
 
 
-def loss_of(answer: Tensor, problem: Problem) -> Tensor:
+def loss_of(answer: Tensor, batch: DenoisingBatch) -> Tensor:
     """The loss of a network that gives this answer."""
-    return loss(lambda *_: answer, problem)
+    return denoising_loss(lambda *_: answer, batch)
 
 
 def times(count: int, stream: object, stratified: bool, steps: int | None = None) -> Tensor:
-    return draw_times(TIMES["uniform"], count, stream, stratified=stratified, steps=steps)
+    return sample_times(TIMES["uniform"], count, stream, stratified=stratified, steps=steps)
 
 
 # The loss
@@ -53,18 +57,18 @@ def times(count: int, stream: object, stratified: bool, steps: int | None = None
 def test_the_target_is_the_perfect_answer(schedule: str) -> None:
     """Training asks the network what the denoiser asks it. Who hits the target gives the image."""
     for prediction in predictions_for(schedule):
-        problem, seen = problem_of(schedule, prediction), []
+        batch, seen = batch_of(schedule, prediction), []
 
-        def network(*args: Tensor, target: Tensor = problem.target, seen: list = seen) -> Tensor:
+        def network(*args: Tensor, target: Tensor = batch.target, seen: list = seen) -> Tensor:
             seen[:] = args
             return target
 
         alpha, sigma, _ = level(schedule)
         x_t = process.jump(X_0, EPS, alpha, sigma)
         close(Denoiser(network, schedule, prediction, SHAPE)(x_t, T), X_0, 1e-9, prediction)
-        close(seen[0], problem.x, 1e-9, prediction)
-        close(seen[1], problem.log_snr, 1e-9, prediction)
-        assert not loss(network, problem).any(), prediction
+        close(seen[0], batch.x, 1e-9, prediction)
+        close(seen[1], batch.log_snr, 1e-9, prediction)
+        assert not denoising_loss(network, batch).any(), prediction
 
 
 @pytest.mark.parametrize("weighting", list(WEIGHTINGS))
@@ -76,7 +80,7 @@ def test_one_loss_for_all_predictions(weighting: str) -> None:
         alpha, sigma, snr = level(schedule)
         c_skip, c_out, _ = (process.expand(c, X_0) for c in PREDICTIONS[prediction](alpha, sigma))
         answer = (DENOISED - c_skip * process.jump(X_0, EPS, alpha, sigma)) / c_out
-        found = loss_of(answer, problem_of(schedule, prediction, weighting))
+        found = loss_of(answer, batch_of(schedule, prediction, weighting))
         expected = WEIGHTINGS[weighting](snr.log()) * ((DENOISED - X_0) ** 2).mean(dim=(1, 2, 3))
         close(found, expected, 1e-8, (schedule, prediction), absolute=1e-12)
 
@@ -94,14 +98,14 @@ def test_plain_squared_errors(prediction: str) -> None:
             continue
         alpha, sigma, _ = (process.expand(c, X_0) for c in level(schedule))
         v = (alpha * EPS - sigma * X_0) / (alpha**2 + sigma**2).sqrt()
-        problem = problem_of(schedule, prediction, NATURAL[prediction])
-        target = {"x0": X_0, "eps": EPS, "v": v, "edm": problem.target}[prediction]
+        batch = batch_of(schedule, prediction, NATURAL[prediction])
+        target = {"x0": X_0, "eps": EPS, "v": v, "edm": batch.target}[prediction]
         expected = ((DENOISED - target) ** 2).mean(dim=(1, 2, 3))
-        close(loss_of(DENOISED, problem), expected, 1e-6, schedule)  # the clamp: e^-15
+        close(loss_of(DENOISED, batch), expected, 1e-6, schedule)  # the clamp: e^-15
 
 
 def test_edm_weight_of_other_data() -> None:
-    weight = problem_of("linear", "edm:sigma_data=0.3", "edm:sigma_data=0.3").weight
+    weight = batch_of("linear", "edm:sigma_data=0.3", "edm:sigma_data=0.3").weight
     close(weight, torch.ones_like(weight), 1e-9)
 
 
@@ -109,7 +113,7 @@ def test_min_snr_on_v() -> None:
     """Trap 17. The weight of F's squared error is min(SNR, gamma) / (SNR + 1), and finite."""
     for schedule in SCHEDULES:
         *_, snr = level(schedule)
-        weight = problem_of(schedule, "v", "min-snr:gamma=3").weight
+        weight = batch_of(schedule, "v", "min-snr:gamma=3").weight
         close(weight, snr.clamp(max=3) / (snr + 1), 1e-6, schedule)
         assert weight.isfinite().all(), schedule
 
@@ -181,7 +185,7 @@ class Extremes:
 @pytest.mark.parametrize("name", list(TIMES))
 def test_times_are_never_0(name: str) -> None:
     for stratified, steps in product((False, True), (None, 2, 1000)):
-        t = draw_times(TIMES[name], 6, Extremes(), stratified=stratified, steps=steps)
+        t = sample_times(TIMES[name], 6, Extremes(), stratified=stratified, steps=steps)
         case = f"stratified: {stratified}, {steps} steps"
         assert t.dtype == torch.float64, case
         assert ((t > 0) & (t <= 1)).all(), case

@@ -15,6 +15,7 @@ import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
 from torch import Tensor
+from undiffuse.diffusion.objective import regression
 
 from helpers import close, possible
 from undiffuse.base import rng
@@ -24,7 +25,6 @@ from undiffuse.data.batches import batch_indices
 from undiffuse.diffusion import process
 from undiffuse.diffusion.denoiser import PREDICTIONS, Denoiser
 from undiffuse.diffusion.grids import GRIDS, time_grid
-from undiffuse.diffusion.objective import regression
 from undiffuse.diffusion.samplers import SAMPLERS
 from undiffuse.diffusion.sampling import draw
 from undiffuse.diffusion.schedule import SCHEDULES, chain, log_snr, time_of

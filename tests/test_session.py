@@ -27,6 +27,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
+from undiffuse.training.events import Ended, SetBack, Snapshot, Stepped, Validated
 
 from conftest import as_flags, write_idx
 from undiffuse import api
@@ -45,7 +46,6 @@ from undiffuse.runs.signals import Stopped
 from undiffuse.training import experiment, loop, probes
 from undiffuse.training.clock import FINISH_SECONDS, Clock, Decision, lr_factor, snapshot_steps
 from undiffuse.training.config import Config
-from undiffuse.training.events import Ended, SetBack, Snapshot, Stepped, Validated
 from undiffuse.training.optimizers import OPTIMIZERS
 from undiffuse.training.presets import make_config, reasons
 from undiffuse.training.probes import quick_samples

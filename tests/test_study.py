@@ -16,7 +16,6 @@ from PIL import Image
 from undiffuse.base.errors import UserError
 from undiffuse.report import Report
 from undiffuse.report.blocks import Figure, Missing, Table, Text
-
 from undiffuse.study import samplers
 from undiffuse.study.samplers import CALLS, SAMPLERS, cases, sampler_study, spread
 

@@ -16,6 +16,15 @@ import torch
 from safetensors.torch import load as unpack
 from safetensors.torch import save as pack
 from torch import Tensor
+from undiffuse.training.events import (
+    Ended,
+    Event,
+    SetBack,
+    Snapshot,
+    Stepped,
+    Uncompiled,
+    Validated,
+)
 
 from conftest import write_idx
 from undiffuse.base import engine, rng
@@ -26,15 +35,6 @@ from undiffuse.nets import NETWORKS
 from undiffuse.training import loop
 from undiffuse.training.averages import ema_decay, ema_exponent
 from undiffuse.training.clock import Clock, Cut, Decision, lr_factor, snapshot_steps
-from undiffuse.training.events import (
-    Ended,
-    Event,
-    SetBack,
-    Snapshot,
-    Stepped,
-    Uncompiled,
-    Validated,
-)
 from undiffuse.training.experiment import (
     build_network,
     make_denoiser,

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from undiffuse.report.content import best_of
 
 from conftest import write_idx
 from undiffuse import cli
@@ -23,7 +24,6 @@ from undiffuse.diffusion.denoiser import Denoiser
 from undiffuse.diffusion.schedule import SCHEDULES
 from undiffuse.report import Report
 from undiffuse.report.blocks import Figure, Missing, Table, Text
-from undiffuse.report.content import best_of
 from undiffuse.runs.folder import Run
 from undiffuse.study import FORMAT, trainings
 from undiffuse.study.trainings import LEVELS, QUESTIONS, errors, training_study
