@@ -1,4 +1,7 @@
-"""Whole files: written so that what has a name is complete; tensors as data, never as code; the cache."""
+"""The cache: tensors that can be computed again, kept for the next time.
+
+A missing or damaged entry costs time, never a result.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,9 @@ T = TypeVar("T")
 
 
 def cache_folder() -> Path:
-    """Where what can be computed again is kept: $UNDIFFUSE_CACHE, else undiffuse/ in the user's own cache folder."""
+    """The folder of the cache: $UNDIFFUSE_CACHE, or else undiffuse/ in the user's cache folder.
+
+    The user's cache folder is $XDG_CACHE_HOME, or else ~/.cache."""
     chosen, own = os.environ.get("UNDIFFUSE_CACHE"), os.environ.get("XDG_CACHE_HOME")
     if chosen:
         return Path(chosen)
@@ -26,10 +31,13 @@ def cache_folder() -> Path:
 
 
 Stored: TypeAlias = "tuple[dict[str, Tensor], dict[str, str]]"
+"""An entry of the cache: (tensors by name, metadata)."""
 
 
 def from_cache(name: str, read: Callable[[dict[str, Tensor], dict[str, str]], T]) -> T | None:
-    """What `read` makes of the tensors and metadata kept under `name`; None where there are none, or none that can be read."""
+    """The entry `name` of the cache, as read(tensors, metadata) returns it.
+
+    None where the entry is missing, or where it cannot be read."""
     try:
         path = cache_folder() / name
         return read(*load_tensors(path)) if path.is_file() else None
@@ -38,7 +46,7 @@ def from_cache(name: str, read: Callable[[dict[str, Tensor], dict[str, str]], T]
 
 
 def to_cache(name: str, stored: Stored) -> None:
-    """Keep tensors and metadata under `name`. Where that can't be done it costs time, not results: a warning says so."""
+    """Write the entry `name` of the cache. Where that fails, a warning says so."""
     try:
         save_tensors(cache_folder() / name, *stored)
     except (UserError, RuntimeError, OSError) as error:

@@ -1,4 +1,4 @@
-"""What this machine can do, and how the network's arithmetic is run on it."""
+"""What this machine can do, and in which precision a network computes on it."""
 
 from __future__ import annotations
 
@@ -28,14 +28,18 @@ else:
     torch = lazy("torch")
 
 STARTED = time.monotonic()
-"""When the package was imported: the start of the process, to within its first tenth of a second."""
+"""When the package was imported, in seconds of `time.monotonic`.
+
+The process itself started at most 0.1 s earlier."""
 
 
 def keep_freed_memory() -> None:
-    """Have glibc keep the memory that tensors of 32 MB and more leave, in place of giving it back to the system each time.
+    """Let glibc keep the memory of freed tensors of 32 MB and more for later tensors.
 
-    It would come back zeroed, page by page: a third of a step of the network `categorical`. For whole processes, so the
-    command does it, and the library leaves it to its user. Where there is no glibc it does nothing."""
+    By default it returns such memory to the system, which zeroes each page before it hands it out
+    again. That takes a third of a training step of the network `categorical`. The setting holds for
+    the whole process, so the command makes it and the library does not. Without glibc this does
+    nothing."""
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is not None:
         m_trim_threshold, m_mmap_threshold = -1, -3  # of malloc.h
@@ -44,7 +48,9 @@ def keep_freed_memory() -> None:
 
 
 def has_bf16() -> bool:
-    """Whether the processor multiplies bfloat16 itself (AVX512-BF16, AMX), so that it is the faster of the two."""
+    """Whether the CPU itself multiplies bfloat16 (AVX512-BF16 or AMX).
+
+    Without that, bfloat16 is slower than float32."""
     probes = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
     return any(
         probe()
@@ -54,45 +60,50 @@ def has_bf16() -> bool:
 
 
 def compiler() -> str | None:
-    """The C++ compiler that torch.compile finds, $CXX, g++ or clang++; None where there is none."""
+    """The C++ compiler that torch.compile finds: $CXX, g++ or clang++. None where there is none."""
     return next(filter(shutil.which, (os.environ.get("CXX", "g++"), "g++", "clang++")), None)
 
 
 def compiler_version() -> str | None:
-    """What the C++ compiler calls itself, in a line; None where there is none, or where it does not say."""
+    """The first line of the C++ compiler's --version; None without a compiler or without a line."""
     name = compiler()
     try:
-        said = (
+        output = (
             subprocess.run([name, "--version"], capture_output=True, text=True, timeout=20).stdout
             if name
             else ""
         )
     except (OSError, ValueError, subprocess.SubprocessError):
         return None
-    return next(iter(said.splitlines()), None)
+    return next(iter(output.splitlines()), None)
 
 
 def prepare_compiler(folder: Path) -> None:
-    """Have torch.compile keep its cache in this folder, which only this user may write to, unless $TORCHINDUCTOR_CACHE_DIR says
-    otherwise. The cache holds pickles and libraries, which are code, and torch's own places for it are guessable names in a folder that all
-    users share.
+    """Let torch.compile keep its cache in `folder`, to which only this user may write.
 
-    And spare a first run the compilation of a test for each set of vector instructions, 8 seconds, since the processor says which it has: a
-    compiler too old for them fails on the network itself, and `fit` says so."""
+    Where $TORCHINDUCTOR_CACHE_DIR names another folder, that is used. The cache holds pickles and
+    libraries, which are code. By default torch keeps it in a folder that all users share, under a
+    name that others can guess.
+
+    It also skips torch's test of each set of vector instructions, which compiles for 8 seconds
+    before a first run. The CPU says which it has. A compiler that is too old for them fails on the
+    network itself, and training reports it."""
     from torch._inductor import codecache, config
     from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 
     variable = "TORCHINDUCTOR_CACHE_DIR"
-    torchs_own = default_cache_dir()  # to which torch itself sets the variable, as soon as it looks
+    torchs_own = default_cache_dir()  # torch itself sets the variable to it
     if os.environ.get(variable, torchs_own) == torchs_own:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             folder.chmod(0o700)
-        except OSError:  # of another user, or no room: a folder for this process only, in which all is compiled anew
+        except OSError:
+            # It belongs to another user, or the disk is full. A folder for this process only will
+            # do: everything is compiled anew.
             folder = Path(tempfile.mkdtemp(prefix="undiffuse-"))
             atexit.register(shutil.rmtree, folder, ignore_errors=True)
         os.environ[variable] = str(folder)
-    # torch 2.13 has the headers elsewhere, whatever the variable says, and needs openssl to name them.
+    # torch 2.13 keeps the headers elsewhere, whatever the variable says. It names them by openssl.
     headers = Path(os.environ[variable], "precompiled_headers")
     codecache._HEADER_DIR, codecache._HEADER_LOCK_DIR = str(headers), str(headers / "locks")
     config.cpp_cache_precompile_headers = (
@@ -103,16 +114,16 @@ def prepare_compiler(folder: Path) -> None:
 
 
 def arithmetic(precision: str) -> AbstractContextManager[Any]:
-    """The context in which the network computes: autocast to bfloat16, or nothing."""
+    """The context in which a network computes in `precision`: for "bf16", autocast to bfloat16."""
     return (
         torch.autocast("cpu", torch.bfloat16) if precision == "bf16" else contextlib.nullcontext()
     )
 
 
 def in_precision(network: Callable[..., Tensor], precision: str) -> Callable[..., Tensor]:
-    """The network, computing in `precision` ("bf16" or "fp32").
+    """The network, made to compute in `precision` ("bf16" or "fp32").
 
-    Its input and output are float32 either way."""
+    Its input and output are float32 in both."""
 
     def call(x: Tensor, log_snr: Tensor, condition: Tensor | None) -> Tensor:
         with arithmetic(precision):
@@ -124,18 +135,20 @@ def in_precision(network: Callable[..., Tensor], precision: str) -> Callable[...
 
 @dataclass(frozen=True)
 class Engine:
-    """How the network's arithmetic is run: in which precision, and whether compiled."""
+    """How a network computes: in which precision, and whether it is compiled."""
 
     precision: Literal["bf16", "fp32"] = "fp32"
     compiled: bool = False
 
     def arithmetic(self) -> AbstractContextManager[Any]:
-        """The context in which the network computes."""
+        """The context in which a network computes in this precision."""
         return arithmetic(self.precision)
 
 
 def machine_facts() -> dict[str, Any]:
-    """What a resumed run compares, because bits depend on it; and what a reader of the run wants to know."""
+    """The versions and settings of this machine, which a run records.
+
+    A resumed run compares them, because the bits of its result depend on them."""
     from undiffuse import __version__
 
     return {

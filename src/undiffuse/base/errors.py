@@ -1,7 +1,13 @@
-"""The one error that a user can cause: a clear sentence instead of a traceback, and exit code 2."""
+"""The one error that a user can cause.
+
+The library raises it as an exception with a clear sentence. The command prints that sentence in
+place of a traceback.
+"""
 
 from __future__ import annotations
 
 
 class UserError(ValueError):
-    """What is wrong, where, and what to do, in one sentence. The command prints it and exits with code 2."""
+    """One sentence: what is wrong, where, and what to do.
+
+    The command prints it and ends with exit code 2."""

@@ -1,4 +1,4 @@
-"""Whole files: written so that what has a name is complete; tensors as data, never as code; the cache."""
+"""Files that are written whole: a name holds the old content or the new, never a part of it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ from undiffuse.base.errors import UserError
 
 
 def write_atomic(path: Path, content: bytes) -> None:
-    """Write a file so that under its name there is the old or the new content, never a part. UserError if it can't be."""
+    """Write a file so that its name holds the old content or the new, whatever happens meanwhile.
+
+    It makes the folders above that are missing. When it returns, the content is on the disk. Raises
+    UserError where the file cannot be written."""
     temporary = path.with_name(path.name + ".tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -19,7 +22,7 @@ def write_atomic(path: Path, content: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
-        if os.name == "posix":  # others can't open a folder
+        if os.name == "posix":  # elsewhere a folder cannot be opened, and so not synced
             folder = os.open(path.parent, os.O_RDONLY)
             try:
                 os.fsync(folder)
@@ -32,6 +35,7 @@ def write_atomic(path: Path, content: bytes) -> None:
 
 
 def cannot_write(path: Path, error: OSError) -> UserError:
+    """The UserError that says that a file could not be written, and why."""
     return UserError(
         f"{path} could not be written ({error.strerror}); make room there, or choose another folder"
     )

@@ -1,4 +1,4 @@
-"""Pictures of images: grids, strips and animations of uint8 tensors, as PIL images."""
+"""Images as pictures: grids and animations of uint8 tensors, as PIL images, PNG and GIF files."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ else:
 
 
 def as_picture(image: Tensor) -> Image.Image:
-    """One image, uint8 (C, H, W) with C = 1 or 3."""
+    """One image, uint8 (C, H, W) with C = 1 or 3, as a PIL image."""
     from PIL import Image
 
     array = image.numpy()
@@ -29,7 +29,7 @@ def as_picture(image: Tensor) -> Image.Image:
 
 
 def as_array(images: Tensor) -> NDArray[np.uint8]:
-    """(N, C, H, W) as (N, H, W) for one channel, (N, H, W, C) for several."""
+    """Images uint8 (N, C, H, W) as an array: (N, H, W) for C = 1, else (N, H, W, C)."""
     array: NDArray[np.uint8] = (
         images[:, 0] if images.shape[1] == 1 else images.movedim(1, -1)
     ).numpy()
@@ -37,7 +37,10 @@ def as_array(images: Tensor) -> NDArray[np.uint8]:
 
 
 def columns_for(count: int, classes: int = 0) -> int:
-    """Columns of a grid of `count` images: each of one class where labels cycle through the classes, else about a square."""
+    """The number of columns for a grid of `count` images.
+
+    Where 2 to 20 `classes` take turns, each column holds images of one class. Otherwise the grid is
+    about as wide as it is high."""
     if 1 < classes <= min(count, 20):
         return classes * max(1, min(10, count) // classes)
     return math.ceil(math.sqrt(count))
@@ -47,12 +50,17 @@ GAP = 2  # pixels between the images of a grid, before enlargement
 
 
 def enlargement(height: int, width: int) -> int:
-    """Whole factor by which images are enlarged in a grid: to about 56 pixels a side."""
+    """The whole factor by which images are enlarged in a grid, to about 56 pixels a side.
+
+    height, width: of an image, in pixels."""
     return max(1, round(56 / max(height, width)))
 
 
 def image_grid(images: Tensor, columns: int, *, down: bool = False) -> Image.Image:
-    """Images uint8 (N, C, H, W), row by row, enlarged; with `down` column by column, in so many rows: one a class, where labels cycle."""
+    """A grid of images uint8 (N, C, H, W), enlarged, filled row by row, with `columns` columns.
+
+    down: fill it column by column, with `columns` rows. Where classes take turns, each row then
+    holds images of one class."""
     n, c, h, w = images.shape
     places = [
         divmod(i, columns)[::-1] if down else divmod(i, columns) for i in range(n)
@@ -68,7 +76,9 @@ def image_grid(images: Tensor, columns: int, *, down: bool = False) -> Image.Ima
 
 
 def tiles(sheet: Image.Image, height: int, width: int) -> list[Image.Image]:
-    """The inverse of `grid`: its images of height x width pixels, still enlarged, row by row; the last may be empty."""
+    """The images of a grid that `image_grid` made, row by row, still enlarged.
+
+    height, width: of an image before it was enlarged, in pixels. The last tiles may be empty."""
     scale = enlargement(height, width)
     tops = range(GAP * scale, sheet.height, (height + GAP) * scale)
     lefts = range(GAP * scale, sheet.width, (width + GAP) * scale)
@@ -76,7 +86,7 @@ def tiles(sheet: Image.Image, height: int, width: int) -> list[Image.Image]:
 
 
 def animation_bytes(frames: Sequence[Image.Image], milliseconds: int = 80) -> bytes:
-    """A looping GIF that rests on its last frame."""
+    """A GIF that repeats for ever: `milliseconds` for each frame, 1.5 seconds for the last."""
     import io
 
     out = io.BytesIO()
@@ -87,11 +97,11 @@ def animation_bytes(frames: Sequence[Image.Image], milliseconds: int = 80) -> by
     return out.getvalue()
 
 
-NOTE = "undiffuse"  # the key of the text chunk of a PNG that says what the picture is
+NOTE = "undiffuse"  # the key of the text chunk of a PNG that holds its note
 
 
 def png_bytes(image: Image.Image, note: dict[str, Any] | None = None) -> bytes:
-    """note: what the picture is, kept in it for `note_of`."""
+    """The image as a PNG file. note: what the picture shows; `note_of` reads it from the file."""
     import io
 
     from PIL.PngImagePlugin import PngInfo
@@ -104,7 +114,7 @@ def png_bytes(image: Image.Image, note: dict[str, Any] | None = None) -> bytes:
 
 
 def note_of(png: bytes) -> dict[str, Any]:
-    """What `png_bytes` was told of a picture; {} where it has no note, or is no picture."""
+    """The note that `png_bytes` stored in a PNG file. {} for a file without a note, or no PNG."""
     import io
 
     from PIL import Image

@@ -1,11 +1,11 @@
-"""Modules that are imported when they are first used, so that `undiffuse --help` does not wait for torch.
+"""Modules that are imported when they are first used. So `undiffuse --help` need not load torch.
 
     if TYPE_CHECKING:
         import torch
     else:
         torch = lazy("torch")
 
-Nothing of the interpreter is changed: other programs' imports stay as they are.
+Nothing of the interpreter is changed: imports of other programs stay as they are.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from typing import Any
 
 
 class Lazy(ModuleType):
-    """Stands for a module. The module is imported when an attribute is first read."""
+    """A stand-in for a module, which is imported when one of its attributes is first read."""
 
     def __getattr__(self, name: str) -> Any:
         return getattr(importlib.import_module(self.__name__), name)
 
 
 def lazy(name: str) -> Any:
-    """The module `name`, imported when an attribute of it is first read."""
+    """The module `name`, imported when one of its attributes is first read."""
     return Lazy(name)

@@ -1,4 +1,7 @@
-"""Images as bytes and as floats: x = u / 127.5 - 1 for a byte u, here and nowhere else."""
+"""Images as bytes and as floats.
+
+A byte u in 0..255 becomes the float x = u / 127.5 - 1 in [-1, 1]. Only this file converts.
+"""
 
 from __future__ import annotations
 
@@ -18,24 +21,29 @@ else:
 
 
 def to_float(images: Tensor) -> Tensor:
-    """Bytes 0..255 to float32 in [-1, 1], in any shape."""
+    """Bytes 0..255 as float32 in [-1, 1]; any shape."""
     return images.float() / 127.5 - 1
 
 
 def to_uint8(x: Tensor) -> Tensor:
-    """Floats in [-1, 1], clamped to that, to the nearest bytes: the inverse of `to_float`, exactly."""
+    """Floats as the nearest bytes, uint8; any shape. It is exactly the inverse of `to_float`.
+
+    Floats outside [-1, 1] are clamped first."""
     return ((x.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
 
 
 def images_at_once(shape: Sequence[int]) -> int:
-    """How many images (C, H, W) to compute with at a time: 500 digits, or as many bytes."""
+    """How many images of `shape` (C, H, W) to compute with at a time, at least 1.
+
+    They have about as many bytes as 500 MNIST digits."""
     return max(1, 500 * 28 * 28 // math.prod(shape))
 
 
 def from_array(images: Any, shape: tuple[int, int, int]) -> Tensor:
-    """Images as users have them, as uint8 (N, C, H, W) of `shape` (C, H, W).
+    """A user's images, an array or a tensor, as a tensor uint8 (N, C, H, W).
 
-    They may be (N, H, W), (N, H, W, C) or (N, C, H, W), arrays or tensors. Raises UserError."""
+    images: uint8 (N, H, W), (N, H, W, C) or (N, C, H, W). shape: the (C, H, W) that they must have.
+    Raises UserError for another type or shape."""
     found = torch.as_tensor(images)
     if found.dtype != torch.uint8:
         raise UserError(f"images must be uint8, 0 to 255, not {str(found.dtype).partition('.')[2]}")

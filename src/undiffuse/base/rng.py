@@ -1,8 +1,9 @@
-"""Random numbers as a function of where they are used, never of how many were drawn before.
+"""Random numbers as a function of where they are used, not of how many were sampled before.
 
-Every stream is keyed by (seed, purpose, index, ...): the noise of training step 1,234 is the same in a run
-that was resumed at step 1,000, and digit 7 of seed 0 is the same whichever batch it is drawn in. The streams are
-Philox (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3"), whose key and counter are set directly.
+Every stream is keyed by (seed, purpose, index, ...). So the noise of training step 1,234 is the
+same in a run that was resumed at step 1,000, and image 7 of seed 0 is the same in every batch. The
+streams are Philox (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3"). Their key
+and counter are set directly.
 """
 
 from __future__ import annotations
@@ -26,8 +27,9 @@ else:
 def stream(seed: int, purpose: str, *indices: int) -> np.random.Generator:
     """The random stream of (seed, purpose, *indices): up to two indices, each below 2^64.
 
-    The key is a hash of seed and purpose. The indices are the upper counter words: streams of other indices
-    start 2^128 blocks away, so they never overlap."""
+    The key is a hash of seed and purpose. The indices are the upper words of the counter. Streams
+    with different indices start 2^128 blocks apart, so they never overlap. Raises ValueError for
+    more than two indices."""
     if len(indices) > 2:
         raise ValueError("a stream has at most two indices")
     digest = hashlib.blake2b(f"{seed}/{purpose}".encode(), digest_size=16).digest()
@@ -37,7 +39,7 @@ def stream(seed: int, purpose: str, *indices: int) -> np.random.Generator:
 
 
 def normal(shape: Sequence[int], seed: int, purpose: str, *indices: int) -> Tensor:
-    """Standard normal numbers, float32, of `shape`, from one stream."""
+    """Standard normal numbers, float32 of `shape`, from one stream."""
     return torch.from_numpy(
         stream(seed, purpose, *indices).standard_normal(tuple(shape), dtype=np.float32)
     )
@@ -46,9 +48,9 @@ def normal(shape: Sequence[int], seed: int, purpose: str, *indices: int) -> Tens
 def normal_each(
     samples: Sequence[int], shape: Sequence[int], seed: int, purpose: str, step: int
 ) -> Tensor:
-    """Standard normal numbers (len(samples), *shape), float32: one stream a sample.
+    """Standard normal numbers, float32 (len(samples), *shape), from one stream for each sample.
 
-    So a sample's noise does not depend on the batch, nor on which process asks for it."""
+    So the numbers of a sample depend neither on the batch that it is in nor on the process."""
     noise = np.empty((len(samples), *shape), dtype=np.float32)
     for row, own in zip(noise, streams(samples, seed, purpose, step), strict=True):
         own.standard_normal(dtype=np.float32, out=row)
@@ -58,7 +60,7 @@ def normal_each(
 def streams(
     samples: Sequence[int], seed: int, purpose: str, step: int
 ) -> Iterator[np.random.Generator]:
-    """stream(seed, purpose, step, sample) of each sample, to be used before the next is asked for."""
+    """stream(seed, purpose, step, sample) of each sample. Use one before asking for the next."""
     generator = stream(seed, purpose, step)
     state = generator.bit_generator.state  # set anew: to make a stream takes three times as long
     for sample in samples:

@@ -1,7 +1,7 @@
-"""Tables: how one new schedule, sampler, network, ... is added in one place.
+"""Tables: functions by name, so that one new schedule, sampler or network is added in one place.
 
-A table maps a name to a function. One string such as `cosine:s=0.008` is at once the flag's value,
-what the run's configuration saves, and the call that it stands for.
+A spec is one string such as `cosine:s=0.008`. It is the value of a flag, it is what the
+configuration of a run saves, and it stands for the call.
 """
 
 from __future__ import annotations
@@ -19,22 +19,23 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 class Table:
-    """Functions by name. A spec may set a function's keyword-only parameters that have defaults.
+    """Functions by name. A spec may set the keyword-only parameters that have defaults.
 
     @SCHEDULES.add
     def cosine(t, *, s=0.008): ...
 
     SCHEDULES["cosine:s=0.01"]  # partial(cosine, s=0.01)
 
-    Parameters are numbers, or tuples of numbers, which are written 64/128. Those that are bool are
-    written 0 or 1."""
+    Parameters are numbers, or tuples of numbers, which are written 64/128. A bool is written 0 or
+    1."""
 
     def __init__(self, kind: str) -> None:
+        """kind: what the functions are, for error messages, such as "schedule"."""
         self.kind = kind
         self._functions: dict[str, Callable[..., Any]] = {}
 
     def add(self, function: F) -> F:
-        """Decorator: register `function` under its own name, in lower case, with dashes for "_"."""
+        """Decorator: register `function` under its own name, in lower case, with "-" for "_"."""
         return self.named(function.__name__.lower().replace("_", "-"))(function)
 
     def named(self, name: str) -> Callable[[F], F]:
@@ -50,7 +51,7 @@ class Table:
 
     @contextmanager
     def added(self, function: Callable[..., Any], name: str | None = None) -> Iterator[None]:
-        """Within: `function` is in the table, as for a test or an experiment."""
+        """Within this context `function` is in the table, as for a test or an experiment."""
         before = dict(self._functions)
         self.named(name)(function) if name else self.add(function)
         try:
@@ -74,10 +75,13 @@ class Table:
             self[spec]
 
     def unknown(self, name: str) -> NoReturn:
+        """Raises UserError, which lists the names that there are."""
         raise UserError(f"there is no {self.kind} called '{name}'; there are: {', '.join(self)}")
 
     def function(self, name: str) -> Callable[..., Any]:
-        """The function registered under `name`, without parameters. Raises UserError for none."""
+        """The function registered under `name`, its parameters not set.
+
+        Raises UserError for an unknown name."""
         if name not in self._functions:
             self.unknown(name)
         return self._functions[name]
@@ -112,23 +116,26 @@ class Table:
         return chosen
 
     def canonical(self, spec: str) -> str:
-        """The spec with the parameters that differ from their defaults, in the function's order."""
+        """The spec with only those parameters that differ from their defaults, in fixed order."""
         name = spec.partition(":")[0]
         chosen = self.options(spec)
         changed = {k: chosen[k] for k, v in self.defaults(name).items() if chosen.get(k, v) != v}
-        return f"{name}{':' * bool(changed)}{','.join(f'{k}={written(v)}' for k, v in changed.items())}"
+        arguments = ",".join(f"{k}={written(v)}" for k, v in changed.items())
+        return f"{name}:{arguments}" if changed else name
 
     def __getitem__(self, spec: str) -> Callable[..., Any]:
         """The function that a spec `name` or `name:k=v,k=v` stands for.
 
-        Raises UserError for an unknown name or parameter, or a value of another kind."""
+        Raises UserError for an unknown name or parameter, or for a value of another type."""
         function = self.function(spec.partition(":")[0])
         chosen = self.options(spec)
         return partial(function, **chosen) if chosen else function
 
 
 def parsed(text: str, default: Any) -> Any:
-    """A parameter's value, of the kind of its default. Raises ValueError: what it must be."""
+    """The value of a parameter, of the type of its default.
+
+    Raises ValueError, which says what the value must be."""
     if isinstance(default, tuple):
         if not text:
             raise ValueError("numbers with / between them")
@@ -151,7 +158,7 @@ def parsed(text: str, default: Any) -> Any:
 
 
 def written(value: Any) -> str:
-    """A parameter's value as a spec has it."""
+    """The value of a parameter as it is written in a spec."""
     if isinstance(value, (tuple, list)):
         return "/".join(map(written, value))
     return str(int(value)) if isinstance(value, bool) else str(value)

@@ -1,4 +1,4 @@
-"""Whole files: written so that what has a name is complete; tensors as data, never as code; the cache."""
+"""Tensors in files: safetensors with a checksum, read as data and never as code."""
 
 from __future__ import annotations
 
@@ -15,66 +15,70 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 METADATA = b'{"__metadata__":{'
+ZERO_CHECKSUM = b'"sha256":"' + b"0" * 64 + b'"'
+CHECKSUM = re.compile(rb'"sha256":"([0-9a-f]{64})"')
 
-
-UNSEALED = b'"sha256":"' + b"0" * 64 + b'"'
-
-
-SEAL = re.compile(rb'"sha256":"([0-9a-f]{64})"')
-
-
-LARGEST, LARGEST_HEADER = 2**30, 2**22  # bytes
+LARGEST, LARGEST_HEADER = 2**30, 2**22
+"""The most bytes of a file, and of its header, that are read."""
 
 
 def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
-    """Write tensors by name, safetensors, with a seal in the metadata: the SHA-256 of the whole file, in which the seal itself is zeros."""
+    """Write tensors by name, and metadata, to a safetensors file with a checksum.
+
+    The checksum is the metadata entry "sha256". It is the SHA-256 of the whole file, computed with
+    zeros in place of the checksum itself. Raises UserError where the file cannot be written."""
     from safetensors.torch import save
 
     content = save(
         {k: v.contiguous() for k, v in tensors.items()}, metadata=metadata or {"format": "pt"}
     )
     end = 8 + int.from_bytes(content[:8], "little")
-    # Put there by hand: the library writes several metadata in a new order each time.
-    header = content[8:end].rstrip().replace(METADATA, METADATA + UNSEALED + b",", 1)
+    # The checksum is put there by hand: the library writes metadata in a new order each time.
+    header = content[8:end].rstrip().replace(METADATA, METADATA + ZERO_CHECKSUM + b",", 1)
     header += b" " * (-len(header) % 8)
     content = len(header).to_bytes(8, "little") + header + content[end:]
-    seal = f'"sha256":"{hashlib.sha256(content).hexdigest()}"'.encode()
-    write_atomic(path, content.replace(UNSEALED, seal, 1))
+    checksum = f'"sha256":"{hashlib.sha256(content).hexdigest()}"'.encode()
+    write_atomic(path, content.replace(ZERO_CHECKSUM, checksum, 1))
 
 
 def load_tensors(
-    path: Path, prefix: str = "", *, sealed: bool = True
+    path: Path, prefix: str = "", *, checksum: bool = True
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """(the tensors whose names begin with `prefix`, without it; the file's metadata). UserError for a damaged file.
+    """(tensors by name, metadata) of a safetensors file.
 
-    sealed: whether its seal is checked; not for files that are pinned by another hash."""
+    prefix: only the tensors whose names begin with it, which is then removed. checksum: whether to
+    verify the file's checksum; a file that is pinned by another hash need not have one. Raises
+    UserError for a damaged file."""
     from safetensors import SafetensorError, safe_open
 
     try:
-        if sealed:
-            check_seal(path)
+        if checksum:
+            verify_checksum(path)
         with safe_open(path, framework="pt") as file:
-            names = [name for name in file.keys() if name.startswith(prefix)]  # noqa: SIM118 - no mapping
-            return {name.removeprefix(prefix): file.get_tensor(name) for name in names}, dict(
-                file.metadata() or {}
-            )
+            # The file is no mapping: it has keys, but cannot be iterated.
+            names = [name for name in file.keys() if name.startswith(prefix)]  # noqa: SIM118
+            tensors = {name.removeprefix(prefix): file.get_tensor(name) for name in names}
+            return tensors, dict(file.metadata() or {})
     except (SafetensorError, TypeError, ValueError, OSError) as error:
         raise UserError(f"{path} is damaged or no checkpoint: {error}") from error
 
 
-def check_seal(path: Path) -> None:
-    """ValueError where a file's seal is not there, or broken by any change of any byte. Reads a piece at a time."""
+def verify_checksum(path: Path) -> None:
+    """Raises ValueError unless a file has a checksum that fits its content.
+
+    Any changed byte is found. The file is read 1 MiB at a time."""
     with path.open("rb") as file:
         size = os.fstat(file.fileno()).st_size
         length = int.from_bytes(start := file.read(8), "little")
         if size > LARGEST or length > min(LARGEST_HEADER, size):
             raise ValueError(f"it has {size:,} bytes, and a header of {length:,}")
         header = file.read(length)
-        seal = SEAL.search(header)
-        if seal is None:
+        found = CHECKSUM.search(header)
+        if found is None:
             raise ValueError("it has no checksum")
-        digest = hashlib.sha256(start + header[: seal.start()] + UNSEALED + header[seal.end() :])
+        before, after = header[: found.start()], header[found.end() :]
+        digest = hashlib.sha256(start + before + ZERO_CHECKSUM + after)
         while piece := file.read(2**20):
             digest.update(piece)
-    if digest.hexdigest().encode() != seal[1]:
+    if digest.hexdigest().encode() != found[1]:
         raise ValueError("its content does not match its checksum")

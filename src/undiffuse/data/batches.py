@@ -1,12 +1,4 @@
-"""Images to learn from: the embedded MNIST, IDX files, folders of PNG or JPEG images; and the order of the batches.
-
-A data set is one uint8 tensor held whole, (N, C, H, W). A batch is a choice of its rows, and which rows is a function
-of (seed, step). Networks see floats in [-1, 1]: x = u / 127.5 - 1 for a byte u, here and nowhere else.
-
-IDX is the format of the MNIST files: two zero bytes, the element type (8: unsigned byte), the number of dimensions,
-each dimension as a big-endian 32-bit number, then the elements, the last index fastest. A file is trusted for nothing:
-what it promises is compared with its length before memory is asked for.
-"""
+"""Batches: which images each training step sees, as a function of the seed and the step."""
 
 from __future__ import annotations
 
@@ -24,10 +16,11 @@ else:
 
 
 def batch_indices(n: int, batch_size: int, step: int, seed: int) -> Tensor:
-    """Which of `n` images batch `step` (from 0) holds: int64 (batch_size,).
+    """The indices of the images in batch number `step`, from 0: int64 (batch_size,) in [0, n).
 
-    Epochs, each a permutation of all n images, follow one another endlessly, and batches are cut from them without
-    regard to where one ends: a batch may span several, and every image is seen once an epoch."""
+    An epoch is a random order of all `n` images. Epochs follow one another without end, and batches
+    are cut from this sequence one after the other. So every image is seen once an epoch, and a
+    batch may span several epochs."""
     start, stop = step * batch_size, (step + 1) * batch_size
     epochs = range(start // n, (stop - 1) // n + 1)
     return torch.cat(
@@ -37,4 +30,5 @@ def batch_indices(n: int, batch_size: int, step: int, seed: int) -> Tensor:
 
 @lru_cache(maxsize=4)
 def _permutation(n: int, seed: int, epoch: int) -> Tensor:
+    """The order of the images in an epoch. The last few are kept: many batches share one."""
     return torch.from_numpy(stream(seed, "shuffle", epoch).permutation(n))

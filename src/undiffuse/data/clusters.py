@@ -1,8 +1,8 @@
-"""Clusters of similar images, found by k-means: conditions for images that have no labels, and finer
-ones for those that have some.
+"""Clusters of similar images, found by k-means. A network can be conditioned on them.
 
-A network that knows roughly what to denoise learns faster, and keeps the proportions of the data.
-On images as plain as digits the pixels themselves serve as features. See
+They are conditions for images without classes, and finer conditions for images with classes. A
+network that knows roughly what to denoise learns faster, and its samples keep the proportions of
+the data. For images as plain as digits, the pixels themselves serve as features. See
 `diffusion/conditioning.py` for how clusters are used.
 """
 
@@ -24,17 +24,21 @@ else:
     torch = lazy("torch")
 
 FEWEST = 100
-"""Images in a cluster, on average, at the least. With fewer images there are fewer clusters."""
+"""The fewest images in a cluster, on average. With too few images there are fewer clusters."""
 
 PIXELS = 14
+"""The fewest pixels a side at which images are compared."""
+
 ITERATIONS = 30
+"""Iterations of Lloyd's algorithm."""
 
 
 def k_means(images: Tensor, clusters: int, seed: int) -> Tensor:
-    """The cluster (N,), from 0, of each image uint8 (N, C, H, W).
+    """The cluster of each image, int64 (N,) from 0, by k-means.
 
-    By Lloyd's algorithm on images of about 14 pixels a side. There are `clusters` of them, or so few
-    that each has FEWEST images on average; with less than two there is one."""
+    images: uint8 (N, C, H, W). clusters: how many to find. There are fewer where a cluster would
+    have less than FEWEST images on average. Lloyd's algorithm compares images at a resolution of 14
+    to 27 pixels a side. The first centres are random images, by `seed`."""
     count = min(clusters, len(images) // FEWEST)
     if count < 2:
         return torch.zeros(len(images), dtype=torch.long)
@@ -51,10 +55,10 @@ def k_means(images: Tensor, clusters: int, seed: int) -> Tensor:
 def k_means_within(
     images: Tensor, labels: Tensor, classes: int, clusters: int, seed: int
 ) -> tuple[Tensor, tuple[int, ...]]:
-    """(the cluster (N,) of each image uint8 (N, C, H, W), the class of each cluster).
+    """K-means within each class: (the cluster (N,) of each image, the class of each cluster).
 
-    `k_means` in each of the `classes`, that of an image being its label (N,), with an equal part of
-    the `clusters` for each, at least one."""
+    images: uint8 (N, C, H, W). labels: the class (N,) of each, in [0, classes). clusters: how many
+    to find in all. Each class gets an equal part of them, and at least one."""
     cluster, class_of_cluster = torch.zeros_like(labels), list[int]()
     for number in range(classes):
         rows = (labels == number).nonzero()[:, 0]
@@ -65,7 +69,9 @@ def k_means_within(
 
 
 def coarse(images: Tensor) -> Tensor:
-    """Images uint8 (N, C, H, W) at a resolution of 14 to 27 pixels a side, float32 (N, D)."""
+    """Images uint8 (N, C, H, W) at a low resolution, float32 (N, D) in [0, 255].
+
+    The shorter side is reduced to 14 to 27 pixels, if it has 28 or more."""
     factor = max(1, min(images.shape[-2:]) // PIXELS)
     parts = (part.float() for part in images.split(5000))
     small = (F.avg_pool2d(part, factor) if factor > 1 else part for part in parts)
@@ -73,10 +79,10 @@ def coarse(images: Tensor) -> Tensor:
 
 
 def mean_images(dataset: Dataset, condition: Tensor, count: int) -> Tensor:
-    """The mean image of each of `count` conditions, and last that of all images.
+    """The mean image of each condition, float32 (count + 1, C, H, W) in [-1, 1].
 
-    condition: (N,) of each image. Float32 (count + 1, C, H, W) in [-1, 1]. It is that of all images
-    too for a condition that no image has."""
+    condition: the condition (N,) of each image, in [0, count). The last mean is that of all images.
+    A condition without images gets that mean too."""
     sums = torch.zeros(count, *dataset.shape, dtype=torch.float64)
     first = 0
     for images in dataset.chunks():

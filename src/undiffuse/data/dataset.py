@@ -1,4 +1,7 @@
-"""A data set: a store of images, and which of its rows it is, with their labels."""
+"""What a data set is: images in a store, their classes, and which rows of the store it has.
+
+Images are uint8 (C, H, W) until a batch of them is used.
+"""
 
 from __future__ import annotations
 
@@ -22,22 +25,23 @@ else:
     torch = lazy("torch")
     np = lazy("numpy")
 
-MAX_BYTES = 4 << 30  # of one data set, unpacked
+MAX_BYTES = 4 << 30
+"""The most bytes of one data set in memory: 4 GiB."""
 
 
 class Store(Protocol):
-    """Where images are: N of them, each uint8 of `shape` (C, H, W), read by row."""
+    """Where images are kept: N images of `shape` (C, H, W), which are read by row."""
 
     shape: tuple[int, int, int]
 
     def __len__(self) -> int: ...
 
     def read(self, rows: Tensor) -> Tensor:
-        """The images at int64 rows (n,): uint8 (n, C, H, W)."""
+        """The images at `rows`, int64 (n,): uint8 (n, C, H, W)."""
 
 
 class MemoryStore:
-    """Images that are held in memory, uint8 (N, C, H, W)."""
+    """A store of images in memory, uint8 (N, C, H, W)."""
 
     def __init__(self, images: Tensor) -> None:
         self.images = images
@@ -48,15 +52,16 @@ class MemoryStore:
         return len(self.images)
 
     def read(self, rows: Tensor) -> Tensor:
+        """The images at `rows`, int64 (n,): uint8 (n, C, H, W)."""
         return self.images[rows]
 
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """Images with labels: rows of a store, so that a part of a data set copies nothing.
+    """A data set: some rows of a store of images, so that a part of a data set copies no image.
 
-    rows: int64 (N,), None for all rows in order. labels: int64 (N,) in [0, len(classes)), or None,
-    the class of each image."""
+    labels: the class of each image, int64 (N,) in [0, len(classes)), or None. classes: their names.
+    rows: int64 (N,), or None for all rows in order."""
 
     name: str
     store: Store
@@ -88,7 +93,7 @@ class Dataset:
         return self.store.read(indices if self.rows is None else self.rows[indices])
 
     def chunks(self) -> Iterator[Tensor]:
-        """All images in order, uint8 (n, C, H, W), about as many bytes as 500 digits at a time."""
+        """All images in order, in chunks uint8 (n, C, H, W) of about 400 kB."""
         for indices in torch.arange(len(self)).split(images_at_once(self.shape)):
             yield self.read(indices)
 
@@ -108,20 +113,24 @@ class Dataset:
         )
 
     def hash_into(self, digest: hashlib._Hash) -> None:
-        """Add the bytes of the images, and then those of the labels, to a hash."""
+        """Add the bytes of all images to a hash, and then those of the labels."""
         for images in self.chunks():
             digest.update(images.numpy().tobytes())
         if self.labels is not None:
             digest.update(self.labels.numpy().tobytes())
 
 
-def _dataset(
+def dataset_from_arrays(
     name: str,
     pixels: NDArray[np.uint8],
     labels: NDArray[np.uint8] | None,
     known: NDArray[np.uint8] | None,
 ) -> Dataset:
-    """Pixels (N, H, W) or (N, H, W, C) and labels (N,), whose numbers are all among `known`, as a data set."""
+    """A data set in memory, from arrays.
+
+    pixels: (N, H, W) or (N, H, W, C). labels: any numbers (N,), or None. known: labels among which
+    each of these numbers occurs. The different numbers in `known`, in rising order, are the
+    classes."""
     images = (
         torch.from_numpy(pixels.reshape(*pixels.shape[:3], -1)).permute(0, 3, 1, 2).contiguous()
     )
@@ -132,9 +141,11 @@ def _dataset(
     return Dataset.of(name, images, torch.from_numpy(ids), tuple(str(number) for number in numbers))
 
 
-def _check_room(source: Any, *shape: int) -> None:
+def check_bytes(source: Any, *shape: int) -> None:
+    """Raises UserError, which names `source`, where uint8 of `shape` exceeds MAX_BYTES."""
     if math.prod(shape) > MAX_BYTES:
         need = f"{' x '.join(map(str, shape))} = {math.prod(shape)} bytes"
         raise UserError(
-            f"{source} needs {need}, more than the {MAX_BYTES} of a data set; use fewer or smaller images"
+            f"{source} needs {need}, more than the {MAX_BYTES} of a data set; "
+            "use fewer or smaller images"
         )

@@ -1,11 +1,9 @@
-"""Images to learn from: the embedded MNIST, IDX files, folders of PNG or JPEG images; and the order of the batches.
+"""IDX files, the format of MNIST.
 
-A data set is one uint8 tensor held whole, (N, C, H, W). A batch is a choice of its rows, and which rows is a function
-of (seed, step). Networks see floats in [-1, 1]: x = u / 127.5 - 1 for a byte u, here and nowhere else.
-
-IDX is the format of the MNIST files: two zero bytes, the element type (8: unsigned byte), the number of dimensions,
-each dimension as a big-endian 32-bit number, then the elements, the last index fastest. A file is trusted for nothing:
-what it promises is compared with its length before memory is asked for.
+An IDX file of bytes holds two zero bytes, the element type (8: unsigned byte), the number of
+dimensions, each dimension as a big-endian 32-bit number, and then the elements, the last index
+fastest. It may be compressed with gzip. No file is trusted: the size that its header promises is
+compared with its length before memory is taken.
 """
 
 from __future__ import annotations
@@ -20,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from undiffuse.base.errors import UserError
 from undiffuse.base.lazy import lazy
-from undiffuse.data.dataset import Dataset, _check_room, _dataset
+from undiffuse.data.dataset import Dataset, check_bytes, dataset_from_arrays
 
 if TYPE_CHECKING:
     from io import BufferedReader
@@ -30,18 +28,23 @@ if TYPE_CHECKING:
 else:
     np = lazy("numpy")
 
-MAX_DEFLATE = 1100  # deflate packs at most 1032 bytes into one (zlib's technical notes)
-
+MAX_DEFLATE = 1100
+"""A bound on the bytes that one compressed byte can hold: deflate reaches 1032 (zlib's notes)."""
 
 CHUNK = 1 << 20
+"""Bytes that are read at a time."""
 
 
 class NoTestSet(UserError):
-    """The data set has one part only."""
+    """The data set has no test set."""
 
 
-def _read_idx_folder(folder: Path, files: dict[Path, int], split: str) -> Dataset:
-    """The IDX files of `folder`, given with their numbers of dimensions."""
+def read_idx_folder(folder: Path, files: dict[Path, int], split: str) -> Dataset:
+    """The data set of the IDX files in `folder`.
+
+    files: each with its number of dimensions. split: "train" or "test". Raises NoTestSet where a
+    test set is asked for and there is none, and UserError for files that cannot be read or do not
+    fit together."""
     named = {re.split(r"[-.]idx", file.name)[0]: file for file in files}
     roles = [f"{part}-{kind}" for part in ("train", "t10k") for kind in ("images", "labels")]
     missing = [role for role in roles if role not in named]
@@ -50,7 +53,7 @@ def _read_idx_folder(folder: Path, files: dict[Path, int], split: str) -> Datase
             f"{folder} has no test set: of the four MNIST files it lacks {', '.join(missing)}"
         )
     labels: Path | None
-    known: Path | None  # the labels whose numbers are the classes
+    known: Path | None  # the classes are the numbers in this file
     if "train-images" in named and "train-labels" in named:
         part = {"train": "train", "test": "t10k"}[split]
         images, labels, known = (
@@ -62,43 +65,48 @@ def _read_idx_folder(folder: Path, files: dict[Path, int], split: str) -> Datase
         of_images = [file for file, dimensions in files.items() if dimensions > 1]
         of_labels = [file for file, dimensions in files.items() if dimensions == 1]
         if len(of_images) != 1 or len(of_labels) > 1:
-            held = f"{len(of_images)} of images and {len(of_labels)} of labels"
+            held = f"IDX files, {len(of_images)} of images and {len(of_labels)} of labels"
             raise UserError(
-                f"{folder} holds {held}; IDX files are read as one of images with at most one of labels"
+                f"{folder} holds {held}; it must hold one of images and at most one of labels"
             )
         images, labels = of_images[0], of_labels[0] if of_labels else None
         known = labels
 
-    pixels = _read_idx(images, 3, 4)
+    pixels = read_idx(images, 3, 4)
     if pixels.ndim == 4 and pixels.shape[3] not in (1, 3):
         raise UserError(
             f"{images} has {pixels.shape[3]} channels; images (N, H, W, C) must have 1 or 3, C last"
         )
     name = folder.resolve().name
     if labels is None or known is None:
-        return _dataset(name, pixels, None, None)
-    numbers, known_numbers = _read_idx(labels, 1), _read_idx(known, 1)
+        return dataset_from_arrays(name, pixels, None, None)
+    numbers, known_numbers = read_idx(labels, 1), read_idx(known, 1)
     if len(numbers) != len(pixels):
         raise UserError(
-            f"{labels} has {len(numbers)} labels for the {len(pixels)} images of {images}; get both again"
+            f"{labels} has {len(numbers)} labels for the {len(pixels)} images of {images}; "
+            "get both again"
         )
     strange = np.setdiff1d(numbers, known_numbers)
     if len(strange):
         raise UserError(
             f"{labels} has the label {strange[0]}, which {known} lacks; give both the same classes"
         )
-    return _dataset(name, pixels, numbers, known_numbers)
+    return dataset_from_arrays(name, pixels, numbers, known_numbers)
 
 
 def _open(path: Path) -> gzip.GzipFile | BufferedReader:
-    """The bytes of a file, unpacked if its first two are those of gzip (browsers unpack, and leave the name)."""
+    """The bytes of a file, decompressed if its first two bytes are those of gzip.
+
+    The name does not decide: a browser may decompress a file and keep its name."""
     with path.open("rb") as file:
         packed = file.read(2) == b"\x1f\x8b"
     return gzip.GzipFile(path) if packed else path.open("rb")
 
 
-def _idx_dimensions(path: Path) -> int:
-    """1 for an IDX file of labels, 3 or 4 for one of images, by its name or else its first bytes; 0 for others."""
+def idx_dimensions(path: Path) -> int:
+    """The number of dimensions of an IDX file: 1 for labels, 3 or 4 for images. 0 for other files.
+
+    It is read from the name, or else from the first bytes."""
     if name := re.search("idx([134])", path.name):
         return int(name[1])
     try:
@@ -109,8 +117,11 @@ def _idx_dimensions(path: Path) -> int:
     return magic[3] if magic[:3] == b"\0\0\x08" and magic[3:] in (b"\1", b"\3", b"\4") else 0
 
 
-def _read_idx(path: Path, *dimensions: int) -> NDArray[np.uint8]:
-    """The bytes of an IDX file that has one of these numbers of dimensions, in its shape."""
+def read_idx(path: Path, *dimensions: int) -> NDArray[np.uint8]:
+    """The array in an IDX file, in its shape.
+
+    dimensions: the numbers of dimensions that it may have. Raises UserError for another file, and
+    for one that is damaged or too large."""
     stored = path.stat().st_size
     try:
         with _open(path) as file:
@@ -118,7 +129,8 @@ def _read_idx(path: Path, *dimensions: int) -> NDArray[np.uint8]:
             if magic not in [bytes((0, 0, 8, d)) for d in dimensions]:
                 wanted = " or ".join(f"0000080{d}" for d in dimensions)
                 raise UserError(
-                    f"{path} starts with '{magic.hex()}', an IDX file of bytes with {wanted}; get it again"
+                    f"{path} starts with '{magic.hex()}', an IDX file of bytes with {wanted}; "
+                    "get it again"
                 )
             header = file.read(4 * magic[3])
             if len(header) < 4 * magic[3]:
@@ -129,10 +141,11 @@ def _read_idx(path: Path, *dimensions: int) -> NDArray[np.uint8]:
                 raise UserError(
                     f"{path} is empty: its header says {' x '.join(map(str, shape))}; get it again"
                 )
-            _check_room(path, *shape)
+            check_bytes(path, *shape)
             if promised > stored * (MAX_DEFLATE if isinstance(file, gzip.GzipFile) else 1):
                 raise UserError(
-                    f"{path} promises {promised} bytes, more than a file of {stored} can hold; get it again"
+                    f"{path} promises {promised} bytes, more than a file of {stored} can hold; "
+                    "get it again"
                 )
 
             array, filled = np.empty(promised, np.uint8), 0
@@ -145,7 +158,8 @@ def _read_idx(path: Path, *dimensions: int) -> NDArray[np.uint8]:
                 )
             if file.read(1):  # at the end of a gzip stream this also compares its checksum
                 raise UserError(
-                    f"{path} goes on after the {promised} bytes that its header promises; get it again"
+                    f"{path} goes on after the {promised} bytes that its header promises; "
+                    "get it again"
                 )
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise UserError(f"{path} is a damaged gzip file ({error}); get it again") from error

@@ -1,11 +1,6 @@
-"""Images to learn from: the embedded MNIST, IDX files, folders of PNG or JPEG images; and the order of the batches.
+"""Loading a data set: one that comes with the package, by name, or a folder of images.
 
-A data set is one uint8 tensor held whole, (N, C, H, W). A batch is a choice of its rows, and which rows is a function
-of (seed, step). Networks see floats in [-1, 1]: x = u / 127.5 - 1 for a byte u, here and nowhere else.
-
-IDX is the format of the MNIST files: two zero bytes, the element type (8: unsigned byte), the number of dimensions,
-each dimension as a big-endian 32-bit number, then the elements, the last index fastest. A file is trusted for nothing:
-what it promises is compared with its length before memory is asked for.
+To add one: a function split -> Dataset with `@DATASETS.add`; split is "train" or "test".
 """
 
 from __future__ import annotations
@@ -19,9 +14,9 @@ from typing import TYPE_CHECKING
 from undiffuse.base.errors import UserError
 from undiffuse.base.lazy import lazy
 from undiffuse.base.table import Table
-from undiffuse.data.dataset import Dataset, _dataset
-from undiffuse.data.idx import NoTestSet, _idx_dimensions, _read_idx, _read_idx_folder
-from undiffuse.data.pictures import _read_pictures, _resized
+from undiffuse.data.dataset import Dataset, dataset_from_arrays
+from undiffuse.data.idx import NoTestSet, idx_dimensions, read_idx, read_idx_folder
+from undiffuse.data.pictures import read_pictures, resized
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -35,51 +30,57 @@ DATASETS = Table("data set")
 
 
 ENDINGS = (".png", ".jpg", ".jpeg")
+"""How the names of image files end; upper case is read too."""
 
+SIZES = range(4, 1025)
+"""The sizes that images may be resized to, in pixels a side."""
 
-SIZES = range(4, 1025)  # what images may be resized to, in pixels a side
-
-
-# The published SHA-256 of the unpacked files.
 MNIST_SHA256 = {
     "train-images-idx3-ubyte": "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
     "train-labels-idx1-ubyte": "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
     "t10k-images-idx3-ubyte": "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
     "t10k-labels-idx1-ubyte": "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
 }
+"""The published SHA-256 of the uncompressed files."""
 
 
 def load_dataset(spec: str, size: int | None = None, split: str = "train") -> Dataset:
-    """The data set called `spec`, or that of the folder `spec` (write ./mnist for a folder called mnist).
+    """Load a data set. Nothing is written.
 
-    A folder holds one of these, and files of other kinds or with hidden names are passed over:
+    spec: the name of a data set, or a folder; write ./mnist for a folder called mnist. size: crop
+    each image to its central square and resize it (Lanczos) to size x size pixels; without it all
+    images must have one size already. split: "train" or "test".
 
-    - the four MNIST files, or another set under their names (train-images-idx3-ubyte or .idx3-ubyte, and so on)
-    - one IDX file of images, (N, H, W) or (N, H, W, C) with C = 1 or 3, and at most one of labels, (N,)
-    - PNG or JPEG images: in sub-folders, each a class of that name, or all directly in the folder, without labels
+    A folder holds images in one of three ways. Hidden files and files of other kinds are ignored.
 
-    IDX files may be gzipped. Their labels become 0..K-1 in the order of the numbers, which are the class names; those
-    of the test set are numbered as in the training set. If all image files are grey, C = 1, else C = 3 (a palette
-    counts as colour). Transparent pixels are laid on black, 16 bits become 8, and EXIF orientation is honoured.
+    - the four MNIST files, or another data set under their names: train-images-idx3-ubyte or
+      train-images.idx3-ubyte, and so on
+    - one IDX file of images, (N, H, W) or (N, H, W, C) with C = 1 or 3, and at most one IDX file of
+      labels, (N,)
+    - PNG or JPEG files: in sub-folders, each of which is a class with the folder's name, or all
+      directly in the folder, without classes
 
-    With `size`, in pixels, images are cropped to their central square and resized (Lanczos) to (C, size, size);
-    without it, all must be of one size already. `split` is "train" or "test". Nothing is ever written.
+    IDX files may be compressed with gzip. The different numbers in the file of labels are the names
+    of the classes. In rising order they become the labels 0..K-1. The labels of a test set are
+    numbered as those of its training set.
+
+    Image files have C = 1 if all of them are grey, else C = 3. A palette counts as colour.
+    Transparent pixels are laid on black. 16 bits are reduced to 8. The EXIF orientation is applied.
 
     Raises UserError for anything that cannot be read as described."""
     if split not in ("train", "test"):
-        raise UserError(f"the split of a data set is 'train' or 'test', not '{split}'")
+        raise UserError(f"split must be 'train' or 'test', not '{split}'")
     if size is not None and size not in SIZES:
-        raise UserError(
-            f"images can be resized to {SIZES[0]} to {SIZES[-1]} pixels a side, not {size}"
-        )
+        raise UserError(f"size must be from {SIZES[0]} to {SIZES[-1]} pixels a side, not {size}")
     if spec in DATASETS:
-        return _resized(DATASETS[spec](split), size)
+        return resized(DATASETS[spec](split), size)
     folder = Path(spec)
     try:
         if not spec or not folder.is_dir():
             known = ", ".join(DATASETS)
             raise UserError(
-                f"'{spec}' is neither a data set (there are: {known}) nor a folder of images; give either"
+                f"'{spec}' is neither a data set (there are: {known}) nor a folder of images; "
+                "give either"
             )
         return _read_folder(folder, size, split)
     except OSError as error:
@@ -90,17 +91,22 @@ def load_dataset(spec: str, size: int | None = None, split: str = "train") -> Da
 
 @DATASETS.add
 def mnist(split: str) -> Dataset:
-    """LeCun, Cortes & Burges: handwritten digits, 28 x 28, grey; 60,000 to train on, 10,000 to test with."""
+    """MNIST, by LeCun, Cortes & Burges: handwritten digits, grey, 28 x 28 pixels.
+
+    There are 60,000 images to train on and 10,000 to test with."""
     part = {"train": "train", "test": "t10k"}[split]
     labels = _packaged(f"{part}-labels-idx1-ubyte", 1)
-    return _dataset("mnist", _packaged(f"{part}-images-idx3-ubyte", 3), labels, labels)
+    images = _packaged(f"{part}-images-idx3-ubyte", 3)
+    return dataset_from_arrays("mnist", images, labels, labels)
 
 
 def _packaged(file: str, dimensions: int) -> NDArray[np.uint8]:
-    """One of the MNIST files inside the package, checked against its published digest."""
+    """One of the MNIST files inside the package, checked against its published SHA-256.
+
+    Raises UserError where it is damaged or missing."""
     try:
         with resources.as_file(resources.files("undiffuse.data") / "mnist" / f"{file}.gz") as path:
-            array = _read_idx(path, dimensions)
+            array = read_idx(path, dimensions)
         digest = hashlib.sha256(struct.pack(f">HBB{array.ndim}I", 0, 8, array.ndim, *array.shape))
         digest.update(array.data)
         intact = digest.hexdigest() == MNIST_SHA256[file]
@@ -114,29 +120,33 @@ def _packaged(file: str, dimensions: int) -> NDArray[np.uint8]:
 
 
 def _read_folder(folder: Path, size: int | None, split: str) -> Dataset:
+    """The data set in a folder, as `load_dataset` describes it."""
     files = list(_files(folder))
     pictures = [file for file in files if file.suffix.lower() in ENDINGS]
     others = [
         file for file in files if file.parent == folder and file.suffix.lower() not in ENDINGS
     ]
-    idx = {file: dimensions for file in others if (dimensions := _idx_dimensions(file))}
+    idx = {file: dimensions for file in others if (dimensions := idx_dimensions(file))}
     if idx and pictures:
         raise UserError(
-            f"{folder} holds both IDX files ({next(iter(idx)).name}) and images ({pictures[0]}); keep one kind"
+            f"{folder} holds both IDX files ({next(iter(idx)).name}) and images ({pictures[0]}); "
+            "keep one kind"
         )
     if idx:
-        return _resized(_read_idx_folder(folder, idx, split), size)
+        return resized(read_idx_folder(folder, idx, split), size)
     if not pictures:
         raise UserError(
             f"{folder} holds no images; files that are read: {', '.join(ENDINGS)} and IDX"
         )
     if split == "test":
         raise NoTestSet(f"{folder} has no test set: only a folder of the four MNIST files has one")
-    return _read_pictures(folder, pictures, size)
+    return read_pictures(folder, pictures, size)
 
 
 def _files(folder: Path, above: frozenset[Path] = frozenset()) -> Iterator[Path]:
-    """The files in `folder` and below, sorted; links are followed, except in circles."""
+    """The files in `folder` and below, sorted, without hidden ones.
+
+    Links are followed, but no circle of links. above: the folders above this one."""
     here = folder.resolve()
     if here in above:
         return
@@ -145,7 +155,6 @@ def _files(folder: Path, above: frozenset[Path] = frozenset()) -> Iterator[Path]
             continue
         if entry.is_dir():
             yield from _files(entry, above | {here})
-        elif (
-            entry.is_file() or not entry.exists()
-        ):  # a link to nothing: to read it says so, to skip it would hide it
+        # A link to nothing is a file too: reading it gives an error, skipping it would hide it.
+        elif entry.is_file() or not entry.exists():
             yield entry

@@ -1,12 +1,4 @@
-"""Images to learn from: the embedded MNIST, IDX files, folders of PNG or JPEG images; and the order of the batches.
-
-A data set is one uint8 tensor held whole, (N, C, H, W). A batch is a choice of its rows, and which rows is a function
-of (seed, step). Networks see floats in [-1, 1]: x = u / 127.5 - 1 for a byte u, here and nowhere else.
-
-IDX is the format of the MNIST files: two zero bytes, the element type (8: unsigned byte), the number of dimensions,
-each dimension as a big-endian 32-bit number, then the elements, the last index fastest. A file is trusted for nothing:
-what it promises is compared with its length before memory is asked for.
-"""
+"""Image files: a data set from PNG and JPEG files, and images resized."""
 
 from __future__ import annotations
 
@@ -17,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from undiffuse.base.errors import UserError
 from undiffuse.base.lazy import lazy
-from undiffuse.data.dataset import Dataset, _check_room, _dataset
+from undiffuse.data.dataset import Dataset, check_bytes, dataset_from_arrays
 
 if TYPE_CHECKING:
     import numpy as np
@@ -28,10 +20,16 @@ else:
     torch = lazy("torch")
     np = lazy("numpy")
 
-MAX_PIXELS = 4096 * 4096  # of one image file
+MAX_PIXELS = 4096 * 4096
+"""The most pixels of one image file."""
 
 
-def _read_pictures(folder: Path, paths: list[Path], size: int | None) -> Dataset:
+def read_pictures(folder: Path, paths: list[Path], size: int | None) -> Dataset:
+    """The data set of the image files at `paths`, which are in `folder` and below.
+
+    The sub-folders of `folder` are the classes. size: as in `load_dataset`. Raises UserError for a
+    broken file, for different sizes without `size`, and for files both in sub-folders and beside
+    them."""
     from PIL import Image
 
     parents = [path.relative_to(folder).parts[0] if path.parent != folder else "" for path in paths]
@@ -39,7 +37,8 @@ def _read_pictures(folder: Path, paths: list[Path], size: int | None) -> Dataset
     if classes and "" in parents:
         loose = paths[parents.index("")].name
         raise UserError(
-            f"{folder} holds images ({loose}) beside sub-folders of images ({classes[0]}); keep one kind"
+            f"{folder} holds images ({loose}) beside sub-folders of images ({classes[0]}); "
+            "keep one kind"
         )
 
     pictures: list[NDArray[np.uint8]] = []  # each (H, W, 1) or (H, W, 3)
@@ -52,11 +51,11 @@ def _read_pictures(folder: Path, paths: list[Path], size: int | None) -> Dataset
                 raise UserError(
                     f"{path} is {w} x {h} and {paths[0]} {width} x {height}; set a size for all"
                 )
-            _check_room(folder, len(paths), *pictures[-1].shape)
+            check_bytes(folder, len(paths), *pictures[-1].shape)
 
     channels = max(picture.shape[2] for picture in pictures)
     pixels = np.stack([np.broadcast_to(picture, (height, width, channels)) for picture in pictures])
-    dataset = _dataset(folder.resolve().name, pixels, None, None)
+    dataset = dataset_from_arrays(folder.resolve().name, pixels, None, None)
     if not classes:
         return dataset
     return replace(
@@ -65,7 +64,9 @@ def _read_pictures(folder: Path, paths: list[Path], size: int | None) -> Dataset
 
 
 def _read_picture(path: Path, size: int | None) -> NDArray[np.uint8]:
-    """An image file as bytes (H, W, 1) if it is grey, else (H, W, 3)."""
+    """The pixels of an image file: (H, W, 1) if it is grey, else (H, W, 3). See `load_dataset`.
+
+    Raises UserError for a file that is broken or too large."""
     from PIL import Image, ImageOps
 
     with path.open("rb") as file:
@@ -90,9 +91,9 @@ def _read_picture(path: Path, size: int | None) -> NDArray[np.uint8]:
             raise UserError(
                 f"{path} has more than {MAX_PIXELS} pixels; make it smaller or remove it"
             ) from None
-        except Exception as error:  # whatever the decoder trips over in a broken file
+        except Exception as error:  # a decoder may raise anything for a broken file
             raise UserError(
-                f"{path} is broken or no PNG or JPEG image; mend or remove it"
+                f"{path} is broken or no PNG or JPEG image; fix or remove it"
             ) from error
     if size is not None:
         image = _square(image, size)
@@ -111,16 +112,20 @@ def _square(image: Image.Image, size: int) -> Image.Image:
     )
 
 
-def _resized(dataset: Dataset, size: int | None) -> Dataset:
+def resized(dataset: Dataset, size: int | None) -> Dataset:
+    """The data set with its images cropped to their central squares and resized (Lanczos).
+
+    size: in pixels a side; None leaves the images as they are. Raises UserError where the result
+    would be too large."""
     from PIL import Image
 
     channels, height, width = dataset.shape
     if size is None or height == width == size:
         return dataset
-    _check_room(dataset.name, len(dataset), size, size, channels)
+    check_bytes(dataset.name, len(dataset), size, size, channels)
     planes = dataset.images.flatten(0, 1).numpy()  # (N C, H, W)
-    resized = np.empty((len(planes), size, size), np.uint8)
-    for plane, out in zip(planes, resized, strict=True):
+    squares = np.empty((len(planes), size, size), np.uint8)
+    for plane, out in zip(planes, squares, strict=True):
         out[:] = np.asarray(_square(Image.fromarray(plane), size))
-    images = torch.from_numpy(resized).view(len(dataset), channels, size, size)
+    images = torch.from_numpy(squares).view(len(dataset), channels, size, size)
     return Dataset.of(dataset.name, images, dataset.labels, dataset.classes)

@@ -1,4 +1,4 @@
-"""Conditioning: what the network is told about an image, and what a user can ask for.
+"""Conditioning: what the network is conditioned on, and what a user can ask for.
 
 A user asks for a **class**, by number or name. Inside, the network may be conditioned on something
 finer: **clusters** of similar training images. With clusters the model is a mixture,
@@ -6,9 +6,9 @@ finer: **clusters** of similar training images. With clusters the model is a mix
     p(x) = sum over k of p(k) p(x | k),            p(k) the share of training images in cluster k,
     p(x | class) = sum over k in the class of p(k | class) p(x | k),
 
-and an image is sampled from it by sampling a cluster first. Only this file knows both: every
-public function takes classes. (Groups of features in place of labels: Bao et al. 2022,
-arXiv:2212.00362; Hu et al. 2023, arXiv:2210.06462.)
+and an image is sampled from it by sampling a cluster first. Only this file knows both classes and
+clusters. Every public function takes classes. Bao et al. 2022 (arXiv:2212.00362) and Hu et al. 2023
+(arXiv:2210.06462) use clusters of features in place of classes.
 
 Where there are K conditions, number K stands for "unconditional".
 """
@@ -45,7 +45,7 @@ class Conditioning:
     clusters: the number of training images in each cluster; empty in a model without clusters.
     class_of_cluster: the class of each cluster, where there are classes.
     unconditional: whether the network also learns to denoise without a condition.
-    Raises ValueError where the clusters are not parts of the classes."""
+    Raises ValueError where some cluster has no class, or some class no cluster."""
 
     classes: tuple[str, ...] = ()
     clusters: tuple[Count, ...] = ()
@@ -60,32 +60,32 @@ class Conditioning:
 
     @property
     def count(self) -> int:
-        """K, the number of conditions beside "unconditional". 0: the network takes none."""
+        """K, the number of conditions beside "unconditional". With 0 the network takes none."""
         return len(self.clusters) or len(self.classes)
 
     @property
     def kind(self) -> Kind | None:
-        """What a condition is. None: the network takes none."""
+        """What a condition is. None where the network takes no conditions."""
         if self.clusters:
             return "sub-class cluster" if self.classes else "cluster"
         return "class" if self.classes else None
 
     @property
     def guidable(self) -> bool:
-        """Whether there are a conditional and an unconditional prediction to guide between."""
+        """Whether guidance is possible: it needs a conditional and an unconditional prediction."""
         return self.count > 0 and self.unconditional
 
     def class_numbers(self, classes: Any) -> list[int]:
-        """The numbers of `classes`: numbers, names, or numbers as text; one, or a sequence.
+        """The numbers of `classes`, which are numbers, names, or numbers as text.
 
-        A name counts before a number as text. Raises UserError for a class that there is not."""
-        given = np.atleast_1d(
-            np.asarray(classes, dtype=object)
-        )  # one, a list, an array or a tensor
+        classes: one class, a list, an array or a tensor. Text is taken as a name, or as a number
+        where there is no such name. Raises UserError for an unknown class, and for a model without
+        classes."""
+        given = np.atleast_1d(np.asarray(classes, dtype=object))
         if not self.classes:
             raise UserError(
-                "this model was trained without class labels, so it cannot be asked for a class; "
-                "train a run with --conditional"
+                "this model was trained without classes, so it cannot be asked for one; "
+                "train one with conditional=True"
             )
         if given.ndim > 1:
             shape = " x ".join(map(str, given.shape))
@@ -107,10 +107,13 @@ class Conditioning:
         return number
 
     def sample(self, classes: Tensor | None, samples: Sequence[int], seed: int) -> Tensor | None:
-        """The condition (B,) of each image: its class, or a cluster sampled in proportion to size.
+        """Sample the condition (B,) of each image. None where the network takes no conditions.
 
-        classes: (B,) class numbers, where the model has classes; else None. samples: the index of
-        each image. A cluster is a function of class, seed and index alone. None: no condition."""
+        Without clusters it is the image's class. With clusters, one of them is sampled in
+        proportion to its size, from those of the class. This cluster is a function of class, seed
+        and index alone. classes: the class number (B,) of each image, where the model has classes;
+        else None. samples: the index of each image. Raises ValueError for classes that do not fit
+        the model."""
         if (classes is None) == bool(self.classes):
             raise ValueError("a model with classes takes classes, and a model without takes none")
         if classes is not None and not 0 <= classes.min() <= classes.max() < len(self.classes):
@@ -120,7 +123,7 @@ class Conditioning:
         return sample_clusters(self._shares(classes), samples, seed)
 
     def _shares(self, classes: Tensor | None) -> Tensor:
-        """How often each cluster is sampled, up to a factor: (K,), or (B, K) with classes (B,).
+        """The relative size of each cluster: (K,), or (B, K) with classes (B,).
 
         In a class without training images all clusters are equally likely."""
         sizes = torch.tensor(self.clusters, dtype=torch.float64)
@@ -130,10 +133,12 @@ class Conditioning:
 
 
 def sample_clusters(sizes: Tensor, samples: Sequence[int], seed: int) -> Tensor:
-    """A cluster (B,) for each sample, in proportion to size; a function of seed and sample alone.
+    """Sample a cluster (B,) for each sample, in proportion to its size.
 
-    sizes: (K,), or (B, K) with 0 for clusters that a sample cannot be in."""
+    sizes: (K,), or (B, K) with 0 for clusters that a sample cannot be in. The cluster is a function
+    of its sizes, the seed and the sample's index alone."""
     share = sizes.double().cumsum(-1)
     share = (share / share[..., -1:]).expand(len(samples), -1).contiguous()
-    u = [[stream(seed, "group", sample).random()] for sample in samples]  # the key of 0.1
+    # "group" was the word in version 0.1. It is kept: it is part of the key of the random stream.
+    u = [[stream(seed, "group", sample).random()] for sample in samples]
     return torch.searchsorted(share, torch.tensor(u, dtype=torch.float64), right=True)[:, 0]

@@ -2,8 +2,8 @@
 
     x_0_hat = c_skip x_t + c_out F(c_in x_t, log-SNR)
 
-A prediction ("x0", "eps", "v", "flow", "edm") is a choice of the three coefficients and nothing else. The network
-sees neither t nor the schedule's name, so both can be exchanged at sampling.
+A prediction ("x0", "eps", "v", "flow", "edm") is a choice of the three coefficients and nothing
+else. The network sees neither t nor the schedule's name, so both can be exchanged at sampling.
 
 To add a prediction: a function (alpha, sigma) -> (c_skip, c_out, c_in) with `@PREDICTIONS.add`.
 """
@@ -26,15 +26,10 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-if TYPE_CHECKING:
     Coefficients: TypeAlias = tuple[Tensor, Tensor, Tensor]
-
-
-if TYPE_CHECKING:
     Network: TypeAlias = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 else:
     torch = lazy("torch")
-
 
 PREDICTIONS = Table("prediction")
 
@@ -54,20 +49,26 @@ def eps(alpha: Tensor, sigma: Tensor) -> Coefficients:
 
 @PREDICTIONS.add
 def v(alpha: Tensor, sigma: Tensor) -> Coefficients:
-    """F is v = (alpha eps - sigma x_0) / sqrt(alpha^2 + sigma^2): Salimans & Ho 2022 (arXiv:2202.00512), appendix D."""
+    """F is v = (alpha eps - sigma x_0) / sqrt(alpha^2 + sigma^2).
+
+    Salimans & Ho 2022 (arXiv:2202.00512), appendix D."""
     norm = (alpha**2 + sigma**2).sqrt()
     return alpha / norm**2, -sigma / norm, 1 / norm
 
 
 @PREDICTIONS.add
 def flow(alpha: Tensor, sigma: Tensor) -> Coefficients:
-    """F is the velocity eps - x_0 of the straight line through x_t / (alpha + sigma): Liu et al. 2022 (arXiv:2209.03003)."""
+    """F is the velocity eps - x_0 of the straight line through x_t / (alpha + sigma).
+
+    Liu et al. 2022 (arXiv:2209.03003)."""
     return 1 / (alpha + sigma), -sigma / (alpha + sigma), 1 / (alpha**2 + sigma**2).sqrt()
 
 
 @PREDICTIONS.add
 def edm(alpha: Tensor, sigma: Tensor, *, sigma_data: float = 0.5) -> Coefficients:
-    """The preconditioning of Karras et al. 2022 (arXiv:2206.00364), table 1, for x_t / alpha with noise sigma / alpha."""
+    """The preconditioning of EDM, for x_t / alpha with noise sigma / alpha.
+
+    Karras et al. 2022 (arXiv:2206.00364), table 1."""
     norm = (sigma**2 + (sigma_data * alpha) ** 2).sqrt()
     return alpha * sigma_data**2 / norm**2, sigma * sigma_data / norm, 1 / norm
 
@@ -91,7 +92,7 @@ class Denoiser:
         refuse_zero_snr(self.schedule, self.prediction)
 
     def noise_level(self, t: Tensor) -> NoiseLevel:
-        """The noise level at times t, any shape."""
+        """The noise level at times t; any shape."""
         return noise_level(SCHEDULES[self.schedule], t)
 
     def coefficients(self, level: NoiseLevel) -> Coefficients:
@@ -102,8 +103,8 @@ class Denoiser:
     def __call__(self, x_t: Tensor, t: Tensor, *, condition: Tensor | None = None) -> Tensor:
         """x_0_hat for noisy images x_t (B, C, H, W) at times t (B,) in (0, 1].
 
-        condition: (B,) numbers of conditions, as `Conditioning.sample` gives them; None for
-        "unconditional"."""
+        condition: the number (B,) of each image's condition, as `Conditioning.sample` gives it.
+        None stands for "unconditional"."""
         if condition is None and self.conditioning.count:
             condition = torch.full((len(x_t),), self.conditioning.count)
         level = self.noise_level(t)
@@ -118,6 +119,7 @@ def refuse_zero_snr(schedule: str, prediction: str) -> None:
     c_skip, _, _ = PREDICTIONS[prediction](alpha, sigma)
     if not c_skip.abs() < 1e6:
         raise UserError(
-            f"prediction '{prediction}' with schedule '{schedule}' divides by zero at t = 1, where no signal is left; "
-            "choose another prediction (x0, v, flow, edm) or another schedule (linear, log-linear)"
+            f"prediction '{prediction}' with schedule '{schedule}' divides by zero at t = 1, where "
+            "no signal is left; choose another prediction (x0, v, flow, edm) or another schedule "
+            "(linear, log-linear)"
         )

@@ -22,13 +22,14 @@ else:
     torch = lazy("torch")
 
 MOST_STEPS = 100_000
+"""The most steps of a grid."""
 
 GRIDS = Table("time grid")
 
 
 @GRIDS.add
 def uniform(schedule: Schedule, steps: int) -> Tensor:
-    """Equal steps of t. With as many steps as the chain has, its own times i/T."""
+    """Equal steps of t. With T steps they are the times i/T of a chain."""
     return torch.arange(steps, -1, -1, dtype=torch.float64) / steps
 
 
@@ -36,9 +37,10 @@ def uniform(schedule: Schedule, steps: int) -> Tensor:
 def uniform_log_snr(
     schedule: Schedule, steps: int, *, low: float = -8.0, high: float = 8.0
 ) -> Tensor:
-    """Equal steps of the log-SNR from the schedule's own level at t = 1, `low` at the least, up to `high`; then to 0.
+    """Equal steps of the log-SNR from t = 1 up to `high`, and then one step to t = 0.
 
-    Lu et al. 2022 (arXiv:2206.00927), section 3.4."""
+    Lu et al. 2022 (arXiv:2206.00927), section 3.4. The first log-SNR is that of the schedule at
+    t = 1, or `low` where that is higher."""
     return times_at(
         schedule, torch.linspace(first_level(schedule, low), high, steps, dtype=torch.float64)
     )
@@ -53,11 +55,14 @@ def karras(
     sigma_min: float = 0.02,
     sigma_max: float = 80.0,
 ) -> Tensor:
-    """sigma/alpha falls as a power, from the schedule's own at t = 1, `sigma_max` at the most: Karras et al. 2022
-    (arXiv:2206.00364), (5)."""
+    """sigma/alpha falls as a power, to `sigma_min`, and then to 0.
+
+    Karras et al. 2022 (arXiv:2206.00364), (5). The first sigma/alpha is that of the schedule at
+    t = 1, or `sigma_max` where that is lower. Raises UserError for parameters that do not fit."""
     if not 0 < sigma_min < sigma_max or rho <= 0:
         raise UserError(
-            f"time grid karras: 0 < sigma_min < sigma_max and 0 < rho do not hold for {sigma_min}, {sigma_max}, {rho}"
+            "time grid karras: 0 < sigma_min < sigma_max and 0 < rho do not hold for "
+            f"{sigma_min}, {sigma_max}, {rho}"
         )
     largest = math.exp(-first_level(schedule, -2 * math.log(sigma_max)) / 2)
     ramp = torch.linspace(largest ** (1 / rho), sigma_min ** (1 / rho), steps, dtype=torch.float64)
@@ -65,21 +70,26 @@ def karras(
 
 
 def first_level(schedule: Schedule, low: float) -> float:
-    """The log-SNR at t = 1, or `low` where that is lower."""
+    """The log-SNR of the schedule at t = 1, or `low` where that is higher."""
     return max(low, log_snr(*schedule(torch.ones((), dtype=torch.float64))).item())
 
 
 def times_at(schedule: Schedule, levels: Tensor) -> Tensor:
-    """The times of rising log-SNR levels (K,), the first of them taken for t = 1, and then t = 0."""
+    """The times (K + 1,) of rising log-SNR levels (K,), and then t = 0.
+
+    The first time is set to exactly 1."""
     times = time_of(schedule, levels)
     times[0] = 1.0
     return torch.cat([times, torch.zeros(1, dtype=torch.float64)])
 
 
 def time_grid(grid: str, schedule: str, steps: int) -> Tensor:
-    """The grid's times (steps + 1,), checked: UserError unless they fall strictly from 1 to 0."""
+    """The times of a grid, float64 (steps + 1,), which fall from 1 to 0.
+
+    grid, schedule: specs such as "uniform" and "cosine". Raises UserError for unusable steps, and
+    for a grid whose times do not fall strictly on this schedule."""
     if not 1 <= steps <= MOST_STEPS:
-        raise UserError(f"sampling takes at least 1 step, and at most {MOST_STEPS:,}, not {steps}")
+        raise UserError(f"steps must be at least 1 and at most {MOST_STEPS:,}, not {steps}")
     try:
         times: Tensor = GRIDS[grid](SCHEDULES[schedule], steps)
     except ArithmeticError as error:
@@ -90,6 +100,7 @@ def time_grid(grid: str, schedule: str, steps: int) -> Tensor:
         len(times) == steps + 1 and times[0] == 1 and times[-1] == 0 and (times.diff() < 0).all()
     ):
         raise UserError(
-            f"time grid '{grid}' has no {steps} distinct steps on schedule '{schedule}'; take --grid uniform"
+            f"time grid '{grid}' has no {steps} distinct steps on schedule '{schedule}'; "
+            "use the grid 'uniform'"
         )
     return times

@@ -1,7 +1,9 @@
 """Wrappers of a denoise function: guidance, clipping, and a count of its calls.
 
-Each takes functions (x_t (B, C, H, W), t ()) -> x_0_hat and returns another one. To add a kind of
-guidance: write a function like `classifier_free`.
+A denoise function is (x_t (B, C, H, W), t ()) -> x_0_hat. A wrapper takes such functions and
+returns another one.
+
+To add a kind of guidance: write a function like `classifier_free`.
 """
 
 from __future__ import annotations
@@ -17,10 +19,10 @@ if TYPE_CHECKING:
 
 
 def classifier_free(conditional: Denoise, unconditional: Denoise, scale: float) -> Denoise:
-    """From the unconditional x_0_hat through the conditional one, by the factor `scale`.
+    """Classifier-free guidance: unconditional + scale (conditional - unconditional).
 
-    Ho & Salimans 2022 (arXiv:2207.12598), (6), where the scale is 1 + w. It costs two calls a step;
-    a scale of 1 is no guidance and costs one."""
+    Ho & Salimans 2022 (arXiv:2207.12598), (6), where the scale is 1 + w. It takes two network calls
+    a step. A scale of 1 is no guidance and takes one."""
     if scale == 1:
         return conditional
 
@@ -33,12 +35,12 @@ def classifier_free(conditional: Denoise, unconditional: Denoise, scale: float) 
 
 
 def clipped(denoise: Denoise) -> Denoise:
-    """x_0_hat clipped to [-1, 1], the range of images."""
+    """The denoise function with x_0_hat clipped to [-1, 1], the range of images."""
     return lambda x_t, t: denoise(x_t, t).clamp(-1, 1)
 
 
 class Counted:
-    """A denoise function that counts its calls."""
+    """A denoise function that counts its calls in `calls`."""
 
     def __init__(self, denoise: Denoise) -> None:
         self.denoise = denoise

@@ -1,8 +1,8 @@
 """Samplers: from x_t to x_s, one step of time.
 
 A sampler is a function from a `Step`, which holds x_t and the times t > s, to x_s. The step calls
-the denoiser when x_0 is first read, and derives eps from it, so that a sampler is the line of
-mathematics that it is in the papers.
+the denoiser when x_0 is first read, and derives eps from it. So a sampler is as short as the
+equation in its paper.
 
 To add a sampler: a function Step -> x_s with `@SAMPLERS.add`.
 """
@@ -29,11 +29,11 @@ SAMPLERS = Table("sampler")
 
 @dataclass
 class Step:
-    """From x_t (B, C, H, W) at time t to x_s at time s < t; times are () float64.
+    """One step from x_t (B, C, H, W) at time t to x_s at time s < t. Times are float64 ().
 
-    denoise: (x_t, t) -> x_0_hat, guided and clipped as asked for. noise: () -> fresh standard normal
-    noise like x_t. at_t, at_s: the noise levels. previous: (x_0, noise level) of the step before,
-    None at the first."""
+    denoise: (x_t, t) -> x_0_hat, with guidance and clipping. noise: () -> new standard normal noise
+    like x_t. at_t, at_s: the noise levels. previous: (x_0, noise level) of the step before, or None
+    at the first step."""
 
     denoise: Denoise
     noise: Callable[[], Tensor]
@@ -47,19 +47,19 @@ class Step:
 
     @property
     def x_0(self) -> Tensor:
-        """The denoised image; the network is called when it is first read."""
+        """The denoised image x_0_hat. The network is called when it is first read."""
         if self._x_0 is None:
             self._x_0 = self.denoise(self.x_t, self.t)
         return self._x_0
 
     @property
     def eps(self) -> Tensor:
-        """The noise in x_t according to x_0: derived from the clipped x_0, where that is clipped."""
+        """The noise in x_t if its image is x_0, which may be clipped."""
         return process.eps_from(self.x_t, self.x_0, self.at_t.alpha, self.at_t.sigma)
 
     @property
     def last(self) -> bool:
-        """Whether x_s is the image: no noise is left at time s."""
+        """Whether this is the last step: x_s is the image, without noise."""
         return self.at_s.sigma.item() == 0
 
     def posterior(self) -> process.Posterior:
@@ -69,17 +69,18 @@ class Step:
 
 @SAMPLERS.add
 def posterior_mean(step: Step) -> Tensor:
-    """(7): the posterior mean, step after step. The handout calls it DDIM, which it is not.
+    """(7): the posterior mean. The handout calls it DDIM, but it is not DDIM.
 
-    Without the noise of (8) the spread shrinks faster than the chain's. The samples collapse onto few
-    images."""
+    Without the noise of (8), the spread of the samples shrinks faster than that of the chain. The
+    samples collapse onto few images."""
     return step.posterior().mean(step.x_t, step.x_0)
 
 
 @SAMPLERS.add
 def ddpm(step: Step) -> Tensor:
-    """(8), corrected: the posterior mean plus noise of the posterior's standard deviation. Ho et al. 2020
-    (arXiv:2006.11239), algorithm 2."""
+    """(8), corrected: the posterior mean plus noise of the posterior's standard deviation.
+
+    Ho et al. 2020 (arXiv:2006.11239), algorithm 2."""
     posterior = step.posterior()
     x_s = posterior.mean(step.x_t, step.x_0)
     return x_s if step.last else x_s + process.expand(posterior.variance.sqrt(), x_s) * step.noise()
@@ -87,7 +88,9 @@ def ddpm(step: Step) -> Tensor:
 
 @SAMPLERS.add
 def ddpm_printed(step: Step) -> Tensor:
-    """(8) as the handout prints it: the posterior's variance where its standard deviation belongs. Too little noise."""
+    """(8) as the handout prints it: with the variance in place of the standard deviation.
+
+    It adds too little noise."""
     posterior = step.posterior()
     x_s = posterior.mean(step.x_t, step.x_0)
     return x_s if step.last else x_s + process.expand(posterior.variance, x_s) * step.noise()
@@ -95,7 +98,9 @@ def ddpm_printed(step: Step) -> Tensor:
 
 @SAMPLERS.add
 def ddim(step: Step, *, eta: float = 0.0) -> Tensor:
-    """Song et al. 2021 (arXiv:2010.02502), (12): deterministic for eta = 0, DDPM for eta = 1."""
+    """DDIM: deterministic for eta = 0, the same as `ddpm` for eta = 1.
+
+    Song et al. 2021 (arXiv:2010.02502), (12). Raises UserError for eta outside [0, 1]."""
     if not 0 <= eta <= 1:
         raise UserError(f"sampler ddim: eta must be between 0 and 1, not {eta}")
     variance = eta**2 * step.posterior().variance
@@ -108,18 +113,22 @@ def ddim(step: Step, *, eta: float = 0.0) -> Tensor:
 
 @SAMPLERS.add
 def euler(step: Step) -> Tensor:
-    """Euler's step of the probability-flow ODE along the straight line from x_t to x_0: Karras et al. 2022
-    (arXiv:2206.00364), algorithm 1 without its correction. It is DDIM with eta = 0, seen from the ODE's side."""
+    """Euler's step of the probability-flow ODE, along the straight line from x_t to x_0.
+
+    Karras et al. 2022 (arXiv:2206.00364), algorithm 1 without its correction. It computes the same
+    as DDIM with eta = 0."""
     return process.jump(step.x_0, step.eps, step.at_s.alpha, step.at_s.sigma)
 
 
 @SAMPLERS.add
 def heun(step: Step) -> Tensor:
-    """Heun's second-order step of the same ODE: two network calls, but one at the last step, 2K - 1 in all.
+    """Heun's second-order step of the probability-flow ODE.
 
-    The ODE is written for x / (alpha + sigma) against tau = sigma / (alpha + sigma), where its velocity is
-    eps - x_0. Karras et al. 2022 (arXiv:2206.00364), algorithm 1, use x / alpha against sigma / alpha, which is
-    infinite at t = 1 where a schedule ends in pure noise; this is finite everywhere, and Euler's step is the same."""
+    It calls the network twice, but once at the last step: 2K - 1 times in K steps. The ODE is
+    written for x / (alpha + sigma) as a function of tau = sigma / (alpha + sigma). Its velocity is
+    then eps - x_0. Karras et al. 2022 (arXiv:2206.00364), algorithm 1, use x / alpha as a function
+    of sigma / alpha, which is infinite at t = 1 where a schedule ends in pure noise. tau is finite
+    everywhere. Euler's step is the same in both."""
     x_s = euler(step)
     if step.last:
         return x_s
@@ -133,10 +142,10 @@ def heun(step: Step) -> Tensor:
 
 
 def second_order(step: Step) -> Tensor:
-    """x_0_hat at the middle of the step in log-SNR: on the line through this step's and the last's.
+    """x_0_hat at the middle of the step, extrapolated in the log-SNR from the step before.
 
-    Lu et al. 2022 (arXiv:2211.01095), algorithm 2. At the first step, and at the last, where the
-    log-SNR is infinite, it is the step's own x_0_hat."""
+    Lu et al. 2022 (arXiv:2211.01095), algorithm 2. At the first step it is the step's own x_0_hat,
+    and at the last too, where the log-SNR is infinite."""
     if step.previous is None or step.last:
         return step.x_0
     x_0, level = step.previous
@@ -146,7 +155,7 @@ def second_order(step: Step) -> Tensor:
 
 @SAMPLERS.named("dpmpp-2m")
 def dpmpp_2m(step: Step) -> Tensor:
-    """DPM-Solver++(2M), of second order: Euler's step, which is DDIM, with x_0_hat of second order.
+    """DPM-Solver++(2M): Euler's step, which is DDIM, with x_0_hat of second order.
 
     Lu et al. 2022 (arXiv:2211.01095), algorithm 2."""
     return euler(replace(step, _x_0=second_order(step)))
@@ -154,5 +163,7 @@ def dpmpp_2m(step: Step) -> Tensor:
 
 @SAMPLERS.named("dpmpp-2m-sde")
 def dpmpp_2m_sde(step: Step) -> Tensor:
-    """SDE-DPM-Solver++(2M): (8) with x_0_hat of second order. Lu et al. 2022 (arXiv:2211.01095), appendix E."""
+    """SDE-DPM-Solver++(2M): (8) with x_0_hat of second order.
+
+    Lu et al. 2022 (arXiv:2211.01095), appendix E."""
     return ddpm(replace(step, _x_0=second_order(step)))

@@ -1,6 +1,7 @@
-"""Sampling: new images from a denoiser, by a sampler, from pure noise.
+"""Sampling: new images from pure noise, by a denoiser and a sampler.
 
-An image is a function of (seed, index): never of the batch that it is sampled in.
+An image is a function of the options, the seed and its index. It does not depend on the batch that
+it is sampled in.
 """
 
 from __future__ import annotations
@@ -34,12 +35,12 @@ else:
 
 @dataclass(frozen=True)
 class Sampling:
-    """How images are sampled.
+    """The options of sampling.
 
-    sampler, grid: specs such as "ddim:eta=0.5" and "uniform". steps: of time; None for as many as
-    `calls` network calls an image allow. guidance: scale of classifier-free guidance; 1 is none.
-    clip: x_0_hat to [-1, 1]. seed: the same seed gives the same images. precision: of the network's
-    arithmetic, "fp32" or "bf16"."""
+    sampler, grid: specs such as "ddim:eta=0.5" and "uniform". steps: the number of steps; None for
+    as many as `calls` network calls for each image allow. guidance: the scale of classifier-free
+    guidance; 1 is none. clip: whether x_0_hat is clipped to [-1, 1]. seed: the same seed gives the
+    same images. precision: of the network's arithmetic, "fp32" or "bf16"."""
 
     sampler: str = "ddpm"
     steps: int | None = None
@@ -51,7 +52,9 @@ class Sampling:
     precision: Literal["fp32", "bf16"] = "fp32"
 
     def checked(self, denoiser: Denoiser) -> Sampling:
-        """The same with its number of steps. Raises UserError for what this denoiser cannot do."""
+        """The same options with the number of steps filled in.
+
+        Raises UserError for unknown names, and for what this denoiser cannot do."""
         SAMPLERS.check(self.sampler)
         GRIDS.check(self.grid)
         if not 0 <= self.guidance < math.inf:
@@ -60,20 +63,23 @@ class Sampling:
             raise UserError(unguidable(denoiser))
         if self.precision not in ("fp32", "bf16"):
             raise UserError(f"precision must be fp32 or bf16, not '{self.precision}'")
-        within = steps_within(self.calls, denoiser, self)  # a rehearsal: it finds unusable options
+        # This runs a few steps with a network that does nothing, and so finds unusable options.
+        within = steps_within(self.calls, denoiser, self)
         steps = within if self.steps is None else self.steps
         time_grid(self.grid, denoiser.schedule, steps)
         return replace(self, steps=steps)
 
 
 def unguidable(denoiser: Denoiser) -> str:
-    """Why a denoiser cannot be guided."""
+    """The error message that says why a denoiser cannot be guided, and what to do."""
     if denoiser.conditioning.count:
-        how, remedy = "with --condition-dropout 0: it has no unconditional prediction", "0.1"
-        return f"this model was trained {how}; train one with --condition-dropout {remedy}"
+        return (
+            "this model was trained with condition_dropout=0, so it has no unconditional "
+            "prediction; train one with condition_dropout=0.1"
+        )
     return (
         "this model was trained without classes or clusters, so there is nothing to guide by; "
-        "train one with --conditional"
+        "train one with conditional=True"
     )
 
 
@@ -86,8 +92,8 @@ def trajectory(
 ) -> Iterator[Frame]:
     """Sample the images with indices `samples` in one batch. Yields a frame for each step.
 
-    classes: (B,) class numbers, for a model with classes. The start is pure noise of the size that
-    x_t has at t = 1. Raises UserError for unknown names and impossible values."""
+    classes: the class number (B,) of each image, for a model with classes. The start is pure noise
+    with the variance of x_t at t = 1. Raises UserError for unknown names and impossible values."""
     steps = sampling.steps
     if steps is None:
         steps = steps_within(sampling.calls, denoiser, sampling)
@@ -107,9 +113,11 @@ def trajectory(
 
 
 def denoise_function(denoiser: Denoiser, condition: Tensor | None, sampling: Sampling) -> Denoise:
-    """(x_t, t ()) -> x_0_hat: of the conditions (B,), guided and clipped as `sampling` says."""
+    """The denoise function (x_t, t ()) -> x_0_hat, with guidance and clipping as in `sampling`.
+
+    condition: the condition (B,) of each image, or None."""
     quick = denoiser
-    if sampling.precision != "fp32":  # networks of tests compute in float64
+    if sampling.precision != "fp32":  # with "fp32" a network may also compute in float64
         quick = replace(denoiser, network=in_precision(denoiser.network, sampling.precision))
 
     def conditional(x_t: Tensor, t: Tensor) -> Tensor:
@@ -131,7 +139,9 @@ def sample(
     *,
     classes: Tensor | None = None,
 ) -> Tensor:
-    """The images with indices `samples`, as one batch, float (B, C, H, W). See `trajectory`."""
+    """Sample the images with indices `samples`, in one batch: float (B, C, H, W).
+
+    classes and errors: see `trajectory`."""
     *_, last = trajectory(denoiser, samples, sampling, classes=classes)
     return last.x_s
 
@@ -144,16 +154,20 @@ def sample_batches(
     classes: Tensor | None = None,
     batch_size: int = 250,
 ) -> Iterator[Tensor]:
-    """The images with indices 0 to n - 1, in batches float (B, C, H, W). See `trajectory`."""
+    """Sample the images with indices 0 to n - 1. Yields batches, float (B, C, H, W).
+
+    classes: the class number (n,) of each image, for a model with classes. Errors: see
+    `trajectory`."""
     for part in torch.arange(n).split(batch_size):
         own = None if classes is None else classes[part]
         yield sample(denoiser, part.tolist(), sampling, classes=own)
 
 
 def network_calls(denoiser: Denoiser, sampling: Sampling, steps: int) -> int:
-    """Network calls an image that so many steps take.
+    """How many network calls `steps` steps of sampling take for each image.
 
-    They are counted in two rehearsals with a network that does nothing: calls grow evenly."""
+    The calls of one step and of two steps are counted, with a network that does nothing. Every
+    further step takes as many calls as the second."""
 
     def counted(steps: int) -> int:
         network = Counted(lambda x, _: torch.zeros_like(x))
@@ -171,7 +185,9 @@ def network_calls(denoiser: Denoiser, sampling: Sampling, steps: int) -> int:
 
 
 def steps_within(calls: int, denoiser: Denoiser, sampling: Sampling) -> int:
-    """The most steps, at least 1, that take at most `calls` network calls."""
+    """The largest number of steps that takes at most `calls` network calls for each image.
+
+    It is at least 1."""
     one = network_calls(denoiser, sampling, 1)
     each = network_calls(denoiser, sampling, 2) - one
     return max(1, 1 + (calls - one) // each)

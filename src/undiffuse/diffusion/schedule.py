@@ -2,12 +2,13 @@
 
     x_t = alpha(t) x_0 + sigma(t) eps,    t in [0, 1],  t = 0 the data,  t = 1 the noise.
 
-A schedule is a function t -> (alpha, sigma) of a float64 tensor, and nothing else; both have t's shape. Its ends
-are exact: alpha = 1 and sigma = 0 at t = 0. Everything else is derived here: the log-SNR, its inverse, and the
-handout's tables for a chain of T steps, which reads the schedule at t_i = i/T, where alpha(t_i) = sqrt(alpha_bar_i)
-and sigma(t_i) = sqrt(1 - alpha_bar_i).
+A schedule is a function t -> (alpha, sigma) of a float64 tensor, and nothing else. Both have the
+shape of t. At t = 0, alpha = 1 and sigma = 0 exactly. Everything else is derived here: the log-SNR,
+its inverse, and the handout's tables for a chain of T steps. A chain reads the schedule at
+t_i = i/T, where alpha(t_i) = sqrt(alpha_bar_i) and sigma(t_i) = sqrt(1 - alpha_bar_i).
 
-To add one: write a function with `@SCHEDULES.add`; its keyword-only parameters become `name:parameter=value`.
+To add one: write a function with `@SCHEDULES.add`; its keyword-only parameters become
+`name:parameter=value`.
 """
 
 from __future__ import annotations
@@ -30,9 +31,7 @@ else:
 
 Schedule: TypeAlias = "Callable[[Tensor], tuple[Tensor, Tensor]]"
 
-
 SCHEDULES = Table("schedule")
-
 
 LOG_SNR_BOUND = 15.0
 """The log-SNR is clamped to +-15 where it enters a network or a weighting, and only there."""
@@ -40,20 +39,23 @@ LOG_SNR_BOUND = 15.0
 
 @SCHEDULES.add
 def linear(t: Tensor, *, beta_min: float = 1e-4, beta_max: float = 0.02) -> tuple[Tensor, Tensor]:
-    """beta linear in the step: Ho et al. 2020 (arXiv:2006.11239), section 4; the handout's baseline.
+    """beta rises linearly with the step: Ho et al. 2020 (arXiv:2006.11239), section 4.
 
-    The cumulative products alpha_bar_i of the 1000-step table are exact at t = i/1000; between them log alpha_bar
-    is interpolated. A chain of fewer steps reads the same curve, so it ends in the same noise."""
+    It is the handout's baseline. At t = i/1000, alpha_bar is exactly the cumulative product
+    alpha_bar_i of the 1000-step table. Between these times log alpha_bar is interpolated. A chain
+    of fewer steps reads the same curve, so it ends in the same noise."""
     log_alpha_bar = interpolate(t, linear_table(beta_min, beta_max))
     return (log_alpha_bar / 2).exp(), log_alpha_bar.expm1().abs().sqrt()
 
 
 @SCHEDULES.add
 def cosine(t: Tensor, *, s: float = 0.008) -> tuple[Tensor, Tensor]:
-    """alpha_bar = f(t) / f(0), f(t) = cos^2((t + s) / (1 + s) pi/2): Nichol & Dhariwal 2021 (arXiv:2102.09672), (17)."""
+    """alpha_bar = f(t) / f(0), f(t) = cos^2((t + s) / (1 + s) pi/2).
+
+    Nichol & Dhariwal 2021 (arXiv:2102.09672), (17)."""
     angle_0 = s / (1 + s) * math.pi / 2
     angle = (t + s) / (1 + s) * math.pi / 2
-    # 1 - f(t)/f(0) as a product of sines: no cancellation at small t, and exactly 0 at t = 0.
+    # 1 - f(t)/f(0) as a product of sines does not cancel at small t. At t = 0 it is exactly 0.
     sigma_squared = (angle - angle_0).sin() * (angle + angle_0).sin() / math.cos(angle_0) ** 2
     return angle.cos() / math.cos(angle_0), sigma_squared.clamp(0, 1).sqrt()
 
@@ -62,7 +64,9 @@ def cosine(t: Tensor, *, s: float = 0.008) -> tuple[Tensor, Tensor]:
 def sigmoid(
     t: Tensor, *, start: float = -3.0, end: float = 3.0, tau: float = 1.0
 ) -> tuple[Tensor, Tensor]:
-    """alpha_bar falls along a sigmoid, scaled to reach 1 and 0: Jabri et al. 2022 (arXiv:2212.11972), algorithm 1."""
+    """alpha_bar falls along a sigmoid, which is scaled to go from 1 to 0.
+
+    Jabri et al. 2022 (arXiv:2212.11972), algorithm 1. Raises UserError where start = end."""
 
     def logistic(x: float) -> float:
         return 1 / (1 + math.exp(-x))
@@ -78,7 +82,9 @@ def sigmoid(
 
 @SCHEDULES.add
 def flow(t: Tensor) -> tuple[Tensor, Tensor]:
-    """alpha = 1 - t, sigma = t: the straight line of rectified flow, Liu et al. 2022 (arXiv:2209.03003)."""
+    """alpha = 1 - t, sigma = t: the straight line of rectified flow.
+
+    Liu et al. 2022 (arXiv:2209.03003)."""
     return 1 - t, t.clone()
 
 
@@ -86,9 +92,10 @@ def flow(t: Tensor) -> tuple[Tensor, Tensor]:
 def log_linear(
     t: Tensor, *, snr_max: float = 14.0, snr_min: float = -10.0
 ) -> tuple[Tensor, Tensor]:
-    """The log-SNR falls linearly from `snr_max` to `snr_min` (both logarithms): Kingma et al. 2021 (arXiv:2107.00630).
+    """The log-SNR falls linearly from `snr_max` to `snr_min`, both of which are log-SNRs.
 
-    t = 0 is the data itself, as everywhere, so there the log-SNR jumps from `snr_max` to infinity."""
+    Kingma et al. 2021 (arXiv:2107.00630). At t = 0 there is no noise, as in every schedule. So the
+    log-SNR jumps there from `snr_max` to infinity."""
     gamma = snr_max + (snr_min - snr_max) * t
     data = t <= 0
     alpha = gamma.sigmoid().sqrt()
@@ -98,25 +105,30 @@ def log_linear(
 
 @functools.lru_cache(maxsize=8)
 def linear_table(beta_min: float, beta_max: float, steps: int = 1000) -> Tensor:
-    """log alpha_bar_i for i = 0..steps of the linear schedule, float64: log of exact cumulative products."""
+    """log alpha_bar_i of the linear schedule, float64 (steps + 1,), for i = 0..steps.
+
+    Raises UserError unless 0 < beta_min <= beta_max < 1."""
     if not 0 < beta_min <= beta_max < 1:
         raise UserError(
-            f"schedule linear: 0 < beta_min <= beta_max < 1 does not hold for {beta_min} and {beta_max}"
+            "schedule linear: 0 < beta_min <= beta_max < 1 does not hold for "
+            f"{beta_min} and {beta_max}"
         )
-    # On the processor, also where a network is built without memory: the table is kept.
+    # On the CPU, also while a network is built on the device "meta": the cache keeps the table.
     beta = torch.linspace(beta_min, beta_max, steps, dtype=torch.float64, device="cpu")
     return torch.cat([torch.zeros(1, dtype=torch.float64, device="cpu"), (-beta).log1p().cumsum(0)])
 
 
 def interpolate(t: Tensor, table: Tensor) -> Tensor:
-    """The piecewise linear function with values `table` at equal distances on [0, 1]."""
+    """The piecewise linear function of t in [0, 1] with values `table` at equal distances."""
     position = t * (len(table) - 1)
     left = position.floor().long().clamp(0, len(table) - 2)
     return table[left] + (position - left) * (table[left + 1] - table[left])
 
 
 class NoiseLevel(NamedTuple):
-    """What x_t holds: alpha, sigma, and the log-SNR log(alpha^2 / sigma^2) clamped to +-LOG_SNR_BOUND; float64."""
+    """How much image and how much noise x_t has; float64.
+
+    log_snr: log(alpha^2 / sigma^2), clamped to +-LOG_SNR_BOUND."""
 
     alpha: Tensor
     sigma: Tensor
@@ -124,7 +136,7 @@ class NoiseLevel(NamedTuple):
 
 
 def noise_level(schedule: Schedule, t: Tensor) -> NoiseLevel:
-    """The noise level at times t, any shape."""
+    """The noise level at times t; any shape."""
     alpha, sigma = schedule(t.double())
     return NoiseLevel(alpha, sigma, log_snr(alpha, sigma).clamp(-LOG_SNR_BOUND, LOG_SNR_BOUND))
 
@@ -135,9 +147,9 @@ def log_snr(alpha: Tensor, sigma: Tensor) -> Tensor:
 
 
 def time_of(schedule: Schedule, level: Tensor) -> Tensor:
-    """The inverse: the time t at which the log-SNR is `level`, by bisection to float64 precision, any shape.
+    """The time t at which the log-SNR is `level`, by bisection to float64 precision; any shape.
 
-    Levels that the schedule does not reach give the nearest end, 0 or 1."""
+    A level that the schedule does not reach gives the nearest end, 0 or 1."""
     level = level.double()
     low, high = torch.zeros_like(level), torch.ones_like(level)
     for _ in range(60):
@@ -150,10 +162,11 @@ def time_of(schedule: Schedule, level: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Chain:
-    """The handout's view of a schedule: T steps, i = 1..T; all tensors float64, index i - 1 holds step i.
+    """The handout's tables for a chain of T steps, i = 1..T.
 
-    t: t_i = i/T.  alpha_bar: alpha^2 / (alpha^2 + sigma^2) at t_i.  alpha: alpha_bar_i / alpha_bar_{i-1}, the signal
-    ratio of one step (alpha_bar_0 = 1).  beta: 1 - alpha."""
+    All tensors are float64 (T,), and index i - 1 holds step i. t: t_i = i/T. alpha_bar:
+    alpha^2 / (alpha^2 + sigma^2) at t_i. alpha: alpha_bar_i / alpha_bar_{i-1}, the signal ratio of
+    one step, where alpha_bar_0 = 1. beta: 1 - alpha."""
 
     t: Tensor
     alpha_bar: Tensor
@@ -164,7 +177,7 @@ class Chain:
 def chain(schedule: Schedule, steps: int) -> Chain:
     """The tables of a chain of `steps` steps. Raises UserError for fewer than one."""
     if steps < 1:
-        raise UserError(f"a chain has at least 1 step, not {steps}")
+        raise UserError(f"steps must be at least 1, not {steps}")
     t = torch.arange(1, steps + 1, dtype=torch.float64) / steps
     alpha, sigma = schedule(t)
     alpha_bar = alpha**2 / (alpha**2 + sigma**2)

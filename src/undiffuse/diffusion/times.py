@@ -1,13 +1,7 @@
-"""What the network learns: the loss (6), its weighting over noise levels, and which noise levels are drawn.
+"""Times: which noise levels training samples.
 
-    loss = w(log-SNR) |x_0_hat - x_0|^2,     averaged over an image's values
-
-for every prediction. As x_0_hat is linear in the network's output F, F's own squared error carries w c_out^2:
-with uniform weight that is the handout's (6) under every prediction, with `snr` it is plain eps-MSE, with
-`snr-plus-1` plain v-MSE.
-
-To add a weighting: a function log-SNR -> weight with `@WEIGHTINGS.add`. To add a distribution of times: a function
-from uniform numbers u in [0, 1) to times in (0, 1], its inverse distribution function of 1 - u, with `@TIMES.add`.
+To add a distribution of times: a function from uniform numbers u in [0, 1) to times in (0, 1], with
+`@TIMES.add`. It is the inverse of the distribution function, applied to 1 - u.
 """
 
 from __future__ import annotations
@@ -32,13 +26,13 @@ TIMES = Table("time distribution")
 
 @TIMES.named("uniform")
 def uniform_times(u: Tensor) -> Tensor:
-    """t uniform on (0, 1]."""
+    """t is uniform on (0, 1]."""
     return 1 - u
 
 
 @TIMES.add
 def logit_normal(u: Tensor, *, mean: float = 0.0, std: float = 1.0) -> Tensor:
-    """logit(t) normal: Esser et al. 2024 (arXiv:2403.03206), section 3.1."""
+    """logit(t) is normal: Esser et al. 2024 (arXiv:2403.03206), section 3.1."""
     return (mean + std * torch.special.ndtri((1 - u).clamp(1e-12, 1 - 1e-12))).sigmoid()
 
 
@@ -50,10 +44,12 @@ def sample_times(
     stratified: bool,
     steps: int | None,
 ) -> Tensor:
-    """Times (count,) for a batch, float64, in (0, 1]; i/steps for i in {2..steps} where a chain has `steps` steps.
+    """Sample the times of a batch: float64 (count,) in (0, 1].
 
-    stratified: one uniform number in each of `count` equal parts, so that every batch covers all noise levels
-    (Kingma et al. 2021, arXiv:2107.00630, appendix I.1); else independent. Step 1 is left out, as in the handout."""
+    stratified: take one uniform number in each of `count` equal parts of [0, 1), so that every
+    batch covers all noise levels (Kingma et al. 2021, arXiv:2107.00630, appendix I.1). Otherwise
+    the times are independent. steps: T of a chain; the times are then i/T with i in {2..T}. Step 1
+    is left out, as in the handout. None for continuous time."""
     u = stream.random(count)
     if stratified:
         u = (stream.permutation(count) + u) / count

@@ -1,7 +1,7 @@
 """The sampling loop: from any time to any other, over any denoise function.
 
-Guidance, clipping, known pixels and measurements are wrappers of `denoise` (guidance.py). An edit
-starts at a time below 1.
+Guidance, clipping, known pixels and measurements are wrappers of `denoise` (guidance.py). To edit
+an image, start at a time below 1.
 """
 
 from __future__ import annotations
@@ -30,7 +30,9 @@ Noise: TypeAlias = "Callable[[int], Tensor]"
 
 @dataclass(frozen=True)
 class Frame:
-    """One finished step of a batch: from x_t at time t, by x_0, to x_s at time s; (B, C, H, W)."""
+    """One finished step of a batch: from x_t at time t to x_s at time s < t.
+
+    index: the number of the step, from 0. x_0: the denoised images. Images are (B, C, H, W)."""
 
     index: int
     t: float
@@ -49,10 +51,10 @@ def walk(
     schedule: Schedule,
     noise: Noise,
 ) -> Iterator[Frame]:
-    """Yields a frame for each step from `x` (B, C, H, W) at times[0] to times[-1].
+    """Take `x` (B, C, H, W) from times[0] to times[-1]. Yields a frame for each step.
 
-    denoise: (x_t, t ()) -> x_0_hat. times: (K + 1,) float64, falling. step_of: a sampler.
-    schedule: t -> (alpha, sigma). noise: the number of a step -> standard normal noise like x."""
+    denoise: (x_t, t ()) -> x_0_hat. times: float64 (K + 1,), falling. step_of: a sampler.
+    schedule: t -> (alpha, sigma). noise: number of a step -> standard normal noise like x."""
     levels = [noise_level(schedule, t) for t in times]
     previous = None
     for index in range(len(times) - 1):

@@ -202,7 +202,7 @@ def digits_network() -> FeatureNetwork:
             raise UserError(
                 f"the installed package is damaged ({DIGITS_NAME}.safetensors is not the pinned one); install it again"
             )
-        return network_from(*load_tensors(path, sealed=False), shape=(1, 28, 28), sha256=found)
+        return network_from(*load_tensors(path, checksum=False), shape=(1, 28, 28), sha256=found)
 
 
 def own_network(key: str, shape: tuple[int, int, int]) -> FeatureNetwork | None:

@@ -71,7 +71,7 @@ def scorer_for(whole: Dataset) -> Scorer | None:
         with resources.as_file(
             resources.files("undiffuse.measuring") / "weights" / f"{DIGITS_NAME}-scorer.safetensors"
         ) as path:
-            return scorer_from(*load_tensors(path, sealed=False), network=digits_network())
+            return scorer_from(*load_tensors(path, checksum=False), network=digits_network())
     network = own_network(key, whole.shape)
     if network is None:
         return None

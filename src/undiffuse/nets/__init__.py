@@ -1,14 +1,18 @@
-"""The networks: one file each, and the file's name is the network's.
+"""The networks: one file each, and the file's name is the network's. Files with `_` are shared.
 
-A network is a class with forward(x, log_snr, condition): x (B, C, H, W) float32 of about unit size,
-log_snr (B,), condition (B,) int64 or None. It returns (B, C, H, W) float32.
+A network is a class with forward(x, log_snr, condition). x is (B, C, H, W), float32 with a variance
+of about 1. log_snr is (B,). condition is (B,), int64, or None. It returns (B, C, H, W), float32.
 
-It is built as Network(shape=(C, H, W), conditions=K), with options of its own, which are
-keyword-only and have defaults: `unet:channels=64/128`. It knows K + 1 conditions, the last of which
-is "unconditional"; with K = 0 it takes none. A network that is made for a single prediction names
-it in `predicts`. A network may have a buffer `prototypes` (K + 1, C, H, W). It is filled before
-training with the mean image of each condition, and of all images for "unconditional".
-`reasons` says for each option what it is and why its default is what it is.
+It is built as Network(shape=(C, H, W), conditions=K). Its own options are keyword-only and have
+defaults, and a spec sets them: `unet:channels=64/128`. It knows K + 1 conditions, the last of which
+is "unconditional". With K = 0 it takes none.
+
+A class may have these attributes:
+
+- `predicts`: the only prediction that the network is made for.
+- `prototypes`: a buffer (K + 1, C, H, W). Before training it is filled with the mean image of each
+  condition, and last with the mean of all images, for "unconditional".
+- `reasons`: for each option, what it is and why its default is what it is.
 
 To add one: a new file `nets/NAME.py` with the class `Name`, decorated with `@NETWORKS.add`. A
 script of your own may register one in the same way.
@@ -33,7 +37,9 @@ else:
 
 
 class NetworkTable(Table):
-    """A table whose classes are imported when they are asked for: --help must not import torch."""
+    """The table of the networks. It imports a network's file when the network is first asked for.
+
+    So `undiffuse --help` lists the networks without importing torch."""
 
     def __iter__(self) -> Iterator[str]:
         files = (m.name for m in pkgutil.iter_modules(__path__) if not m.name.startswith("_"))
@@ -43,6 +49,7 @@ class NetworkTable(Table):
         return name in list(self)
 
     def function(self, name: str) -> Callable[..., Any]:
+        """The class of the network called `name`. Raises UserError for an unknown name."""
         if name in self and name not in self._functions:
             importlib.import_module(f"{__name__}.{name}")
         return super().function(name)
@@ -54,9 +61,11 @@ NETWORKS = NetworkTable("network")
 def build_network(
     net: str, shape: tuple[int, int, int], conditions: int, *, seed: int = 0, device: str = "cpu"
 ) -> nn.Module:
-    """The network of a spec, with the seed's random weights.
+    """Build the network of a spec, with random weights that `seed` decides.
 
-    On the device "meta" it takes no memory. Raises UserError for options that do not fit."""
+    net: a spec such as "unet:heads=4". shape: (C, H, W) of an image. conditions: K, without
+    "unconditional". On the device "meta" the network takes no memory. Raises UserError for options
+    that do not fit together."""
     with torch.random.fork_rng(devices=[]), torch.device(device):  # the caller's state stays
         torch.manual_seed(seed)
         network: nn.Module = NETWORKS[net](shape=shape, conditions=conditions)
@@ -64,7 +73,7 @@ def build_network(
 
 
 def check_prediction(net: str, network: nn.Module, prediction: str) -> None:
-    """Raises UserError where a network is made for another prediction."""
+    """Raises UserError where the network is made for another prediction only."""
     only = getattr(network, "predicts", None)
     if only is not None and prediction != only:
-        raise UserError(f"network '{net}' goes with --predict {only} only, not with '{prediction}'")
+        raise UserError(f"predict must be '{only}' for network '{net}', not '{prediction}'")

@@ -1,4 +1,4 @@
-"""What more than one network uses."""
+"""What several networks share: a layer, the check of their options, and the reasons for them."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from undiffuse.base.errors import UserError
 
 MOST_LEVELS, MOST_CHANNELS, MOST_BLOCKS, MOST_HEADS = 8, 4096, 100, 4096
+"""The most levels of a network, and the most channels, blocks and heads of a level."""
 
 REASONS = {
     "channels": "channels of each level - convolutions of 64 and more run near the CPU's peak",
@@ -18,16 +19,17 @@ REASONS = {
     "heads": "attention heads - fewer are faster",
     "dropout": "dropout inside the blocks - a few epochs do not overfit",
 }
-"""What the options of a UNet are, and after the dash the reason for the default."""
+"""What each option of a UNet is; after the dash, the reason for its default."""
 
 
 class ConditionEmbedding(nn.Embedding):
-    """An embedding as a matrix product.
+    """An embedding of the condition, computed as a matrix product.
 
-    The gradient of the usual look-up is summed, once compiled, in whatever order the threads come.
-    A run could not be repeated to the bit."""
+    The usual embedding looks up a row. Its compiled gradient is summed in the order in which the
+    threads finish, so that a run could not be repeated to the bit."""
 
     def forward(self, condition: Tensor) -> Tensor:
+        """int64 (B,) -> (B, E)"""
         return F.one_hot(condition, self.num_embeddings).to(self.weight.dtype) @ self.weight
 
 
@@ -39,7 +41,9 @@ def check_levels(
     heads: int,
     dropout: float,
 ) -> None:
-    """Raises UserError unless the options of a network with levels fit together."""
+    """Raises UserError unless the options of a network with levels fit together.
+
+    net: the network's name. channels, blocks, attention: one entry for each level."""
     for name, counts, most in (
         ("channels", channels, MOST_CHANNELS),
         ("blocks", blocks, MOST_BLOCKS),

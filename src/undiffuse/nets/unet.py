@@ -1,14 +1,14 @@
 """`unet`: a small UNet for two CPU cores.
 
-Most of the arithmetic happens at a half and a quarter of the image's resolution, where a 3x3 convolution
-has enough channels to run near the processor's peak: the image is cut into 2x2 patches (pixel-unshuffle),
-every level is a stack of residual blocks, and global attention is used at the lowest level only, where
-28x28 digits are 7x7 = 49 tokens. The activations are channels-last and the norm is over channels, so that
-each norm reads contiguous memory.
+The image is cut into 2x2 patches (pixel-unshuffle), so most of the arithmetic happens at a half and
+a quarter of its resolution. There a 3x3 convolution has enough channels to run near the CPU's peak.
+Every level is a stack of residual blocks. By default only the lowest level has global attention. It
+sees digits of 28x28 pixels as 7x7 = 49 tokens. The activations are channels-last and the norm is
+over channels, so that each norm reads contiguous memory.
 
-A conditional network sees the prototype of its condition beside x_t: the mean of the training images
-that have it. That is the best x_0_hat where all else is noise, so a short run need not spend its
-first steps on learning it.
+A conditional network sees the prototype of its condition beside x_t: the mean of the training
+images that have it. That is the best x_0_hat where all else is noise, so a short run need not spend
+its first steps on learning it.
 """
 
 from __future__ import annotations
@@ -23,11 +23,14 @@ from undiffuse.base.errors import UserError
 from undiffuse.nets import NETWORKS
 from undiffuse.nets._layers import REASONS, ConditionEmbedding, check_levels
 
-FEATURES = 64  # Fourier features of the log-SNR
+FEATURES = 64
+"""Fourier features of the log-SNR."""
 
 
 def fourier_features(log_snr: Tensor) -> Tensor:
-    """Cosines and sines of the log-SNR, at wavelengths from 60, twice its whole range, to 1.  (B,) -> (B, FEATURES)"""
+    """Cosines and sines of the log-SNR: (B,) -> (B, FEATURES).
+
+    Their wavelengths are from 60, twice the range of the log-SNR, to 1."""
     frequencies = (
         2 * math.pi * torch.logspace(-math.log10(60), 0, FEATURES // 2, device=log_snr.device)
     )
@@ -36,27 +39,32 @@ def fourier_features(log_snr: Tensor) -> Tensor:
 
 
 class ChannelNorm(nn.Module):
-    """RMS norm over the channels of each pixel (Karras et al. 2024, arXiv:2312.02696, call it pixel norm), with a gain."""
+    """RMS norm over the channels of each pixel, with a gain.
+
+    Karras et al. 2024 (arXiv:2312.02696) call it pixel norm."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.gain = nn.Parameter(torch.ones(channels))
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> the same shape and dtype; computed in float32"""
         x32 = x.float()
         scale = torch.rsqrt(x32.square().mean(dim=1, keepdim=True) + 1e-6)
         return (x32 * scale * self.gain[:, None, None]).to(x.dtype)
 
 
 def zero(module: nn.Module) -> nn.Module:
-    """The same module, its parameters set to zero: a block that starts as the identity."""
+    """The module with its parameters set to zero.
+
+    A residual block whose last layer is zero starts as the identity."""
     for parameter in module.parameters():
         nn.init.zeros_(parameter)
     return module
 
 
 class ResidualBlock(nn.Module):
-    """norm, SiLU, conv, twice; the condition scales and shifts the second norm."""
+    """Twice: norm, SiLU, 3x3 convolution. The embedding scales and shifts the second norm."""
 
     def __init__(self, channels: int, embedding: int, dropout: float) -> None:
         super().__init__()
@@ -68,6 +76,7 @@ class ResidualBlock(nn.Module):
         self.conv_2 = zero(nn.Conv2d(channels, channels, 3, padding=1))
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+        """x (B, C, H, W), embedding (B, E) -> (B, C, H, W)"""
         h = self.conv_1(F.silu(self.norm_1(x)))
         scale, shift = self.condition(embedding)[:, :, None, None].chunk(2, dim=1)
         h = self.norm_2(h) * (1 + scale) + shift
@@ -77,13 +86,15 @@ class ResidualBlock(nn.Module):
 class Attention(nn.Module):
     """Self-attention over all pixels, with learned positions.
 
-    Written as two matrix products: the fused kernel's backward pass is many times slower on a CPU at 49 tokens."""
+    It is written as two matrix products. With 49 tokens on a CPU, the backward pass of torch's
+    fused attention is many times slower. Raises UserError unless `heads` divides `channels`."""
 
     def __init__(self, channels: int, heads: int, pixels: int) -> None:
         super().__init__()
         if channels % heads:
             raise UserError(
-                f"network 'unet': {channels} channels can't be shared between {heads} heads of attention"
+                f"network 'unet': a level with attention has {channels} channels, which {heads} "
+                "heads do not divide; give other heads or channels"
             )
         self.heads = heads
         self.norm = ChannelNorm(channels)
@@ -92,23 +103,24 @@ class Attention(nn.Module):
         self.out = zero(nn.Linear(channels, channels))
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+        """x (B, C, H, W), embedding (B, E), which is not used -> (B, C, H, W)"""
         b, c, h, w = x.shape
         tokens = self.norm(x).flatten(2).transpose(1, 2) + self.position  # (B, HW, C)
         q, k, v = (
             self.qkv(tokens).view(b, h * w, 3, self.heads, c // self.heads).permute(2, 0, 3, 1, 4)
         )
-        weights = (q @ k.transpose(-2, -1) * (c // self.heads) ** -0.5).softmax(
-            dim=-1
-        )  # (B, heads, HW, HW)
+        scores = q @ k.transpose(-2, -1) * (c // self.heads) ** -0.5
+        weights = scores.softmax(dim=-1)  # (B, heads, HW, HW)
         mixed = weights.to(v.dtype) @ v
         mixed = self.out(mixed.transpose(1, 2).reshape(b, h * w, c))
         return x + mixed.transpose(1, 2).reshape(b, c, h, w)
 
 
 class Stage(nn.ModuleList):
-    """Blocks and attention layers one after the other, each given the embedding."""
+    """Blocks and attention layers one after the other, each of which sees the embedding."""
 
     def forward(self, h: Tensor, embedding: Tensor) -> Tensor:
+        """h (B, C, H, W), embedding (B, E) -> (B, C, H, W)"""
         for layer in self:
             h = layer(h, embedding)
         return h
@@ -116,10 +128,12 @@ class Stage(nn.ModuleList):
 
 @NETWORKS.add
 class UNet(nn.Module):
-    """channels: of each level; the first works at half the image's resolution, each further one at
-    half of that. blocks: residual blocks of a level on the way down, and again on the way up; of
-    the lowest level, in all. attention: whether a level's blocks are each followed by attention,
-    with `heads` heads. Images are padded to a multiple of 2^levels.
+    """The network. Images are padded to a multiple of 2^levels pixels a side.
+
+    channels: of each level. The first level works at half the image's resolution, and each further
+    level at half the resolution of the level above. blocks: residual blocks of each level, on the
+    way down and again on the way up; the lowest level has them once. attention: whether attention
+    follows each block of a level. heads: attention heads. dropout: inside the blocks.
     Raises UserError where these do not fit together."""
 
     reasons = REASONS
@@ -171,10 +185,13 @@ class UNet(nn.Module):
         self.up = nn.ModuleList(stage(i, blocks[i]) for i in upper)
         self.norm = ChannelNorm(channels[0])
         self.out = self.output(channels[0], colours)
-        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's annotations
+        # torch's annotations lack this call.
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def extra_channels(self, colours: int) -> int:
-        """Channels that the network sees beside the image's own, at the image's resolution."""
+        """Channels that a subclass gives the network beside those of the image.
+
+        They are counted at the image's resolution."""
         return 0
 
     def output(self, channels: int, colours: int) -> nn.Module:
@@ -189,7 +206,9 @@ class UNet(nn.Module):
         )
 
     def features(self, patches: Tensor, log_snr: Tensor, condition: Tensor | None) -> Tensor:
-        """(B, channels[0], H / 2, W / 2), from the `patches` of x_t and what is given beside it."""
+        """What the last layer sees: (B, channels[0], H / 2, W / 2).
+
+        patches: of x_t, with the extra channels (B, 4 (C + extra), H / 2, W / 2)."""
         embedding = self.embed(fourier_features(log_snr))
         if self.condition is not None:
             embedding = embedding + self.condition(condition)
@@ -208,6 +227,7 @@ class UNet(nn.Module):
         return F.silu(self.norm(h))
 
     def forward(self, x: Tensor, log_snr: Tensor, condition: Tensor | None = None) -> Tensor:
+        """x (B, C, H, W), log_snr (B,), condition (B,) or None -> (B, C, H, W)"""
         out = F.pixel_shuffle(
             self.out(self.features(self.patches(x), log_snr, condition)).float(), 2
         )

@@ -1,7 +1,8 @@
 """`unet2d`: UNet2DModel of the diffusers library, the network that the handout suggests.
 
-It sees x_t / sqrt(alpha^2 + sigma^2) and the (0-based) step of the linear 1000-step schedule that has the same SNR,
-whatever the schedule in use. So its weights serve in diffusers' own pipelines.
+It sees x_t / sqrt(alpha^2 + sigma^2) and a step of the linear 1000-step schedule, counted from 0.
+It is the step that has the same SNR, whatever the schedule in use. So the weights work in the
+pipelines of diffusers.
 """
 
 from __future__ import annotations
@@ -22,14 +23,16 @@ try:
     from diffusers.models.upsampling import Upsample2D
 except ImportError as error:
     raise UserError(
-        "network 'unet2d' needs the diffusers library; install it with: pip install 'undiffuse[diffusers]'"
+        "network 'unet2d' needs the diffusers library; "
+        "install it with: pip install 'undiffuse[diffusers]'"
     ) from error
 
 
 def linear_step(log_snr: Tensor, table: Tensor) -> Tensor:
-    """The 0-based step of Ho et al.'s linear schedule with this log-SNR, a fraction between steps; any shape.
+    """The step of Ho et al.'s linear schedule, counted from 0, that has this log-SNR; any shape.
 
-    table: log alpha_bar_i, i = 0..1000. Step k is time (k + 1)/1000, so a time before 1/1000 gives a number in (-1, 0)."""
+    Between two steps it is a fraction. Step k is time (k + 1)/1000, so times below 1/1000 give
+    numbers in (-1, 0). table: log alpha_bar_i for i = 0..1000."""
     log_alpha_bar = F.logsigmoid(log_snr.double())
     right = torch.searchsorted(-table, -log_alpha_bar).clamp(1, len(table) - 1)
     fraction = (table[right - 1] - log_alpha_bar) / (table[right - 1] - table[right])
@@ -43,14 +46,17 @@ UNET2D_REASONS = {
     "attention": "attention at each level - on a CPU it costs two thirds of the speed",
     "heads": "attention heads of the lowest level - unused without attention",
 }
+"""What each option is; after the dash, the reason for its default."""
 
 
 @NETWORKS.add
 class UNet2D(nn.Module):
-    """channels, blocks, attention: UNet2DModel's block_out_channels, layers_per_block (the same at every level), and
-    which levels have attention. heads: attention heads of the lowest level; those of the others have as
-    many channels, so there are fewer. Images are padded to a
-    multiple of 2^(levels - 1)."""
+    """The network. Images are padded to a multiple of 2^(levels - 1) pixels a side.
+
+    channels: UNet2DModel's block_out_channels. blocks: its layers_per_block, the same at every
+    level. attention: which levels have attention. heads: attention heads of the lowest level. A
+    head has as many channels at every level, so the other levels have fewer heads. dropout: inside
+    the blocks. Raises UserError where these do not fit together."""
 
     reasons = UNET2D_REASONS
 
@@ -72,16 +78,17 @@ class UNet2D(nn.Module):
                 "network 'unet2d' has the same number of blocks at every level, so blocks "
                 f"{'/'.join(map(str, blocks))} do not fit; write for example blocks=2/2"
             )
-        head = max(channels[-1] // heads, 1)  # channels of each
+        head = max(channels[-1] // heads, 1)  # the channels of a head
         if too_narrow := [
             c for c, attends in zip(channels, attention, strict=True) if attends and c < head
         ]:
             raise UserError(
-                f"network 'unet2d': a level with attention has {too_narrow[0]} channels, and a head "
-                f"{head}, the {channels[-1]} channels of the lowest level by heads={heads}; give "
+                f"network 'unet2d': with heads={heads} a head has {head} channels, and a level "
+                f"with attention has only {too_narrow[0]}; give "
                 f"heads={-(-channels[-1] // min(too_narrow))} or more"
             )
-        # Fewer groups than UNet2DModel's 32: the norm takes away again what the noise level adds to a group of one channel.
+        # Fewer groups than UNet2DModel's 32: with one channel in a group, the norm would remove
+        # what the noise level adds to it.
         groups = next(g for g in (8, 4, 2, 1) if all(c % g == 0 for c in channels))
         self.multiple = 2 ** (len(channels) - 1)
         self.table: Tensor
@@ -108,6 +115,7 @@ class UNet2D(nn.Module):
             self.model.class_embedding = ConditionEmbedding(conditions + 1, 4 * channels[0])
 
     def forward(self, x: Tensor, log_snr: Tensor, condition: Tensor | None = None) -> Tensor:
+        """x (B, C, H, W), log_snr (B,), condition (B,) or None -> (B, C, H, W)"""
         height, width = x.shape[-2:]
         x = F.pad(x, (0, -width % self.multiple, 0, -height % self.multiple))
         out: Tensor = self.model(x, linear_step(log_snr, self.table), class_labels=condition).sample
@@ -115,8 +123,10 @@ class UNet2D(nn.Module):
 
 
 def upsample_by_views(model: UNet2DModel) -> None:
-    """Let the model repeat pixels by a view. F.interpolate, which Upsample2D calls, is the same; but torch 2.13 compiles its backward pass
-    wrongly for processors, and all that comes before it gets no gradient."""
+    """Let the model repeat pixels by a view, in place of F.interpolate, which Upsample2D calls.
+
+    The result is the same. But torch 2.13 compiles the backward pass of F.interpolate wrongly for
+    CPUs: the layers before it get no gradient."""
     for module in model.modules():
         if isinstance(module, Upsample2D):
             module.interpolate = False
@@ -124,11 +134,12 @@ def upsample_by_views(model: UNet2DModel) -> None:
 
 
 def doubled(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-    """The first input, images (B, C, H, W), with each pixel twice each way."""
+    """Images (B, C, H, W), the first input, with each pixel doubled in both directions."""
     x, *others = inputs
     b, c, h, w = x.shape
     return (x[:, :, :, None, :, None].expand(b, c, h, 2, w, 2).reshape(b, c, 2 * h, 2 * w), *others)
 
 
 def padded(size: int, multiple: int) -> int:
+    """The smallest multiple of `multiple` that is at least `size`."""
     return size + -size % multiple

@@ -1,8 +1,8 @@
 """Objectives: what the network learns from a batch.
 
 An objective has two parts. `prepare` turns images, noise and times into what the network sees and
-should return; its coefficients are float64 and it runs once a step. `loss` is the arithmetic of the
-network, which may be compiled.
+what it should return. It runs once a step, and its coefficients are float64. `loss` runs the
+network and compares. It may be compiled.
 
 To add one: a file in this folder with a function (denoiser, weighting) -> Objective, decorated with
 `@OBJECTIVES.add`. `weighting` is a function log-SNR -> weight.
@@ -28,10 +28,12 @@ class Objective(Protocol):
     """What the network learns."""
 
     def prepare(self, x_0: Tensor, noise: Tensor, t: Tensor, condition: Tensor | None) -> Any:
-        """Images and noise (B, C, H, W), times (B,) and conditions (B,), as a tuple of tensors."""
+        """What the network sees and should return, as a tuple of tensors.
+
+        x_0, noise: (B, C, H, W). t: (B,). condition: (B,), or None."""
 
     def loss(self, network: Callable[..., Tensor], batch: Any) -> Tensor:
-        """The loss of each image, (B,), of what `prepare` returned."""
+        """The loss of each image (B,). batch: what `prepare` returned."""
 
 
 for _module in pkgutil.iter_modules(__path__):

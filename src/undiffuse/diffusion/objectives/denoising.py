@@ -2,9 +2,8 @@
 
     loss = w(log-SNR) |x_0_hat - x_0|^2,     averaged over an image's values
 
-As x_0_hat is linear in the network's output F, F's own squared error carries w c_out^2. With uniform
-weight that is the handout's (6) under every prediction, with `snr` it is plain eps-MSE, with
-`snr-plus-1` plain v-MSE.
+x_0_hat is linear in the network's output F, so the squared error of F has the weight w c_out^2. The
+weighting w is a choice of its own (weightings.py).
 """
 
 from __future__ import annotations
@@ -24,10 +23,10 @@ if TYPE_CHECKING:
 
 
 class DenoisingBatch(NamedTuple):
-    """A batch as the network's regression problem: weight * mean((F - target)^2); float32.
+    """A batch as a regression problem for the network: weight * mean((F - target)^2); float32.
 
-    x, target: (B, C, H, W). log_snr, weight: (B,), the weight being w c_out^2. condition: (B,) or
-    None. F = network(x, log_snr, condition)."""
+    F = network(x, log_snr, condition). x, target: (B, C, H, W). log_snr: (B,). weight: w c_out^2,
+    (B,). condition: (B,), or None."""
 
     x: Tensor
     log_snr: Tensor
@@ -44,10 +43,11 @@ def denoising_batch(
     t: Tensor,
     condition: Tensor | None = None,
 ) -> DenoisingBatch:
-    """Images and noise (B, C, H, W) at times t (B,), as the network's regression problem.
+    """A batch as a regression problem for the network.
 
-    The target (x_0 - c_skip x_t) / c_out is assembled from x_0 and noise in closed form, because
-    the difference would cancel where there is little noise."""
+    x_0, noise: (B, C, H, W). t: (B,). condition: (B,), or None. weighting: log-SNR -> weight. The
+    target is (x_0 - c_skip x_t) / c_out. Its two terms nearly cancel where there is little noise,
+    so it is computed from x_0 and the noise directly."""
     level = denoiser.noise_level(t)
     c_skip, c_out, c_in = denoiser.coefficients(level)
     of_x_0 = (1 - c_skip * level.alpha) / c_out
@@ -69,7 +69,7 @@ def denoising_loss(network: Callable[..., Tensor], batch: DenoisingBatch) -> Ten
 
 @dataclass(frozen=True)
 class Denoising:
-    """The objective: `denoising_batch`, then `denoising_loss`."""
+    """The denoising objective: `denoising_batch`, then `denoising_loss`."""
 
     denoiser: Denoiser
     weighting: Callable[[Tensor], Tensor]
@@ -77,9 +77,11 @@ class Denoising:
     def prepare(
         self, x_0: Tensor, noise: Tensor, t: Tensor, condition: Tensor | None
     ) -> DenoisingBatch:
+        """See `denoising_batch`."""
         return denoising_batch(self.denoiser, self.weighting, x_0, noise, t, condition)
 
     def loss(self, network: Callable[..., Tensor], batch: DenoisingBatch) -> Tensor:
+        """See `denoising_loss`."""
         return denoising_loss(network, batch)
 
 
