@@ -61,8 +61,8 @@ def numbered(n: int, labelled: bool = True) -> Dataset:
     labels = torch.arange(n)
     images = (labels % 256).to(torch.uint8).view(n, 1, 1, 1)
     if not labelled:
-        return Dataset("numbered", images, None, ())
-    return Dataset("numbered", images, labels, tuple(map(str, range(n))))
+        return Dataset.of("numbered", images)
+    return Dataset.of("numbered", images, labels, tuple(map(str, range(n))))
 
 
 @contextmanager
@@ -604,13 +604,15 @@ def test_how_many_images_a_number_to_train_on_needs() -> None:
 
 
 def test_mean_images() -> None:
-    """The mean of each label, then of all. A label without images has the mean of all."""
+    """The mean of each condition, then of all. One without images has the mean of all."""
     pixels = np.random.default_rng(0).integers(256, size=(700, 3, 20, 30), dtype=np.uint8)
     labels = np.arange(700) % 5 // 2 * 2  # 0, 2 and 4 of 0 to 4
-    dataset = Dataset("", torch.from_numpy(pixels), torch.from_numpy(labels), tuple("abcde"))
+    dataset = Dataset.of("", torch.from_numpy(pixels))
     of_all, of_label = pixels.mean(axis=0), [pixels[labels == k].mean(axis=0) for k in (0, 2, 4)]
     expected = np.stack([of_label[0], of_all, of_label[1], of_all, of_label[2], of_all])
-    assert mean_images(dataset, 5).numpy() == pytest.approx(expected / 127.5 - 1, abs=1e-6)
+    assert mean_images(dataset, torch.from_numpy(labels), 5).numpy() == pytest.approx(
+        expected / 127.5 - 1, abs=1e-6
+    )
 
 
 def test_every_epoch_has_an_order_of_its_own() -> None:

@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from undiffuse.base.errors import UserError
 from undiffuse.base.files import write_atomic
 from undiffuse.base.tensors import LARGEST, load_tensors, save_tensors
-from undiffuse.training.experiment import DataFacts, build_network
+from undiffuse.nets import build_network
 from undiffuse.training.presets import make_config
 from undiffuse.training.state import stepped_tensors
 
@@ -79,8 +79,7 @@ def test_changed_bytes_of_a_runs_checkpoint_are_found(
 ) -> None:
     """At random places. The slow form has the default network."""
     config = make_config(conditional=True, channels=channels)
-    facts = DataFacts("digits", (1, 28, 28), tuple("0123456789"), 60_000, 0, "0" * 64)
-    network = build_network(config, facts)
+    network = build_network(config.net, (1, 28, 28), 10)
     path, g = tmp_path / "x.safetensors", np.random.default_rng(0)
     save_tensors(path, stepped_tensors(config, network), {"step": "1"})
     with path.open("r+b", buffering=0) as file:

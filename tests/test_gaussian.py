@@ -21,10 +21,11 @@ from helpers import PRESERVING, at, close, covering, possible, toy
 from undiffuse.base import rng
 from undiffuse.base.errors import UserError
 from undiffuse.diffusion import process
+from undiffuse.diffusion.conditioning import Conditioning
 from undiffuse.diffusion.denoiser import PREDICTIONS, Denoiser
 from undiffuse.diffusion.grids import GRIDS, time_grid
 from undiffuse.diffusion.samplers import SAMPLERS
-from undiffuse.diffusion.sampling import Sampling, sample, trajectory
+from undiffuse.diffusion.sampling import Sampling, network_calls, sample, trajectory
 from undiffuse.diffusion.schedule import LOG_SNR_BOUND, SCHEDULES, chain, log_snr
 from undiffuse.diffusion.walk import Frame
 
@@ -526,5 +527,7 @@ def test_impossible_parameters_of_a_grid(grid: str, said: str) -> None:
 
 @pytest.mark.parametrize("steps", [0, -1, 100_001])
 def test_an_impossible_number_of_steps(steps: int) -> None:
-    with pytest.raises(UserError, match=f"at least 1 step, and at most 100,000, not {steps}"):
+    with pytest.raises(
+        UserError, match=f"steps must be at least 1 and at most 100,000, not {steps}"
+    ):
         sample_images(TOY, [0], steps=steps)

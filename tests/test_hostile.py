@@ -26,10 +26,10 @@ from conftest import as_flags
 from test_session import stop
 from undiffuse import cli
 from undiffuse.base.tensors import load_tensors, save_tensors
+from undiffuse.measuring.results import FORMAT as METRICS_FORMAT
 from undiffuse.report import Report
-from undiffuse.runs.evaluation import FORMAT as METRICS_FORMAT
 from undiffuse.runs.folder import Run
-from undiffuse.study import FORMAT
+from undiffuse.runs.studies import FORMAT
 
 resource = pytest.importorskip("resource")
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="needs fork and limits of memory")
@@ -128,20 +128,30 @@ def facts(**values: Any) -> Damage:
     return edited(lambda content: content["data"].update(values))
 
 
-def of_classes(**groups: Callable[[int], Any]) -> Damage:
-    """Facts about the groups of a conditional run: functions of the number of training images."""
+def conditioning(**values: Any) -> Damage:
+    return edited(lambda content: content["conditioning"].update(values))
+
+
+def of_classes(**values: Callable[[int], Any]) -> Damage:
+    """Clusters of a conditional run: functions of the number of training images."""
 
     def edit(content: dict[str, Any]) -> None:
         content["config"].update(conditional=True)
         training = content["data"]["training"]
-        content["data"].update({name: value(training) for name, value in groups.items()})
+        content["conditioning"].update(classes=content["data"]["classes"])
+        content["conditioning"].update({name: value(training) for name, value in values.items()})
 
     return edited(edit)
 
 
-def too_many_groups(content: dict[str, Any]) -> None:
-    asked = content["config"]["groups"]
-    content["data"].update(groups=[content["data"]["training"], *[0] * (asked + 1)])
+def too_many_clusters(content: dict[str, Any]) -> None:
+    asked = content["config"]["clusters"]
+    content["conditioning"].update(clusters=[content["data"]["training"], *[0] * (asked + 1)])
+
+
+def many_levels(count: int) -> str:
+    options = {"channels": "8", "blocks": "1", "attention": "0"}
+    return "unet:" + ",".join(f"{name}={'/'.join([v] * count)}" for name, v in options.items())
 
 
 CONFIGS: dict[str, Damage] = {
@@ -160,11 +170,11 @@ CONFIGS: dict[str, Damage] = {
     "not a number": fields(lr=float("nan")),
     "infinity": fields(ema=float("inf")),
     "a negative number": fields(batch_size=-1),
-    "wide channels": fields(channels=[10**9, 10**9]),
-    "many channels": fields(channels=[4096, 4096], blocks=[2, 2]),
-    "many blocks": fields(blocks=[10**9, 10**9]),
-    "many levels": fields(channels=[8] * 10**5, blocks=[1] * 10**5, attention=[False] * 10**5),
-    "many heads": fields(heads=10**12),
+    "wide channels": fields(net="unet:channels=1000000000/1000000000"),
+    "many channels": fields(net="unet:channels=4096/4096,blocks=2/2"),
+    "many blocks": fields(net="unet:blocks=1000000000/1000000000"),
+    "many levels": fields(net=many_levels(10**5)),
+    "many heads": fields(net="unet:heads=1e12"),
     "a huge batch": fields(batch_size=10**15),
     "a long chain": fields(chain=10**12),
     "many snapshots": fields(snapshots=10**12),
@@ -178,15 +188,16 @@ CONFIGS: dict[str, Damage] = {
     "no shape": facts(shape=[]),
     "a negative count": facts(training=-1),
     "classes that are numbers": facts(classes=[1, 2]),
-    "groups that are text": facts(groups=["a"]),
-    "groups of no image": facts(groups=[0, 0]),
-    "groups of more images than there are": facts(groups=[10**9, 10**9]),
-    "groups of no class": of_classes(groups=lambda n: [n]),
-    "groups of an unknown class": of_classes(
-        groups=lambda n: [n, *[0] * 10], class_of=lambda n: [*range(11)]
+    "clusters that are text": conditioning(clusters=["a"]),
+    "clusters of no image": conditioning(clusters=[0, 0]),
+    "clusters of more images than there are": conditioning(clusters=[10**9, 10**9]),
+    "clusters of no class": of_classes(clusters=lambda n: [n]),
+    "clusters of an unknown class": of_classes(
+        clusters=lambda n: [n, *[0] * 10], class_of_cluster=lambda n: [*range(11)]
     ),
-    "classes of no group": facts(class_of=[0]),
-    "more groups than were asked for": edited(too_many_groups),
+    "classes of no cluster": conditioning(class_of_cluster=[0]),
+    "more clusters than were asked for": edited(too_many_clusters),
+    "classes that the data do not have": conditioning(classes=["a", "b"]),
     "no classes to ask for": of_classes(classes=lambda n: []),
     "another image": facts(shape=[3, 8, 8]),
     "an endless budget": fields(steps=None, epochs=1e308),
@@ -222,7 +233,7 @@ def test_a_configuration_of_other_weights_is_refused(place: Path, case: str) -> 
 # Weights
 
 
-def resealed(edit: Callable[[dict[str, torch.Tensor]], Any]) -> Damage:
+def with_checksum(edit: Callable[[dict[str, torch.Tensor]], Any]) -> Damage:
     """Other tensors, with a checksum that is right."""
 
     def damage(path: Path) -> None:
@@ -252,22 +263,22 @@ def first(tensors: dict[str, torch.Tensor]) -> str:
     return next(name for name in sorted(tensors) if tensors[name].ndim > 1)
 
 
-SEAL = {"sha256": "0" * 64, "step": "12"}
+CHECKSUM = {"sha256": "0" * 64, "step": "12"}
 PROMISE = {"dtype": "F32", "shape": [2**40], "data_offsets": [0, 2**42]}
 NO_TENSORS: dict[str, Damage] = {  # test_files.py has more
     "nothing": raw(b""),
     "a terabyte": sparse,
     "a huge header": raw(b"\xff" * 7 + b"\x7f" + b"{}"),
-    "a promise of terabytes": sized({"__metadata__": SEAL, "x": PROMISE}),
+    "a promise of terabytes": sized({"__metadata__": CHECKSUM, "x": PROMISE}),
     "a pickle": raw(b"\x80\x04\x95" + bytes(100)),
 }
 OTHER_TENSORS: dict[str, Damage] = {
-    "another shape": resealed(lambda t: t.update({first(t): torch.zeros(3, 3)})),
-    "a tensor too many": resealed(lambda t: t.update(surprise=torch.zeros(3))),
-    "a tensor too few": resealed(lambda t: t.pop(first(t))),
-    "not a number": resealed(lambda t: t[first(t)].view(-1)[0].fill_(float("nan"))),
-    "infinity": resealed(lambda t: t[first(t)].view(-1)[-1].fill_(float("inf"))),
-    "no tensors": resealed(lambda t: t.clear()),
+    "another shape": with_checksum(lambda t: t.update({first(t): torch.zeros(3, 3)})),
+    "a tensor too many": with_checksum(lambda t: t.update(surprise=torch.zeros(3))),
+    "a tensor too few": with_checksum(lambda t: t.pop(first(t))),
+    "not a number": with_checksum(lambda t: t[first(t)].view(-1)[0].fill_(float("nan"))),
+    "infinity": with_checksum(lambda t: t[first(t)].view(-1)[-1].fill_(float("inf"))),
+    "no tensors": with_checksum(lambda t: t.clear()),
 }
 
 
@@ -333,24 +344,21 @@ LOGS: dict[str, bytes] = {
     "a number": b"17",
     "nothing in it": b"{}",
     "an unknown event": line(event="surprise"),
-    "no loss": line(lr=1.0),
-    "a loss of text": line(loss="low", lr=1.0),
-    "a time of text": line(loss=1.0, lr=1.0, time="soon"),
-    "an infinite time": line(loss=1.0, lr=1.0, time=float("inf")),
-    "a negative step": line(loss=1.0, lr=1.0, step=-1),
+    "no loss": line(lr=1.0, seconds=0.1),
+    "a loss of text": line(loss="low", lr=1.0, seconds=0.1),
+    "a time of text": line(loss=1.0, lr=1.0, seconds=0.1, time="soon"),
+    "an infinite time": line(loss=1.0, lr=1.0, seconds=0.1, time=float("inf")),
+    "a negative step": line(loss=1.0, lr=1.0, seconds=0.1, step=-1),
     "brackets": b'{"event": ' + b"[" * 30_000,
-    "a long line": line(event="uncompiled", reason="x" * 2**17),
-    "a path out of the folder": line(
-        event="snapshot", file="../../../../etc/hostname", seconds=0.1
-    ),
-    "an absolute path": line(event="snapshot", file="/etc/hostname", seconds=0.1),
-    "a decision without its end": line(event="clock", decision={"step": 1}),
-    "a decision of text": line(event="clock", decision="now"),
-    "no decision": line(event="clock", decision=None),
-    "two decisions": line(event="clock", cut={"step": 1}, outlook={"step": 1, "steps": 2}),
-    "a decision before the beginning": line(event="clock", cut={"step": -1}),
-    "a decision for the end of time": line(event="clock", decision={"step": 1, "end": 10**18}),
-    "a step at the end of time": line(loss=1.0, lr=1.0, step=10**18),
+    "a long line": line(event="compile-fallback", reason="x" * 2**17),
+    "a path of its own": line(event="snapshot", file="../../../../etc/hostname", seconds=0.1),
+    "a cooldown without its end": line(event="cooldown", start=1),
+    "a cooldown of text": line(event="cooldown", start=1, end="now"),
+    "no projection": line(event="projection", steps=None),
+    "a cooldown before the beginning": line(event="cooldown", start=-1, end=5),
+    "a cooldown for the end of time": line(event="cooldown", start=1, end=10**18),
+    "a rollback without a reason": line(event="rollback", failed=3),
+    "a step at the end of time": line(loss=1.0, lr=1.0, seconds=0.1, step=10**18),
     "levels of text": line(event="validation", loss=1.0, levels=["a"]),
 }
 

@@ -15,7 +15,6 @@ import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
 from torch import Tensor
-from undiffuse.diffusion.objective import regression
 
 from helpers import close, possible
 from undiffuse.base import rng
@@ -25,13 +24,15 @@ from undiffuse.data.batches import batch_indices
 from undiffuse.diffusion import process
 from undiffuse.diffusion.denoiser import PREDICTIONS, Denoiser
 from undiffuse.diffusion.grids import GRIDS, time_grid
+from undiffuse.diffusion.objectives.denoising import denoising_batch
 from undiffuse.diffusion.samplers import SAMPLERS
-from undiffuse.diffusion.sampling import draw
+from undiffuse.diffusion.sampling import Sampling, sample
 from undiffuse.diffusion.schedule import SCHEDULES, chain, log_snr, time_of
-from undiffuse.diffusion.times import TIMES, draw_times
+from undiffuse.diffusion.times import TIMES, sample_times
 from undiffuse.diffusion.weightings import WEIGHTINGS
 from undiffuse.measuring import distances
-from undiffuse.training.clock import Cut, Decision, lr_factor, snapshot_steps
+from undiffuse.training.clock import lr_factor, snapshot_steps
+from undiffuse.training.records import Cooldown, Rollback
 
 
 def numbers(low: float, high: float) -> st.SearchStrategy[float]:
@@ -62,7 +63,7 @@ dtypes = st.sampled_from([torch.float32, torch.float64])
 def times_of(
     count: int, stream: np.random.Generator, *, stratified: bool, steps: int | None = None
 ) -> Tensor:
-    return draw_times(TIMES["uniform"], count, stream, stratified=stratified, steps=steps)
+    return sample_times(TIMES["uniform"], count, stream, stratified=stratified, steps=steps)
 
 
 def at(schedule: str, t: float) -> tuple[Tensor, Tensor]:
@@ -181,17 +182,17 @@ def test_the_target_is_what_gives_the_image_back(
     noise = rng.normal((n, *shape), seed, "noise").to(dtype)
     t = times_of(n, rng.stream(seed, "t"), stratified=True).clamp(0.02, 0.98)
     denoiser = Denoiser(lambda *_: x_0, schedule, prediction, shape)
-    problem = regression(denoiser, WEIGHTINGS[weighting], x_0, noise, t)
-    assert problem.weight.isfinite().all()
-    assert (problem.weight > 0).all()
-    denoiser = Denoiser(lambda *_: problem.target, schedule, prediction, shape)
+    batch = denoising_batch(denoiser, WEIGHTINGS[weighting], x_0, noise, t)
+    assert batch.weight.isfinite().all()
+    assert (batch.weight > 0).all()
+    denoiser = Denoiser(lambda *_: batch.target, schedule, prediction, shape)
     level = denoiser.noise_level(t)
     x_t = process.jump(x_0, noise, level.alpha, level.sigma)
     c_skip, c_out, c_in = (process.expand(c, x_0) for c in denoiser.coefficients(level))
-    scale = (c_skip.abs() * x_t.abs() + c_out.abs() * problem.target.abs()).amax().item()
+    scale = (c_skip.abs() * x_t.abs() + c_out.abs() * batch.target.abs()).amax().item()
     precision = 1e-6 if dtype == torch.float32 else 1e-13
     assert torch.allclose(denoiser(x_t, t), x_0, atol=precision * scale)
-    assert torch.allclose(problem.x, c_in * x_t)
+    assert torch.allclose(batch.x, c_in * x_t)
 
 
 @given(schedules, st.sampled_from([*GRIDS, "log-snr:high=6", "karras:rho=3"]), steps)
@@ -213,7 +214,7 @@ def test_every_sampler_ends_in_the_only_image_there_is(
     """Where all data are one image, the perfect denoiser always returns it."""
     image = rng.normal(shape, seed, "image").clamp(-1, 1)
     denoiser = Denoiser(lambda x, *_: image.expand_as(x), schedule, "x0", shape)
-    found = draw(denoiser, [0, 7], sampler=sampler, steps=count, seed=seed)
+    found = sample(denoiser, [0, 7], Sampling(sampler, count, seed=seed))
     assert torch.allclose(found, image.expand_as(found), atol=1e-5)
 
 
@@ -226,9 +227,13 @@ def test_the_learning_rate_never_rises_after_the_warm_up(
     warmup: int, decided: list[int], cuts: list[int]
 ) -> None:
     decisions = [
-        Decision(step, step + 50 + 30 * k) for k, step in enumerate(dict.fromkeys(decided))
+        Cooldown(step, 0.0, step, step + 50 + 30 * k)
+        for k, step in enumerate(dict.fromkeys(decided))
     ]
-    factors = [lr_factor(s, warmup, decisions, [Cut(step) for step in cuts]) for s in range(500)]
+    factors = [
+        lr_factor(s, warmup, decisions, [Rollback(step, 0.0, step + 1, "") for step in cuts])
+        for s in range(500)
+    ]
     assert all(0 <= factor <= 1 for factor in factors)
     assert all(b <= a + 1e-12 for a, b in pairwise(factors[warmup:]))
 

@@ -35,17 +35,17 @@ def alpha_bar_of(name: str, t: np.ndarray) -> np.ndarray:
 
 
 INSIDE = torch.linspace(0, 1, 2001, dtype=torch.float64)[1:-1]
-README, NEW = Path(__file__).parent.parent / "README.md", "quadratic"
+PAGE, NEW = Path(__file__).parent.parent / "docs" / "extend.md", "quadratic"
 each_schedule = pytest.mark.parametrize("name", [*SCHEDULES, NEW])
 
 
-# Every schedule, with the one that README adds
+# Every schedule, with the one that the documentation adds
 
 
 @pytest.fixture(autouse=True, scope="module")
-def readme() -> Iterator[None]:
-    (block,) = re.findall(r"```python\n(@SCHEDULES.add.*?)```", README.read_text(), re.DOTALL)
-    exec(block, {"SCHEDULES": SCHEDULES})  # noqa: S102 - README asks the reader to type it in
+def documented() -> Iterator[None]:
+    (block,) = re.findall(r"\n(@SCHEDULES\.add\n.*?\n)\n\n", PAGE.read_text(), re.DOTALL)
+    exec(block, {"SCHEDULES": SCHEDULES})  # noqa: S102 - the page asks the reader to type it in
     yield
     del SCHEDULES._functions[NEW]
 
@@ -193,5 +193,5 @@ def test_cosine_ends_in_pure_noise() -> None:
 
 @pytest.mark.parametrize("steps", [0, -3])
 def test_no_chain_without_steps(steps: int) -> None:
-    with pytest.raises(UserError, match=f"at least 1 step, not {steps}"):
+    with pytest.raises(UserError, match=f"steps must be at least 1, not {steps}"):
         chain(SCHEDULES["linear"], steps)

@@ -48,6 +48,15 @@ class NetworkTable(Table):
     def __contains__(self, name: object) -> bool:
         return name in list(self)
 
+    def check(self, spec: str) -> None:
+        """Raises UserError for an unknown name, and for options that cannot be.
+
+        A network may say which cannot in a static method `check_options`, without being built."""
+        super().check(spec)
+        name, colon, _ = spec.partition(":")
+        if colon and (refuse := getattr(self.function(name), "check_options", None)):
+            refuse(**{**self.defaults(name), **self.options(spec)})
+
     def function(self, name: str) -> Callable[..., Any]:
         """The class of the network called `name`. Raises UserError for an unknown name."""
         if name in self and name not in self._functions:

@@ -34,7 +34,6 @@ class ConditionEmbedding(nn.Embedding):
 
 
 def check_levels(
-    net: str,
     channels: Sequence[int],
     blocks: Sequence[int],
     attention: Sequence[bool],
@@ -43,22 +42,22 @@ def check_levels(
 ) -> None:
     """Raises UserError unless the options of a network with levels fit together.
 
-    net: the network's name. channels, blocks, attention: one entry for each level."""
+    channels, blocks, attention: one entry for each level."""
     for name, counts, most in (
         ("channels", channels, MOST_CHANNELS),
         ("blocks", blocks, MOST_BLOCKS),
     ):
         if not (0 < len(counts) <= MOST_LEVELS and all(1 <= count <= most for count in counts)):
             raise UserError(
-                f"network '{net}': {name} must be one number from 1 to {most} for each of 1 to "
+                f"{name} must be one number from 1 to {most} for each of 1 to "
                 f"{MOST_LEVELS} levels"
             )
     if not len(channels) == len(blocks) == len(attention):
         raise UserError(
-            f"network '{net}': channels, blocks and attention have one entry a level, so "
+            f"channels, blocks and attention have one entry a level, so "
             f"{len(channels)}, {len(blocks)} and {len(attention)} entries do not fit together"
         )
     if not 1 <= heads <= MOST_HEADS:
-        raise UserError(f"network '{net}': heads must be from 1 to {MOST_HEADS}, not {heads}")
+        raise UserError(f"heads must be from 1 to {MOST_HEADS}, not {heads}")
     if not 0 <= dropout < 1:
-        raise UserError(f"network '{net}': dropout must be at least 0 and below 1, not {dropout}")
+        raise UserError(f"dropout must be at least 0 and below 1, not {dropout}")

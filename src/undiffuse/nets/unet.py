@@ -137,6 +137,7 @@ class UNet(nn.Module):
     Raises UserError where these do not fit together."""
 
     reasons = REASONS
+    check_options = staticmethod(check_levels)
     prototypes: Tensor
 
     def __init__(
@@ -151,7 +152,7 @@ class UNet(nn.Module):
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
-        check_levels(type(self).__name__.lower(), channels, blocks, attention, heads, dropout)
+        self.check_options(channels, blocks, attention, heads, dropout)
         colours, *size = shape
         self.multiple = 2 ** len(channels)
         height, width = (s + -s % self.multiple for s in size)

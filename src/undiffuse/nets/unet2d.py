@@ -59,6 +59,7 @@ class UNet2D(nn.Module):
     the blocks. Raises UserError where these do not fit together."""
 
     reasons = UNET2D_REASONS
+    check_options = staticmethod(check_levels)
 
     def __init__(
         self,
@@ -72,7 +73,7 @@ class UNet2D(nn.Module):
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
-        check_levels("unet2d", channels, blocks, attention, heads, dropout)
+        self.check_options(channels, blocks, attention, heads, dropout)
         if len(set(blocks)) != 1:
             raise UserError(
                 "network 'unet2d' has the same number of blocks at every level, so blocks "
