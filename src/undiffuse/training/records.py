@@ -84,12 +84,11 @@ class Rollback(Line):
 
 @dataclass(frozen=True)
 class StepTaken(Line):
-    """One optimiser step, number `step` (from 1). seconds: that it took. end: as far as known."""
+    """One optimiser step, number `step` (from 1). seconds: that it took."""
 
     loss: float
     lr: float
     seconds: Seconds
-    end: Steps | None = None
     event: Literal["step"] = "step"
 
     def curves(self) -> dict[str, float]:
