@@ -56,10 +56,15 @@ def session(
     return closing(train_session(config, path, options, **more))
 
 
+def go_on(config: Config, path: Path, options: SessionOptions = PLAIN, **more: Any) -> list[Record]:
+    """The records of a session to its end; none of a finished run."""
+    with session(config, path, options, **more) as records:
+        return list(islice(records, 2000))
+
+
 def finish(config: Config, path: Path, options: SessionOptions = PLAIN, **more: Any) -> None:
     """Train to the end, which must come."""
-    with session(config, path, options, **more) as records:
-        *_, last = islice(records, 2000)
+    *_, last = go_on(config, path, options, **more)
     assert isinstance(last, Finished)
 
 

@@ -42,6 +42,7 @@ from helpers_runs import (
     crash,
     files,
     finish,
+    go_on,
     receive,
     session,
     started,
@@ -584,8 +585,7 @@ def test_a_crashed_run_goes_on_from_its_checkpoint(
 
 def test_a_finished_run_is_not_touched(copy: Path, config: Config) -> None:
     before = files(copy)
-    with session(config, copy) as records:
-        assert list(records) == []
+    assert go_on(config, copy) == []
     assert api.train_config(config, copy) == copy
     assert files(copy) == before
 
