@@ -995,11 +995,20 @@ def test_a_checkpoint_of_another_network_is_named(tmp_path: Path, config: Config
             use()
 
 
-@pytest.mark.parametrize("line", [b"{half", b"[]", b"17", b"{}"])
-def test_a_damaged_line_of_the_log_is_named(copy: Path, config: Config, line: bytes) -> None:
+@pytest.mark.parametrize(
+    ("line", "what"),
+    [
+        *((line, r"[A-Z][^:]+") for line in (b"{half", b"[]", b"17", b"{}")),
+        (b'{"event": "step", "step": 1, "time": 0.1, "loss": "low"}', "step loss: Input should"),
+        (b'{"event": "finished", "step": 1, "time": 0.1, "x": 2}', "finished x: Extra inputs"),
+    ],
+)
+def test_a_damaged_line_of_the_log_is_named(
+    copy: Path, config: Config, line: bytes, what: str
+) -> None:
     lines = (copy / "log.jsonl").read_bytes().splitlines()
     (copy / "log.jsonl").write_bytes(b"\n".join([lines[0], line, *lines[2:], b""]))
-    with pytest.raises(UserError, match=r"log\.jsonl line 2"):
+    with pytest.raises(UserError, match=rf"log\.jsonl line 2 is damaged: {what}"):
         finish(config, copy)
 
 
