@@ -1000,7 +1000,7 @@ def test_a_checkpoint_of_another_network_is_named(tmp_path: Path, config: Config
     [
         *((line, r"[A-Z][^:]+") for line in (b"{half", b"[]", b"17", b"{}")),
         (b'{"event": "step", "step": 1, "time": 0.1, "loss": "low"}', "step loss: Input should"),
-        (b'{"event": "finished", "step": 1, "time": 0.1, "x": 2}', "finished x: Extra inputs"),
+        (b'{"event": "finished", "step": 1, "time": 0.1, "x": 2}', "finished x: Unexpected"),
     ],
 )
 def test_a_damaged_line_of_the_log_is_named(
