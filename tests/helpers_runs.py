@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import replace
 from itertools import islice
@@ -14,6 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from undiffuse.base import rng
 from undiffuse.runs.folder import Run
 from undiffuse.runs.session import train_session
 from undiffuse.runs.signals import Interrupted
@@ -101,6 +103,17 @@ def started(
         first = next(records)
     assert isinstance(first, SessionStarted)
     return first
+
+
+def spoil_noise(monkeypatch: pytest.MonkeyPatch, due: Callable[[int], bool]) -> None:
+    """Training's noise is not a number in each step, counted from 1, where due(step) is true."""
+    normal_each = rng.normal_each
+
+    def spoilt(samples: Any, shape: Any, seed: int, purpose: str, step: int) -> torch.Tensor:
+        noise = normal_each(samples, shape, seed, purpose, step)
+        return noise * math.nan if purpose == "noise" and due(step + 1) else noise
+
+    monkeypatch.setattr(rng, "normal_each", spoilt)
 
 
 # A folder

@@ -45,11 +45,12 @@ from helpers_runs import (
     go_on,
     receive,
     session,
+    spoil_noise,
     started,
     stop,
 )
 from undiffuse import api
-from undiffuse.base import engine, rng
+from undiffuse.base import engine
 from undiffuse.base.engine import Engine
 from undiffuse.base.errors import UserError
 from undiffuse.base.images import tiles
@@ -1063,16 +1064,10 @@ def test_a_run_that_was_rolled_back_goes_on_and_replays_to_the_bit(
 
     So is its replay, in which nothing is wrong."""
     monkeypatch.setattr(loop, "KEPT_EVERY", 4)
-    normal, left = rng.normal, [math.nan]
-
-    def poisoned(shape: Any, seed: int, purpose: str, *indices: int) -> Any:
-        return normal(shape, seed, purpose, *indices) * (
-            left.pop() if (purpose, *indices) == ("noise", 5) and left else 1
-        )
-
-    monkeypatch.setattr(rng, "normal", poisoned)
+    left = [True]
+    spoil_noise(monkeypatch, lambda step: step == 6 and bool(left) and left.pop())
     for number, path in enumerate((tmp_path / "whole", tmp_path / "killed")):
-        left[:] = [math.nan]
+        left[:] = [True]
         if number and at:
             crash(config, path, Rollback if at == 5 else StepTaken, 4 if at == 5 else at)
         finish(config, path)
@@ -1091,17 +1086,13 @@ def test_a_rollback_that_is_cut_off_is_made_again_or_forgotten(
 
     What went wrong does not come again here, so the run is as if it never had."""
     monkeypatch.setattr(loop, "KEPT_EVERY", 4)
-    config, normal, left = Run(checkpointed).about().config, rng.normal, [math.nan]
-
-    def poisoned(shape: Any, seed: int, purpose: str, *indices: int) -> Any:
-        bad = (purpose, *indices) == ("noise", 7) and left
-        return normal(shape, seed, purpose, *indices) * (left.pop() if bad else 1)
+    config, left = Run(checkpointed).about().config, [True]
 
     def killed(run: Run, step: int) -> None:
         if not left:
             raise RuntimeError("killed")
 
-    monkeypatch.setattr(rng, "normal", poisoned)
+    spoil_noise(monkeypatch, lambda step: step == 8 and bool(left) and left.pop())
     with monkeypatch.context() as patched:
         patched.setattr(Run, "rewind_log", killed)
         with pytest.raises(RuntimeError, match="killed"):

@@ -19,8 +19,8 @@ from safetensors.torch import save as pack
 from torch import Tensor
 
 from conftest import write_idx
-from helpers_runs import configured, without_time
-from undiffuse.base import engine, rng
+from helpers_runs import configured, spoil_noise, without_time
+from undiffuse.base import engine
 from undiffuse.base.engine import Engine
 from undiffuse.base.errors import UserError
 from undiffuse.base.pixels import to_float
@@ -288,15 +288,8 @@ Plant = Callable[[pytest.MonkeyPatch, "Trainer", int, int], None]
 
 def in_loss(monkeypatch: pytest.MonkeyPatch, trainer: Trainer, step: int, times: int) -> None:
     """NaN noise, `times` times that step number `step` (from 1) is tried."""
-    normal = rng.normal
     left = itertools.repeat(None, times)
-
-    def poisoned(shape: Any, seed: int, purpose: str, *indices: int) -> Tensor:
-        numbers = normal(shape, seed, purpose, *indices)
-        now = purpose == "noise" and indices[0] >= step - 1
-        return numbers * (math.nan if now and next(left, 0) is None else 1)
-
-    monkeypatch.setattr(rng, "normal", poisoned)
+    spoil_noise(monkeypatch, lambda tried: tried >= step and next(left, 0) is None)
 
 
 def in_gradient(monkeypatch: pytest.MonkeyPatch, trainer: Trainer, step: int, times: int) -> None:
