@@ -1,17 +1,19 @@
 """A coverage-guided fuzzer on everything that reads a file which somebody else may have made.
 
-    python scripts/fuzz.py idx|config|log|checkpoint|archive --runs 100000
+    python scripts/fuzz.py idx|config|log|checkpoint|model|archive --runs 100000
 
-Whatever the bytes, a reader returns or raises UserError; anything else is a finding, and ends the fuzzer with its input. The seeds are files
-that the package itself wrote, so that the fuzzer begins behind the first check. Seals are made to hold, where the rest is to be reached. Every
-second change is one of a value within the JSON (the lines of a log, the header of a checkpoint), which stays JSON, or one within an array of an
-archive, whose checksums are made to hold; the others are of any bytes.
+Whatever the bytes, a reader returns or raises UserError; anything else is a finding, and ends the
+fuzzer with its input. The seeds are files that the package itself wrote, so that the fuzzer begins
+behind the first check. Checksums are made to hold, where the rest is to be reached. Every second
+change is one of a value within the JSON (the lines of a log, the header of a checkpoint, a model's
+description), which stays JSON, or one within an array of an archive. The others are of any bytes.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import functools
 import io
 import json
@@ -34,11 +36,29 @@ with atheris.instrument_imports(include=["undiffuse"]):
     from undiffuse.base.tensors import load_tensors, save_tensors
     from undiffuse.data.dataset import Dataset
     from undiffuse.data.idx import _read_idx
+    from undiffuse.diffusion.conditioning import Conditioning
     from undiffuse.measuring import files
+    from undiffuse.model import Description, Model
     from undiffuse.runs.folder import Run
-    from undiffuse.runs.session import decided
+    from undiffuse.runs.log import log_line
+    from undiffuse.runs.session import decisions_of
+    from undiffuse.training.clock import Clock
     from undiffuse.training.experiment import DataFacts
     from undiffuse.training.presets import make_config
+    from undiffuse.training.records import (
+        CompileFallback,
+        Cooldown,
+        Finished,
+        Projection,
+        Quality,
+        Record,
+        Rollback,
+        SessionStarted,
+        Snapshot,
+        StepTaken,
+        Stopped,
+        Validation,
+    )
 
 PLACE = Path(tempfile.mkdtemp(dir="/dev/shm" if Path("/dev/shm").is_dir() else None))
 
@@ -57,7 +77,9 @@ def config(content: bytes) -> None:
 def log(content: bytes) -> None:
     run = Run(PLACE)
     run.log_path.write_bytes(content)
-    decided(run.events("clock"))
+    for _ in run.follow():
+        pass
+    Clock(lambda: 0.0, 0.4, budget=60.0).read(decisions_of(run))
 
 
 def checkpoint(content: bytes) -> None:
@@ -67,25 +89,43 @@ def checkpoint(content: bytes) -> None:
     Run(PLACE).load_tensors(path)
 
 
+def model(content: bytes) -> None:
+    """The content is the description; its network is TINY, so most others do not fit."""
+    path = PLACE / "model.safetensors"
+    metadata = {"step": "3", "model": content.decode(errors="replace")}
+    save_tensors(path, dict(TINY.build().state_dict()), metadata)
+    Model.load(path)
+
+
 def archive(content: bytes) -> None:
     path = PLACE / "images.npz"
     path.write_bytes(content)
     files.read_images(path, DATASET)
 
 
-DATASET = Dataset(
-    "tiny", torch.zeros(4, 1, 2, 2, dtype=torch.uint8), torch.arange(4) % 2, ("0", "1")
+CLASSES = ("0", "1")
+IMAGES = torch.zeros(4, 1, 2, 2, dtype=torch.uint8)
+DATASET = Dataset.of("tiny", IMAGES, torch.arange(4) % 2, CLASSES)
+TINY = Description(
+    "unet:channels=8,blocks=1,attention=0,heads=1", "cosine", "v", (1, 8, 8), Conditioning(CLASSES)
 )
 TARGETS: dict[str, Callable[[bytes], None]] = {
-    "idx": idx, "config": config, "log": log, "checkpoint": checkpoint, "archive": archive,
-}  # fmt: skip
+    "idx": idx,
+    "config": config,
+    "log": log,
+    "checkpoint": checkpoint,
+    "model": model,
+    "archive": archive,
+}
 
 
-# what a program that expects another value may stumble over
 ODD: list[Any] = [
-    None, True, False, -1, 0, 1, 7, 2**31, -(2**63), 2**64, 10**400, 0.5, -0.0, 1e-320, 1e308, float("inf"), float("nan"), "", "0", "a" * 300, "../x",
-    "/", "\x00", "\ud800", "F32", "I64", [], {}, [0], [[0, 1]], [0, 2**62], {"": 0},
-]  # fmt: skip
+    *[None, True, False, -1, 0, 1, 7, 2**31, -(2**63), 2**64, 10**400],
+    *[0.5, -0.0, 1e-320, 1e308, float("inf"), float("nan")],
+    *["", "0", "a" * 300, "../x", "/", "\x00", "\ud800", "F32", "I64"],
+    *[[], {}, [0], [[0, 1]], [0, 2**62], {"": 0}],
+]
+"""What a program that expects another value may stumble over."""
 
 
 def changed(value: Any, chance: random.Random) -> Any:
@@ -133,7 +173,7 @@ def mutated(content: bytes, most: int, seed: int, target: str) -> bytes:
     """What libFuzzer tries next."""
     chance = random.Random(seed)
     if target != "idx" and chance.random() < 0.5:
-        if target == "config":
+        if target in ("config", "model"):
             content = changed_json(content, chance)
         elif target == "log":
             lines = content.splitlines() or [b"{}"]
@@ -154,32 +194,36 @@ def mutated(content: bytes, most: int, seed: int, target: str) -> bytes:
 def seeds(target: str) -> list[bytes]:
     """Files as they should be."""
     if target == "idx":
-        return [
-            struct.pack(">HBB3I", 0, 8, 3, 2, 2, 2) + bytes(8),
-            struct.pack(">HBBI", 0, 8, 1, 3) + bytes(3),
-        ]
+        images = struct.pack(">HBB3I", 0, 8, 3, 2, 2, 2) + bytes(8)
+        return [images, struct.pack(">HBBI", 0, 8, 1, 3) + bytes(3)]
     if target == "config":
         run = Run(PLACE / "run")
-        run.create(
-            make_config(steps=3), DataFacts("tiny", (1, 8, 8), ("0", "1"), 4, 0, "0" * 64), None
-        )
-        return [(PLACE / "run" / "config.json").read_bytes()]
+        facts = DataFacts("tiny", (1, 8, 8), CLASSES, 4, 0, "0" * 64)
+        plain, told = make_config(steps=3), make_config(steps=3, conditional=True, clusters=2)
+        clusters = Conditioning(CLASSES, clusters=(3, 1), class_of_cluster=(0, 1))
+        found = []
+        for own, conditioning in ((plain, Conditioning()), (told, clusters)):
+            run.create(own, facts, conditioning, None)
+            found.append((run.path / "config.json").read_bytes())
+            (run.path / "config.json").unlink()
+        return found
     if target == "log":
-        lines = [
-            {"event": "session", "step": 0, "time": 0.1, "machine": {"threads": 2}},
-            {"event": "clock", "step": 0, "time": 0.1, "decision": {"step": 1, "end": 3}},
-            {"event": "step", "step": 1, "time": 0.2, "loss": 1.0, "lr": 0.1},
-            {"event": "validation", "step": 1, "time": 0.2, "loss": 1.0, "levels": [[1.0, 2.0]]},
-            {
-                "event": "snapshot",
-                "step": 1,
-                "time": 0.2,
-                "file": "samples/step_000001.png",
-                "seconds": 0.1,
-            },
-            {"event": "finished", "step": 3, "time": 0.3},
+        records: list[Record] = [
+            SessionStarted(0, 0.1, {"threads": 2, "compiler": None}, 1000, ["a note"]),
+            CompileFallback(0, 0.1, "no compiler"),
+            Validation(0, 0.1, 1.0, [(1.0, 2.0)]),
+            Snapshot(0, 0.1, 0.1),
+            Projection(0, 0.1, 3),
+            Cooldown(0, 0.1, 1, 3),
+            StepTaken(1, 0.2, 1.0, 0.1, 0.1),
+            Rollback(0, 0.2, 2, "its loss was not finite"),
+            Quality(1, 0.3, 5.0, 1.0, 500, 0.1),
+            Stopped(1, 0.3),
+            Finished(3, 0.3),
         ]
-        return [b"".join(json.dumps(line).encode() + b"\n" for line in lines)]
+        return [b"".join(map(log_line, records))]
+    if target == "model":
+        return [json.dumps(dataclasses.asdict(TINY)).encode()]
     if target == "checkpoint":
         path = PLACE / "seed"
         save_tensors(path, {"a": torch.ones(2, 3), "b": torch.tensor(1)}, {"step": "3"})

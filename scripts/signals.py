@@ -1,7 +1,9 @@
-"""`make signals`: Ctrl-C and SIGTERM while the default preset trains, at many moments: how long until it has saved and is gone?
+"""`make signals`: Ctrl-C and SIGTERM while the default preset trains, at many moments.
 
-Each time a process of its own with an empty compiler cache begins a run, or goes on with it, and gets the signal: itself, or with all of its
-children, as Ctrl-C in a terminal does it; and a second one soon after. The exit code must be 130 or 143, and the run must be one that goes on.
+How long until it has saved and is gone? Each time a process of its own with an empty compiler cache
+begins a run, or goes on with it. It gets the signal: itself, or with all of its children, as Ctrl-C
+in a terminal does it; and a second one soon after. The exit code must be 130 or 143, and the run
+must be one that goes on.
 """
 
 from __future__ import annotations
@@ -17,34 +19,33 @@ import time
 from pathlib import Path
 
 from undiffuse.runs.folder import Run
+from undiffuse.training.records import SessionStarted
 
 PATIENCE = 60.0
 
 
 def interrupted(folder: Path, after: float, number: int, everyone: bool, again: float) -> float:
-    """Seconds from the signal to the exit. Exits with a message where the exit code is another, or the folder is spoilt."""
+    """Seconds from the signal to the exit.
+
+    Exits with a message where the exit code is another, or the folder is spoilt."""
+    name = f"after {after:.1f} s, {signal.Signals(number).name}"
     with tempfile.TemporaryDirectory() as cache, tempfile.TemporaryFile() as output:
-        command = [
-            sys.executable,
-            "-m",
-            "undiffuse",
-            "train",
-            "--minutes",
-            "30",
-            "--conditional",
-            "--out",
-            str(folder),
-        ]
-        environment = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": cache}
+
+        def said() -> str:
+            output.seek(0)
+            return output.read().decode()[-500:]
+
+        train = ["train", "--minutes", "30", "--conditional", "--out", str(folder)]
         process = subprocess.Popen(
-            command, stdout=output, stderr=output, env=environment, start_new_session=True
+            [sys.executable, "-m", "undiffuse", *train],
+            stdout=output,
+            stderr=output,
+            env={**os.environ, "TORCHINDUCTOR_CACHE_DIR": cache},
+            start_new_session=True,
         )
         time.sleep(after)
         if process.poll() is not None:
-            output.seek(0)
-            sys.exit(
-                f"signals: it ended by itself with {process.returncode}: {output.read().decode()[-500:]}"
-            )
+            sys.exit(f"signals: it ended by itself with {process.returncode}: {said()}")
         sent, send = time.monotonic(), os.killpg if everyone else os.kill
         send(process.pid, number)
         try:
@@ -55,18 +56,12 @@ def interrupted(folder: Path, after: float, number: int, everyone: bool, again: 
                 code = process.wait(PATIENCE)
             except subprocess.TimeoutExpired:
                 os.killpg(process.pid, signal.SIGKILL)
-                sys.exit(
-                    f"signals: after {after:.1f} s, {signal.Signals(number).name}: no answer within {PATIENCE:.0f} s"
-                )
+                sys.exit(f"signals: {name}: no answer within {PATIENCE:.0f} s")
         seconds = time.monotonic() - sent
-        begun = bool(Run(folder).events("session"))
-        if code != 128 + number and (
-            begun or code != -number
-        ):  # before there is a run, the system may end it
-            output.seek(0)
-            sys.exit(
-                f"signals: after {after:.1f} s, {signal.Signals(number).name}: exit code {code}: {output.read().decode()[-500:]}"
-            )
+        begun = bool(Run(folder).of(SessionStarted))
+        # Before there is a run, the system may end it.
+        if code != 128 + number and (begun or code != -number):
+            sys.exit(f"signals: {name}: exit code {code}: {said()}")
     if Run(folder).checkpoint_path.is_file():
         Run(folder).load_tensors(Run(folder).checkpoint_path)
     return seconds
@@ -86,9 +81,8 @@ def main() -> None:
         for k in range(chosen.times):
             after = max(1.0, chosen.longest * (k + chance.random()) / chosen.times)
             number = (signal.SIGINT, signal.SIGTERM)[k % 2]
-            seconds = interrupted(
-                Path(place) / "run", after, number, k % 4 < 2, chance.uniform(0, 2)
-            )
+            again = chance.uniform(0, 2)
+            seconds = interrupted(Path(place) / "run", after, number, k % 4 < 2, again)
             took.append(seconds)
             print(f"{after:6.1f} s  {number.name:8} {seconds:5.2f} s", flush=True)
     print(f"{len(took)} signals, the slowest answered in {max(took):.2f} s")

@@ -1,7 +1,9 @@
-"""`make torture`: kill -9 at random moments, then go on; the end must be that of an undisturbed run, to the byte.
+"""`make torture`: kill -9 at random moments, then go on.
 
-A tiny run saves after every step. At least half of the kills wait for a write to begin, as a write is short and would seldom be hit by chance. Each training is
-a fork of this process, which imports everything and computes nothing, so that a kill costs a second and not a start of Python.
+The end must be that of an undisturbed run, to the byte. A tiny run saves after every step. At least
+half of the kills wait for a write to begin, as a write is short and would seldom be hit by chance.
+Each training is a fork of this process, which imports everything and computes nothing. So a kill
+costs a second, and not a start of Python.
 """
 
 from __future__ import annotations
@@ -23,12 +25,15 @@ import torch
 
 from undiffuse.runs.session import train_session
 from undiffuse.training.config import Config
+from undiffuse.training.options import SessionOptions
 from undiffuse.training.presets import make_config
 
 TINY: dict[str, Any] = {
-    "steps": 40, "subset": 200, "channels": (8, 16), "blocks": (1, 1), "heads": 2, "dropout": 0.1, "batch_size": 8, "warmup": 2, "snapshots": 4,
-    "snapshot_images": 4, "sample_calls": 2, "guidance": 1.0, "score_share": 0.0, "groups": 0, "compile": "off", "checkpoint_every": 1,
+    "steps": 40, "subset": 200, "net": "unet:channels=8/16,blocks=1/1,heads=2,dropout=0.1",
+    "batch_size": 8, "warmup": 2, "snapshots": 4, "snapshot_images": 4, "sample_calls": 2,
+    "guidance": 1.0, "quality_share": 0.0, "clusters": 0,
 }  # fmt: skip
+OPTIONS = SessionOptions(compile="off", checkpoint_every=1)
 
 
 def begin(config: Config, folder: Path) -> int:
@@ -38,7 +43,7 @@ def begin(config: Config, folder: Path) -> int:
         return child
     try:
         torch.set_num_threads(1)
-        for _ in train_session(config, folder):
+        for _ in train_session(config, folder, OPTIONS):
             pass
     except BaseException:
         traceback.print_exc()
@@ -55,8 +60,9 @@ def written(path: Path | None) -> int:
 
 
 def ended(child: int, seconds: float, writes: Path | None = None) -> bool:
-    """Whether the child ended by itself within so many seconds; if not, it is killed: at once, or when the file `writes` is written to.
-    Exits where it failed."""
+    """Whether the child ended by itself within so many seconds. If not, it is killed.
+
+    That is at once, or when the file `writes` is written to. Exits where the child failed."""
     until, before = time.monotonic() + seconds, written(writes)
     while True:
         number, status = os.waitpid(child, os.WNOHANG)
@@ -83,17 +89,19 @@ def remains(folder: Path) -> dict[str, Any]:
         for path in sorted(folder.rglob("*"))
         if path.is_file() and path.name not in ("log.jsonl", "config.json")
     }
-    events = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     found["log"] = [
-        {k: v for k, v in e.items() if k not in ("time", "seconds")}
-        for e in events
-        if e["event"] not in ("session", "stopped")
+        {k: v for k, v in line.items() if k not in ("time", "seconds")}
+        for line in lines
+        if line["event"] not in ("session", "stopped")
     ]
     return found
 
 
 def torture(kills: int, seed: int, place: Path) -> tuple[int, int, int]:
-    """(kills, of which fell into a write, whole runs). Exits with a message where a run ends otherwise than the undisturbed one."""
+    """(kills, of which fell into a write, whole runs).
+
+    Exits with a message where a run ends otherwise than the undisturbed one."""
     config, chance = make_config(**TINY), random.Random(seed)
     start = time.monotonic()
     assert ended(begin(config, place / "whole"), 600)
@@ -103,35 +111,24 @@ def torture(kills: int, seed: int, place: Path) -> tuple[int, int, int]:
     while killed < kills:
         folder = place / "killed"
         shutil.rmtree(folder, ignore_errors=True)
-        aim = chance.choice(
-            [None, "checkpoint.safetensors.tmp", "log.jsonl.tmp", "model.safetensors.tmp"]
-        )
+        written_whole = ("checkpoint.safetensors", "log.jsonl", "model.safetensors")
+        aim = chance.choice([None, *(f"{name}.tmp" for name in written_whole)])
         while True:
             before = unfinished(folder)
-            if ended(
-                begin(config, folder),
-                chance.uniform(0, 0.7 * seconds),
-                folder / aim if aim else None,
-            ):
+            seconds_left = chance.uniform(0, 0.7 * seconds)
+            if ended(begin(config, folder), seconds_left, folder / aim if aim else None):
                 break
             killed += 1
             writing += bool(unfinished(folder) - before)
-            print(
-                f"\r{killed} of {kills} kills, {runs} whole runs",
-                end="",
-                file=sys.stderr,
-                flush=True,
-            )
+            so_far = f"\r{killed} of {kills} kills, {runs} whole runs"
+            print(so_far, end="", file=sys.stderr, flush=True)
             aim = chance.choice([None, "checkpoint.safetensors.tmp"])
         runs += 1
         found = remains(folder)
-        wrong = [
-            name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name)
-        ]
+        names = sorted(expected.keys() | found.keys())
+        wrong = [name for name in names if expected.get(name) != found.get(name)]
         if wrong:
-            sys.exit(
-                f"torture: after {killed} kills a run ended with another {', '.join(sorted(wrong))}"
-            )
+            sys.exit(f"torture: after {killed} kills a run ended with another {', '.join(wrong)}")
     print(file=sys.stderr)
     return killed, writing, runs
 
@@ -144,7 +141,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as place:
         killed, writing, runs = torture(chosen.kills, chosen.seed, Path(place))
     print(
-        f"{killed} kills, {writing} of them within a write; {runs} runs ended with the bytes of the undisturbed one"
+        f"{killed} kills, {writing} of them within a write; {runs} runs ended with the bytes of "
+        "the undisturbed one"
     )
 
 

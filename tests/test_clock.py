@@ -1,4 +1,6 @@
-"""Ending on time: the learning rate that follows from the clock's decisions, and a simulated clock that makes them."""
+"""Ending on time: the learning rate that follows from the clock's decisions.
+
+And a simulated clock that makes them."""
 
 from __future__ import annotations
 
@@ -9,22 +11,25 @@ from typing import Any
 import numpy as np
 import pytest
 
-from undiffuse.training.clock import (
-    FINISH_SECONDS,
-    Clock,
-    Cut,
-    Decision,
-    Outlook,
-    lr_factor,
-    snapshot_steps,
-)
+from undiffuse.training.clock import FINISH_SECONDS, Clock, lr_factor, snapshot_steps
+from undiffuse.training.records import Cooldown, Projection, Rollback
+
+
+def cooldown(start: int, end: int) -> Cooldown:
+    """One that was decided at its start, as with a budget of minutes."""
+    return Cooldown(start, 0.0, start, end)
+
+
+def rollback(step: int) -> Rollback:
+    return Rollback(step, 0.0, step + 1, "its loss was not finite")
+
 
 # The learning rate
 
 
-def test_the_learning_rate_warms_up_holds_and_decays_to_zero() -> None:
-    """Straight lines: from 1/11 at step 0 to 1 after the warm-up, 1 until the decision, and down to 0 at the end."""
-    rates = [lr_factor(step, 10, [Decision(60, 100)]) for step in range(105)]
+def test_the_learning_rate_warms_up_holds_and_cools_down_to_zero() -> None:
+    """Straight lines: from 1/11 at step 0 to 1 after the warm-up, and down to 0 at the end."""
+    rates = [lr_factor(step, 10, [cooldown(60, 100)]) for step in range(105)]
     assert rates == pytest.approx(np.interp(range(105), [0, 10, 60, 100], [1 / 11, 1, 1, 0]))
 
 
@@ -32,51 +37,70 @@ def test_nothing_decided_is_held() -> None:
     assert [lr_factor(step, 0, []) for step in (0, 1, 10**9)] == [1, 1, 1]
 
 
-def test_a_correction_takes_over_where_the_earlier_decay_has_arrived() -> None:
+def test_a_correction_takes_over_where_the_earlier_cooldown_has_arrived() -> None:
     """At 150, half way down, the end moves from 200 to 180; at 165, half way from there, to 190."""
-    decisions = [Decision(100, 200), Decision(150, 180), Decision(165, 190)]
-    rates = [lr_factor(step, 10, decisions) for step in range(10, 191)]
+    cooldowns = [cooldown(100, 200), cooldown(150, 180), cooldown(165, 190)]
+    rates = [lr_factor(step, 10, cooldowns) for step in range(10, 191)]
     assert rates == pytest.approx(
         np.interp(range(10, 191), [10, 100, 150, 165, 190], [1, 1, 0.5, 0.25, 0])
     )
-    assert all(lr_factor(d.step, 10, decisions[:k]) == pytest.approx(lr_factor(d.step, 10, decisions[: k + 1]))
-               for k, d in enumerate(decisions) if k)  # fmt: skip
+    for k, later in enumerate(cooldowns[1:], start=1):
+        before, after = cooldowns[:k], cooldowns[: k + 1]
+        assert lr_factor(later.start, 10, before) == pytest.approx(
+            lr_factor(later.start, 10, after)
+        )
 
 
 def test_a_correction_does_not_change_what_was_before_it() -> None:
-    one, both = [Decision(100, 200)], [Decision(100, 200), Decision(150, 180)]
+    one, both = [cooldown(100, 200)], [cooldown(100, 200), cooldown(150, 180)]
     assert [lr_factor(s, 10, one) for s in range(150)] == [
         lr_factor(s, 10, both) for s in range(150)
     ]
 
 
-def test_a_decay_that_begins_within_the_warm_up_is_multiplied_by_it() -> None:
-    rates = [lr_factor(step, 99, [Decision(49, 69)]) for step in (48, 49, 59, 69)]
+def test_a_cooldown_that_begins_within_the_warm_up_is_multiplied_by_it() -> None:
+    rates = [lr_factor(step, 99, [cooldown(49, 69)]) for step in (48, 49, 59, 69)]
     assert rates == pytest.approx([0.49, 0.5, 0.6 * 0.5, 0])
-    assert (
-        max(lr_factor(step, 9, [Decision(0, 100)]) for step in range(100)) > 0.9
-    )  # decay = 1, the whole run
+    # With decay = 1 the cooldown is the whole run.
+    assert max(lr_factor(step, 9, [cooldown(0, 100)]) for step in range(100)) > 0.9
 
 
-def test_each_cut_halves_the_rate_from_its_step_on() -> None:
-    plain = [lr_factor(step, 10, [Decision(60, 100)]) for step in range(100)]
-    halved = [
-        lr_factor(step, 10, [Decision(60, 100)], [Cut(5), Cut(70), Cut(70)]) for step in range(100)
-    ]
+def test_each_rollback_halves_the_rate_from_its_step_on() -> None:
+    plain = [lr_factor(step, 10, [cooldown(60, 100)]) for step in range(100)]
+    rollbacks = [rollback(5), rollback(70), rollback(70)]
+    halved = [lr_factor(step, 10, [cooldown(60, 100)], rollbacks) for step in range(100)]
     share = [1.0] * 5 + [1 / 2] * 65 + [1 / 8] * 30
     assert halved == pytest.approx([a * b for a, b in zip(plain, share, strict=True)])
 
 
 @pytest.mark.parametrize("given", [{}, {"replayed": True}, {"steps": 100}])
-def test_setting_back_undoes_what_was_decided_since(given: dict[str, Any]) -> None:
+def test_rolling_back_undoes_what_was_decided_since(given: dict[str, Any]) -> None:
     """But not where all was decided at the beginning."""
-    decisions, outlook = [Decision(60, 100), Decision(80, 90)], Outlook(65, 100)
-    clock = Clock(lambda: 0.0, 0.4, decisions=list(decisions), outlook=outlook, **given)
-    assert clock.set_back(70) == Cut(70)
-    assert (clock.decisions, clock.outlook) == (decisions if given else decisions[:1], outlook)
-    clock.set_back(50)
-    assert (clock.decisions, clock.outlook) == ((decisions, outlook) if given else ([], None))
-    assert clock.cuts == [Cut(70), Cut(50)]
+    cooldowns, projection = [cooldown(60, 100), cooldown(80, 90)], Projection(65, 0.0, 100)
+    clock = Clock(lambda: 7.0, 0.4, cooldowns=list(cooldowns), projection=projection, **given)
+    first = clock.roll_back(70, 75, "its loss was not finite")
+    assert first == Rollback(70, 7.0, 75, "its loss was not finite")
+    kept = cooldowns if given else cooldowns[:1]
+    assert (clock.cooldowns, clock.projection) == (kept, projection)
+    second = clock.roll_back(50, 51, "its gradient was not finite")
+    kept, known = (cooldowns, projection) if given else ([], None)
+    assert (clock.cooldowns, clock.projection) == (kept, known)
+    assert clock.rollbacks == [first, second]
+
+
+def test_a_clock_takes_over_the_decisions_of_earlier_sessions() -> None:
+    """In the order in which they were made; the last projection counts."""
+    made = [
+        Projection(6, 1.0, 100),
+        rollback(50),
+        Projection(56, 2.0, 90),
+        cooldown(60, 95),
+        cooldown(80, 90),
+    ]
+    clock = Clock(lambda: 0.0, 0.4, budget=60)
+    clock.read(made)
+    assert (clock.cooldowns, clock.rollbacks) == (made[3:], made[1:2])
+    assert (clock.projection, clock.end) == (made[2], 90)
 
 
 # Snapshots
@@ -98,7 +122,7 @@ def test_first_and_last_step_are_always_among_the_snapshots(steps: int, count: i
     assert steps < 100 or len(found) == count
 
 
-# The clock, on a machine whose time is made up
+# The clock, on a machine with made-up time
 
 
 def simulate(
@@ -106,29 +130,31 @@ def simulate(
     seconds: Callable[[int, float], float],
     *,
     first: float = 0.0,
-    look: float = 1.0,
+    snapshot: float = 1.0,
     decay: float = 0.4,
 ) -> tuple[Clock, float]:
     """Train to the clock's end in made-up time: (the clock, when the process exits).
 
-    seconds(step, now): what a step takes; first: what the first takes more; look: what a snapshot takes."""
+    seconds(step, now): what a step takes. first: what the first takes more. snapshot: what a
+    snapshot takes."""
     now = 0.0
     clock = Clock(lambda: now, decay, budget=budget)
-    known: list[Decision] = []
+    known: list[Cooldown] = []
     step, due = 0, [0]
     while True:
         if step in due and step != clock.end:
-            now += look
-            clock.snapshot_seconds = look
-        if outlook := clock.look_ahead(step, due):
-            assert outlook.step == step
-            due = snapshot_steps(outlook.steps, 12)
+            now += snapshot
+            clock.snapshot_seconds = snapshot
+        if projection := clock.look_ahead(step, due):
+            assert (projection.step, projection.time) == (step, round(now, 3))
+            due = snapshot_steps(projection.steps, 12)
         if decision := clock.decide(step, due):
-            assert decision.step == step < decision.end  # it acts from this step on, never before
+            assert (decision.step, decision.time) == (step, round(now, 3))
+            assert decision.start == step < decision.end  # it acts from this step on, never before
             known.append(decision)
-        assert clock.decisions == known  # all that acts was returned, to be recorded
+        assert clock.cooldowns == known  # all that acts was returned, to be recorded
         if clock.end is not None and step >= clock.end:
-            return clock, now + look + FINISH_SECONDS
+            return clock, now + snapshot + FINISH_SECONDS
         took = seconds(step, now)
         now += took + (first if step == 0 else 0)
         if step:
@@ -155,36 +181,35 @@ MACHINES = {
 
 
 @pytest.mark.parametrize("machine", MACHINES)
-@pytest.mark.parametrize("minutes", [3, 10])
-def test_training_ends_on_the_budget(machine: str, minutes: int) -> None:
+def test_training_ends_on_the_budget(machine: str) -> None:
+    """Of 3 minutes, and of 10."""
     seconds, first = MACHINES[machine]
-    clock, exit_ = simulate(
-        60 * minutes, lambda step, now: seconds(step, now * 10 / minutes), first=first
-    )
-    assert exit_ == pytest.approx(60 * minutes, rel=0.05)
-    assert all(one.step < other.step for one, other in pairwise(clock.decisions))
+    for minutes in (3, 10):
+        clock, exit_ = simulate(
+            60 * minutes, lambda step, now, m=minutes: seconds(step, now * 10 / m), first=first
+        )
+        assert exit_ == pytest.approx(60 * minutes, rel=0.05), minutes
+        assert all(one.start < other.start for one, other in pairwise(clock.cooldowns))
 
 
-def test_the_decay_takes_its_share_of_the_run() -> None:
+def test_the_cooldown_takes_its_share_of_the_run() -> None:
     clock, _ = simulate(600, lambda step, now: 0.25, decay=0.4)
-    start, end = clock.decisions[0].step, clock.decisions[-1].end
+    start, end = clock.cooldowns[0].start, clock.cooldowns[-1].end
     assert (end - start) / end == pytest.approx(0.4, abs=0.02)
 
 
-def test_the_outlook_is_made_once_and_is_about_right() -> None:
+def test_the_projection_is_made_once_and_is_about_right() -> None:
     clock, _ = simulate(600, lambda step, now: 0.25)
-    assert clock.outlook is not None
-    assert clock.outlook.steps == pytest.approx(clock.end, rel=0.03)
+    assert clock.projection is not None
+    assert clock.projection.steps == pytest.approx(clock.end, rel=0.03)
     assert clock.look_ahead(1000, [0]) is None
 
 
 def test_a_fixed_number_of_steps_needs_no_clock() -> None:
-    def elapsed() -> float:
-        raise AssertionError("the clock was read")
-
-    clock = Clock(elapsed, 0.4, steps=100)
-    assert clock.look_ahead(0, [0]) == Outlook(0, 100)
-    assert clock.decide(0, [0]) == Decision(60, 100)
+    """Whatever it says; the records alone have the time."""
+    clock = Clock(iter([2.0, 3.0]).__next__, 0.4, steps=100)
+    assert clock.look_ahead(0, [0]) == Projection(0, 2.0, 100)
+    assert clock.decide(0, [0]) == Cooldown(0, 3.0, 60, 100)
     clock.durations.extend([1.0] * 50)
     assert [clock.decide(step, [0]) for step in range(1, 101)] == [None] * 100
     assert clock.end == 100
@@ -196,8 +221,8 @@ def test_a_replayed_clock_decides_nothing() -> None:
         lambda: 1e9,
         0.4,
         budget=60,
-        decisions=recorded.decisions,
-        outlook=recorded.outlook,
+        cooldowns=recorded.cooldowns,
+        projection=recorded.projection,
         replayed=True,
     )
     replay.durations.extend([1.0] * 50)
@@ -209,9 +234,13 @@ def test_a_replayed_clock_decides_nothing() -> None:
 
 
 def test_an_exhausted_budget_still_ends_the_run() -> None:
-    """Resumed after its time is up (the machine was off, say), a run takes one step more and stops."""
+    """A run that is resumed after its time is up takes one step more and stops."""
     clock = Clock(
-        lambda: 700.0, 0.4, budget=600, decisions=[Decision(100, 500)], outlook=Outlook(6, 500)
+        lambda: 700.0,
+        0.4,
+        budget=600,
+        cooldowns=[cooldown(100, 500)],
+        projection=Projection(6, 0.0, 500),
     )
     clock.durations.extend([0.2] * 10)
-    assert clock.decide(400, [0, 500]) == Decision(400, 401)
+    assert clock.decide(400, [0, 500]) == Cooldown(400, 700.0, 400, 401)

@@ -1,6 +1,7 @@
-"""The life of a run folder: trained, stopped, killed, renamed, copied, damaged, asked for something else, in any order.
+"""The life of a run folder: trained, stopped, killed, renamed, copied, damaged, in any order.
 
-Whatever happened to it, a run ends with the bytes of the undisturbed one, or says in one sentence why it can't go on.
+Whatever happened to it, a run ends with the bytes of the undisturbed one, or says in one sentence
+why it can't go on.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ import os
 import shutil
 import signal
 import tempfile
-from contextlib import closing, suppress
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -23,17 +24,16 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
-from undiffuse.training.events import Event
 
-from test_session import assert_same_run, files
+from helpers_runs import PLAIN, assert_same_run, configured, files, go_on, session
 from undiffuse import api
 from undiffuse.base.errors import UserError
 from undiffuse.runs.folder import Run
-from undiffuse.runs.session import train_session
-from undiffuse.runs.signals import Stopped
+from undiffuse.runs.signals import Interrupted
 from undiffuse.training.config import Config
-from undiffuse.training.presets import make_config
+from undiffuse.training.records import SessionStarted
 
+OPTIONS = PLAIN.model_copy(update={"checkpoint_every": 1})
 STEPS = 12
 
 
@@ -54,33 +54,34 @@ class Life(RuleBasedStateMachine):
         self.train()
         shutil.rmtree(self.place)
 
-    def events_until(self, step: int, then: object = None) -> None:
-        """Train; after each event from this step on call `then`, or leave without a word if there is none."""
-        with closing(train_session(self.config, self.path)) as events:
-            for event in events:
-                if isinstance(event, Event) and event.step >= step:
+    def train_until(self, step: int, then: object = None) -> None:
+        """Train. After each record from this step on call `then`, or leave where there is none.
+
+        Signals are the process's own business until the first record was read."""
+        with session(self.config, self.path, OPTIONS) as records:
+            for record in records:
+                if record.step >= step:
                     if not callable(then):
                         return
-                    then()
+                    if not isinstance(record, SessionStarted):
+                        then()
 
     @rule(step=st.integers(0, STEPS))
     def kill(self, step: int) -> None:
         """It is gone from one moment to the next, and a line of the log was cut off."""
-        self.events_until(step)
+        self.train_until(step)
         if self.log.is_file() and not Run(self.path).finished():
             with self.log.open("ab") as file:
                 file.write(b'{"event": "st')
 
     @rule(step=st.integers(0, STEPS), number=st.sampled_from([signal.SIGINT, signal.SIGTERM]))
     def stop(self, step: int, number: int) -> None:
-        with suppress(Stopped):
-            self.events_until(step, lambda: signal.raise_signal(number))
+        with suppress(Interrupted):
+            self.train_until(step, lambda: signal.raise_signal(number))
 
     @rule()
     def train(self) -> None:
-        with closing(train_session(self.config, self.path)) as events:
-            for _ in events:
-                pass
+        go_on(self.config, self.path, OPTIONS)
         assert_same_run(self.expected, self.path)
 
     @rule()
@@ -100,13 +101,12 @@ class Life(RuleBasedStateMachine):
     def ask_for_something_else(self, steps: int) -> None:
         """Refused, and nothing changed."""
         before = files(self.path)
+        other = self.config.model_copy(update={"steps": steps})
         with (
             pytest.raises(UserError, match=f"steps: {STEPS} there, {steps} asked"),
-            closing(
-                train_session(self.config.model_copy(update={"steps": steps}), self.path)
-            ) as events,
+            session(other, self.path, OPTIONS) as records,
         ):
-            next(events)
+            next(records)
         assert files(self.path) == before
 
     @rule(
@@ -116,24 +116,16 @@ class Life(RuleBasedStateMachine):
         place=st.floats(0, 1),
     )
     def damage(self, name: str, place: float) -> None:
-        """A byte is changed: a sentence names the file, if the file is needed. It is mended again."""
+        """A byte is changed: a sentence names the file, if it is needed. Then it is put back."""
         path = self.path / name
         if not path.is_file() or not (content := path.read_bytes()):
             return
         at = int(place * (content.rfind(b"\n") - 1 if name == "log.jsonl" else len(content) - 1))
         path.write_bytes(content[:at] + bytes([content[at] ^ 0x80]) + content[at + 1 :])
-        needed = (
-            name == "checkpoint.safetensors" and not Run(self.path).finished()
-            if name != "model.safetensors"
-            else False
-        )
+        needed = name == "checkpoint.safetensors" and not Run(self.path).finished()
         if name in ("config.json", "log.jsonl") or needed:
-            with (
-                pytest.raises(UserError, match=name.replace(".", r"\.")),
-                closing(train_session(self.config, self.path)) as events,
-            ):
-                for _ in events:
-                    pass
+            with pytest.raises(UserError, match=name.replace(".", r"\.")):
+                go_on(self.config, self.path, OPTIONS)
         if name == "model.safetensors":
             with pytest.raises(UserError, match=r"model\.safetensors is damaged"):
                 api.load(self.path)
@@ -149,12 +141,12 @@ class Life(RuleBasedStateMachine):
         (self.path / f"{name}.tmp").write_bytes(os.urandom(50))
 
     @rule()
-    def draw(self) -> None:
-        """The weights can be used at any time, if there are some."""
+    def load(self) -> None:
+        """The model can be used at any time, if there are weights."""
         try:
             api.load(self.path)
-        except UserError as error:
-            assert "no weights yet" in str(error) or "no run folder" in str(error)  # noqa: PT017 - it may be raised or not
+        except UserError as error:  # it may be raised or not
+            assert "no weights yet" in str(error) or "no run folder" in str(error)  # noqa: PT017
 
     @property
     def log(self) -> Path:
@@ -175,10 +167,9 @@ class Life(RuleBasedStateMachine):
 def test_whatever_happens_to_a_run_it_ends_the_same(
     tmp_path: Path, tiny: dict[str, object], examples: int
 ) -> None:
-    Life.config = make_config(**{**tiny, "checkpoint_every": 1, "score_share": 0.0})
+    Life.config = configured(**{**tiny, "quality_share": 0.0})
     Life.expected = tmp_path / "expected"
-    for _ in train_session(Life.config, Life.expected):
-        pass
+    go_on(Life.config, Life.expected, OPTIONS)
     run_state_machine_as_test(
         Life, settings=settings(max_examples=examples, stateful_step_count=12)
     )  # type: ignore[no-untyped-call]

@@ -1,7 +1,10 @@
-"""Sessions and run folders: what a run leaves, how it goes on, what it refuses; and runs that end on a budget."""
+"""Sessions and run folders: what a run leaves, how it goes on, what it refuses.
+
+And runs that end on a budget."""
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import hashlib
 import json
@@ -13,25 +16,43 @@ import signal
 import stat
 import subprocess
 import sys
+import tempfile
 import threading
+import tracemalloc
 from collections.abc import Callable, Iterator
-from contextlib import closing
 from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, get_args
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 from undiffuse.training.events import Ended, SetBack, Snapshot, Stepped, Validated
 
 from conftest import as_flags, write_idx
+from helpers_runs import (
+    PLAIN,
+    assert_same_run,
+    configured,
+    crash,
+    files,
+    finish,
+    go_on,
+    receive,
+    session,
+    spoil_noise,
+    started,
+    stop,
+)
 from undiffuse import api
-from undiffuse.base import engine, rng
+from undiffuse.base import engine
+from undiffuse.base.engine import Engine
 from undiffuse.base.errors import UserError
 from undiffuse.base.images import tiles
 from undiffuse.base.tensors import save_tensors
@@ -39,83 +60,27 @@ from undiffuse.data import loading
 from undiffuse.data.dataset import Dataset
 from undiffuse.data.loading import load_dataset
 from undiffuse.data.splits import split_dataset, subset
-from undiffuse.runs import session
-from undiffuse.runs.folder import Run
-from undiffuse.runs.session import Began, train_session
-from undiffuse.runs.signals import Stopped
-from undiffuse.training import experiment, loop, probes
-from undiffuse.training.clock import FINISH_SECONDS, Clock, Decision, lr_factor, snapshot_steps
+from undiffuse.runs import session as sessions
+from undiffuse.runs.folder import FORMAT, Run
+from undiffuse.runs.signals import Interrupted
+from undiffuse.training import experiment, loop
+from undiffuse.training.clock import FINISH_SECONDS, Clock, lr_factor, snapshot_steps
 from undiffuse.training.config import Config
 from undiffuse.training.optimizers import OPTIMIZERS
+from undiffuse.training.options import SessionOptions
 from undiffuse.training.presets import make_config, reasons
 from undiffuse.training.probes import quick_samples
-
-Files = dict[str, tuple[bytes, int]]
-
-
-def files(folder: Path) -> Files:
-    """The files of a folder, with their content and time of change."""
-    found = sorted(path for path in folder.rglob("*") if path.is_file())
-    return {
-        str(path.relative_to(folder)): (path.read_bytes(), path.stat().st_mtime_ns)
-        for path in found
-    }
-
-
-def finish(config: Config, path: Path, **options: Any) -> None:
-    """Train to the end, which must come."""
-    with closing(train_session(config, path, **options)) as events:
-        *_, last = islice(events, 2000)
-    assert last == Ended(last.step, finished=True)
-
-
-def receive(number: int, config: Config, path: Path, kind: type, at: int, **options: Any) -> None:
-    """Train, and receive this signal after an event of this kind and step."""
-    with closing(train_session(config, path, **options)) as events:
-        for event in islice(events, 2000):
-            if event.step == at and isinstance(event, kind):
-                signal.raise_signal(number)
-
-
-def stop(config: Config, path: Path, at: int, **options: Any) -> None:
-    """Train, and be stopped after step `at`."""
-    with pytest.raises(Stopped) as caught:
-        receive(signal.SIGTERM, config, path, Stepped, at, **options)
-    assert caught.value.signal == signal.SIGTERM
-
-
-def crash(config: Config, path: Path, kind: type, at: int) -> None:
-    """Train, and cease to exist after an event of this kind and step, in the middle of a line of the log."""
-    with closing(train_session(config, path)) as events:
-        for event in events:
-            if event.step == at and isinstance(event, kind):
-                break
-    with Run(path).log_path.open("ab") as file:
-        file.write(b'{"event": "step", "st')
-
-
-def figures(path: Path) -> list[dict[str, Any]]:
-    """The log without times, seconds and sessions; a replay begins with the clock's records, so these come last here."""
-    events = [
-        {k: v for k, v in event.items() if k not in ("time", "seconds")}
-        for event in Run(path).log()
-    ]
-    kept = [event for event in events if event["event"] not in ("session", "stopped")]
-    return sorted(kept, key=lambda event: event["event"] == "clock")
-
-
-def assert_same_run(one: Path, other: Path) -> None:
-    """The same tensors to the bit, the same log, the same pictures."""
-    for name in ("checkpoint.safetensors", "model.safetensors"):
-        left, right = load_file(one / name), load_file(other / name)
-        assert left.keys() == right.keys()
-        assert [key for key in left if not torch.equal(left[key], right[key])] == []
-    assert figures(one) == figures(other)
-    pictures = sorted(path.relative_to(one) for path in one.rglob("*.png"))
-    assert pictures == sorted(path.relative_to(other) for path in other.rglob("*.png"))
-    assert [
-        name for name in pictures if (one / name).read_bytes() != (other / name).read_bytes()
-    ] == []
+from undiffuse.training.records import (
+    Cooldown,
+    Projection,
+    Quality,
+    Record,
+    Rollback,
+    SessionStarted,
+    Snapshot,
+    StepTaken,
+    Validation,
+)
 
 
 def assert_ends_and_goes_on(
@@ -124,22 +89,24 @@ def assert_ends_and_goes_on(
     monkeypatch: pytest.MonkeyPatch,
     fault: tuple[object, str, object],
     sentence: str,
+    options: SessionOptions = PLAIN,
 ) -> None:
-    """With the fault, (object, attribute, what it is in place of that), training `whole` anew at `path` ends in the sentence; without it,
-    it goes on to the same run."""
+    """With the fault, training `whole` anew at `path` ends in the sentence; without it, it goes on.
+
+    It then ends as the same run. fault: (object, attribute, what it is in place of that)."""
     config = Run(whole).about().config
     with monkeypatch.context() as patched:
         patched.setattr(*fault)
         with pytest.raises(UserError, match=sentence):
-            finish(config, path)
-    finish(config, path)
+            finish(config, path, options)
+    finish(config, path, options)
     assert_same_run(whole, path)
 
 
 @pytest.fixture(scope="session")
 def config(tiny: dict[str, Any]) -> Config:
     """That of the fixture `run`."""
-    return make_config(**tiny)
+    return configured(**tiny)
 
 
 @pytest.fixture
@@ -184,28 +151,29 @@ def test_the_configuration_is_saved_with_its_reasons_and_its_data(
         "training": 61,
         "validation": len(held_out),
         "sha256": sha256(dataset, held_out),
-        "groups": [],
-        "class_of": [],
+    }
+    assert content["conditioning"] == {
+        "classes": [],
+        "clusters": [],
+        "class_of_cluster": [],
+        "unconditional": True,
     }
     assert Run(run).about().config == config
 
 
 def test_the_log_is_lines_of_json(run: Path, config: Config) -> None:
-    events = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
-    steps = [event for event in events if event["event"] == "step"]
-    assert [event["step"] for event in steps] == list(range(1, 13))
-    assert [event["lr"] for event in steps] == [
-        config.lr * lr_factor(step, config.warmup, [Decision(7, 12)]) for step in range(12)
+    lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    steps = [line for line in lines if line["event"] == "step"]
+    assert [step["step"] for step in steps] == list(range(1, 13))
+    assert [step["lr"] for step in steps] == [
+        config.lr * lr_factor(step, config.warmup, [Cooldown(0, 0.0, 7, 12)]) for step in range(12)
     ]
     for kind in ("validation", "snapshot"):
-        assert [event["step"] for event in events if event["event"] == kind] == [0, 2, 6, 12]
-    assert (events[0]["event"], events[-1]["event"], events[-1]["step"]) == (
-        "session",
-        "finished",
-        12,
-    )
-    assert all(event["time"] >= 0 and event["step"] >= 0 for event in events)
-    assert [event["time"] for event in events] == sorted(event["time"] for event in events)
+        assert [line["step"] for line in lines if line["event"] == kind] == [0, 2, 6, 12]
+    first, last = lines[0], lines[-1]
+    assert (first["event"], last["event"], last["step"]) == ("session", "finished", 12)
+    assert all(line["time"] >= 0 and line["step"] >= 0 for line in lines)
+    assert [line["time"] for line in lines] == sorted(line["time"] for line in lines)
 
 
 def test_a_network_too_large_to_be_read_back_is_refused_first(
@@ -218,10 +186,9 @@ def test_a_network_too_large_to_be_read_back_is_refused_first(
         folder = tmp_path / f"{refused}"
         if refused:
             with pytest.raises(UserError, match=r"checkpoints would take .* take fewer --channels"):
-                next(train_session(config, folder))
+                started(config, folder)
         else:
-            with closing(train_session(config, folder)) as events:
-                next(events)
+            started(config, folder)
         assert folder.exists() != refused
 
 
@@ -233,15 +200,22 @@ def test_there_are_twelve_snapshots_by_default(train: Callable[..., Path]) -> No
     ]
 
 
-def test_the_last_snapshot_is_what_the_run_draws(run: Path, config: Config) -> None:
+def test_the_last_snapshot_is_what_the_run_samples(run: Path, config: Config) -> None:
     """From the same noise, with the same weights: read back from the picture, pixel by pixel."""
     with Image.open(run / "samples" / "step_000012.png") as sheet:
-        drawn = [
+        shown = [
             np.asarray(tile.resize((8, 8), Image.Resampling.NEAREST)) for tile in tiles(sheet, 8, 8)
         ]
     expected = api.sample(run, n=4, seed=config.seed)
-    assert np.abs(np.stack(drawn).astype(int) - expected).max() <= 1
+    assert np.abs(np.stack(shown).astype(int) - expected).max() <= 1
     assert expected.std() > 10
+
+
+def test_a_model_has_the_same_bytes_each_time_that_it_is_saved(run: Path, tmp_path: Path) -> None:
+    for number in range(8):
+        api.load(run).save(tmp_path / f"{number}.safetensors")
+    contents = {path.read_bytes() for path in tmp_path.iterdir()}
+    assert contents == {(run / "model.safetensors").read_bytes()}
 
 
 @pytest.mark.parametrize("name", ["loss.png", "timeline.png"])
@@ -258,7 +232,7 @@ def test_a_run_without_held_out_images_has_its_figures_too(
 ) -> None:
     images = np.random.default_rng(0).integers(0, 256, (3, 8, 8), dtype=np.uint8)
     run = train(data=str(write_idx(tmp_path / "three", images)), steps=2, snapshots=2)
-    assert Run(run).events("validation") == []
+    assert Run(run).of(Validation) == []
     for name in ("loss.png", "timeline.png"):
         with Image.open(run / name) as figure:
             assert figure.convert("L").getextrema() == (0, 255)
@@ -272,7 +246,8 @@ own = []
 def hook(event, arguments):
     if event == "pickle.find_class":
         callers = [frame.f_code.co_filename for frame, _ in traceback.walk_stack(None)]
-        if not any("/torch/_inductor/" in name or "/torch/_functorch/" in name or "/torch/_dynamo/" in name for name in callers):
+        compiler = ("/torch/_inductor/", "/torch/_functorch/", "/torch/_dynamo/")
+        if not any(part in name for name in callers for part in compiler):
             own.append((arguments, callers[:8]))
 
 sys.addaudithook(hook)
@@ -296,7 +271,9 @@ print(own)
 
 @pytest.mark.parametrize("compiled", ["off", pytest.param("on", marks=pytest.mark.slow)])
 def test_nothing_is_unpickled(tmp_path: Path, tiny: dict[str, Any], compiled: str) -> None:
-    """Python itself says so, whichever library it is, while a run is trained, drawn from and reported; but for torch.compile's own cache."""
+    """Python itself says so, while a run is trained, sampled and reported.
+
+    It does whichever library it is, but for torch.compile's own cache."""
     command = [sys.executable, "-c", AUDITED, str(tmp_path / "run"), compiled, json.dumps(tiny)]
     (tmp_path / "shared").mkdir()
     environment = {
@@ -345,6 +322,109 @@ def test_mnists_test_images_are_never_read(
     assert set(read) == {"train-images-idx3-ubyte", "train-labels-idx1-ubyte"}
 
 
+# Records and the log
+
+
+FINITE = st.floats(allow_nan=False, allow_infinity=False)
+STEPS, SECONDS = st.integers(0, 10**15), st.floats(0, allow_infinity=False)
+TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=100)
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | FINITE | TEXT,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXT, inner, max_size=3),
+    max_leaves=5,
+)
+FIELDS = {
+    **dict.fromkeys(("step", "steps", "start", "end", "failed", "n", "parameters"), STEPS),
+    **dict.fromkeys(("time", "seconds"), SECONDS),
+    **dict.fromkeys(("loss", "lr", "frechet", "floor"), FINITE),
+    "machine": st.dictionaries(TEXT, JSON, max_size=3),
+    "notes": st.lists(TEXT, max_size=3),
+    "reason": TEXT,
+    "levels": st.lists(st.tuples(FINITE, FINITE), max_size=8),
+}
+"""What each field of a record may be; those of `Snapshot.images` are a file of their own."""
+
+
+def records_of(kind: type) -> st.SearchStrategy[Any]:
+    names = [field.name for field in dataclasses.fields(kind)]
+    return st.builds(kind, **{n: FIELDS[n] for n in names if n not in ("event", "images")})
+
+
+@given(st.data())
+def test_a_record_is_read_back_as_it_was_written(data: st.DataObject) -> None:
+    """Of every kind: the same type, the same values, and these of the same types."""
+    with tempfile.TemporaryDirectory() as place:
+        run = Run(Path(place))
+        written = [data.draw(records_of(kind)) for kind in get_args(Record)]
+        for record in written:
+            run.append(record)
+        found = list(run.records())
+    assert [type(record) for record in found] == list(get_args(Record))
+    assert found == written
+    for one, other in zip(found, written, strict=True):
+        values, expected = vars(one), vars(other)
+        assert [type(values[name]) for name in expected] == [type(x) for x in expected.values()]
+        assert all(type(x) is float and math.isfinite(x) for x in one.scalars().values())
+    assert {kind.event for kind in get_args(Record)} == {record.event for record in found}
+
+
+def test_what_a_curve_shows_is_finite() -> None:
+    """Averaged weights that are finite may have a held-out loss that is not."""
+    assert Validation(1, 1.0, loss=math.inf, levels=[]).scalars() == {}
+    assert Quality(1, 1.0, frechet=math.nan, floor=1.0, n=1, seconds=1.0).scalars() == {
+        "Frechet distance, floor": 1.0
+    }
+    assert StepTaken(1, 1.0, loss=2.0, lr=0.5, seconds=1.0).scalars() == {
+        "loss": 2.0,
+        "learning rate": 0.5,
+    }
+
+
+def test_a_log_read_in_two_parts_is_the_log_read_at_once(copy: Path) -> None:
+    """Wherever it is cut: what is no whole line is left for later, and read when it is whole."""
+    run = Run(copy)
+    content, whole = run.log_path.read_bytes(), list(run.records())
+    ends = [place + 1 for place, byte in enumerate(content) if byte == ord("\n")]
+    assert list(run.follow()) == list(zip(whole, ends, strict=True))
+    for cut in sorted({0, *range(0, len(content), 11), *ends, *(end - 1 for end in ends)}):
+        run.log_path.write_bytes(content[:cut])
+        first = list(run.follow())
+        position = first[-1][1] if first else 0
+        assert position == max((end for end in ends if end <= cut), default=0)
+        assert list(run.follow(position)) == []
+        run.log_path.write_bytes(content)
+        assert [record for record, _ in (*first, *run.follow(position))] == whole
+
+
+def test_a_log_that_grows_is_followed(tmp_path: Path) -> None:
+    run, position = Run(tmp_path), 0
+    assert list(run.follow()) == []
+    for step in range(1, 4):
+        taken = StepTaken(step, 0.5 * step, 1.0, 0.1, 0.5)
+        run.append(taken)
+        ((record, position),) = run.follow(position)
+        assert record == taken
+    with run.log_path.open("ab") as file:
+        file.write(b"{}\n")
+    with pytest.raises(UserError, match=rf"log\.jsonl line 1 after byte {position} is damaged"):
+        list(run.follow(position))
+
+
+def test_following_a_long_log_holds_one_record_at_a_time(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    run.append(StepTaken(1, 0.5, 1.0, 0.1, 0.5))
+    run.log_path.write_bytes(10_000 * run.log_path.read_bytes())
+    tracemalloc.start()
+    try:
+        count = sum(1 for _ in run.follow())
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert count == 10_000
+    assert run.log_path.stat().st_size > 800_000
+    assert peak < 200_000
+
+
 # Going on
 
 
@@ -352,7 +432,9 @@ def test_mnists_test_images_are_never_read(
 def undisturbed(
     request: pytest.FixtureRequest, run: Path, config: Config, train: Callable[..., Path]
 ) -> tuple[Config, Path, dict[str, Any]]:
-    """A configuration of 12 steps, as steps, epochs or the replay of a run; its undisturbed run; and further options of training."""
+    """A configuration of 12 steps, its undisturbed run, and further options of training.
+
+    They are 12 as steps, as epochs, or as the replay of a run."""
     if request.param == "epochs":
         epochs = {"steps": None, "epochs": 12 * config.batch_size / Run(run).about().facts.training}
         return config.model_copy(update=epochs), train(**epochs), {}
@@ -368,12 +450,16 @@ def test_a_run_stopped_at_every_step_goes_on_to_the_same_end(
         stop(config, path, at, **options)
         assert not Run(path).finished()
     finish(config, path, **options)
-    assert [event["step"] for event in Run(path).events("session")] == list(range(12))
+    assert [record.step for record in Run(path).of(SessionStarted)] == list(range(12))
     assert_same_run(whole, path)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("at", range(1, 12))
+@pytest.mark.parametrize(
+    ("undisturbed", "at"),
+    [(("steps", "epochs", "replay")[at % 3], at) for at in range(1, 12)],
+    indirect=["undisturbed"],
+)
 def test_a_run_stopped_once_at_any_step_goes_on_to_the_same_end(
     at: int, undisturbed: tuple[Config, Path, dict[str, Any]], tmp_path: Path
 ) -> None:
@@ -397,23 +483,18 @@ def test_every_optimizers_state_is_kept(
 def test_a_run_says_where_its_bits_will_not_be_the_same(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, config: Config
 ) -> None:
-    def notes() -> list[str]:
-        began = next(iter(train_session(config, tmp_path / "run")))
-        assert isinstance(began, Began)
-        return began.notes
-
     stop(config, tmp_path / "run", at=3)
-    assert notes() == []
-    facts = engine.facts()
-    monkeypatch.setattr(engine, "facts", lambda: {**facts, "threads": 64, "torch": "3.0"})
-    (note,) = notes()
+    assert started(config, tmp_path / "run").notes == []
+    facts = engine.machine_facts()
+    monkeypatch.setattr(sessions, "machine_facts", lambda: {**facts, "threads": 64, "torch": "3.0"})
+    (note,) = started(config, tmp_path / "run").notes
     assert "(torch, threads): the result will not be the same to the bit" in note
 
 
 def test_a_compiled_run_says_where_the_compiler_is_another(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, config: Config
 ) -> None:
-    """An eager one does not. (The compiler is a script here, and nothing is compiled: the session is only begun.)"""
+    """An eager one does not. (The compiler is a script here, and the session is only begun.)"""
     script = tmp_path / "c++"
     monkeypatch.setenv("CXX", str(script))
 
@@ -421,22 +502,57 @@ def test_a_compiled_run_says_where_the_compiler_is_another(
         script.write_text(f"#!/bin/sh\necho 'c++ {version}'\necho 'and more'\n")
         script.chmod(0o755)
         assert engine.compiler_version() == f"c++ {version}"
-        monkeypatch.setattr(engine, "resolve", lambda *_: ("fp32", compiled, []))
-        with closing(train_session(config, tmp_path / f"run-{compiled}")) as events:
-            began = next(events)
-        assert isinstance(began, Began)
-        return began.notes
+        monkeypatch.setattr(sessions, "resolve", lambda *_: (Engine("fp32", compiled), []))
+        return started(config, tmp_path / f"run-{compiled}").notes
 
     assert [begun("1", False), begun("2", False), begun("1", True)] == [[], [], []]
     (note,) = begun("2", True)
     assert "(compiler): the result will not be the same to the bit" in note
 
 
+def test_a_run_goes_on_in_another_precision_and_says_that_bits_may_differ(
+    run: Path, tmp_path: Path, config: Config, tiny: dict[str, Any]
+) -> None:
+    """With other weights than before, but not by much."""
+    path = tmp_path / "run"
+    stop(config, path, at=6)
+    assert api.train(path, **{**tiny, "precision": "bf16"}) == path
+    first, second = Run(path).of(SessionStarted)
+    assert first.notes == []
+    (note,) = second.notes
+    assert "options of before (precision): the result will not be the same to the bit" in note
+    assert (first.machine["precision"], second.machine["precision"]) == ("fp32", "bf16")
+    losses = [[step.loss for step in Run(one).of(StepTaken)] for one in (run, path)]
+    assert losses[0][:6] == losses[1][:6]
+    assert losses[0][6:] != losses[1][6:]
+    assert losses[1] == pytest.approx(losses[0], rel=0.05)
+
+
+def test_a_compiled_run_goes_on_without_compiling_and_says_that_bits_may_differ(
+    monkeypatch: pytest.MonkeyPatch, run: Path, tmp_path: Path, config: Config
+) -> None:
+    """The compiler makes the same function here: its bits would not differ, so all is as before."""
+    path, compiled = tmp_path / "run", SessionOptions(precision="fp32", compile="on")
+    monkeypatch.setattr("undiffuse.training.options.compiler", lambda: "c++")
+    monkeypatch.setattr("undiffuse.training.options.prepare_compiler", lambda folder: None)
+    monkeypatch.setattr(torch, "compile", lambda function, **_: function)
+    stop(config, path, at=6, options=compiled)
+    assert started(config, path, compiled).notes == []
+    (note,) = started(config, path, PLAIN).notes
+    assert "options of before (compiled): the result will not be the same to the bit" in note
+    finish(config, path, PLAIN)
+    assert [first.machine["compiled"] for first in Run(path).of(SessionStarted)] == [
+        *[True, True],
+        *[False, False],
+    ]
+    assert_same_run(run, path)
+
+
 def test_a_run_stopped_before_its_first_step_begins_again(
     run: Path, tmp_path: Path, config: Config
 ) -> None:
     path = tmp_path / "run"
-    with pytest.raises(Stopped):
+    with pytest.raises(Interrupted):
         receive(signal.SIGINT, config, path, Snapshot, at=0)
     finish(config, path)
     assert_same_run(run, path)
@@ -444,31 +560,34 @@ def test_a_run_stopped_before_its_first_step_begins_again(
 
 @pytest.fixture(scope="module")
 def checkpointed(train: Callable[..., Path]) -> Path:
+    """A finished run, as `OFTEN` trains it."""
     return train(checkpoint_every=3)
+
+
+OFTEN = PLAIN.model_copy(update={"checkpoint_every": 3})
 
 
 @pytest.mark.parametrize(
     ("kind", "at"),
     [
-        *[(Validated, 0), (Snapshot, 0), (Stepped, 2), (Validated, 6), (Stepped, 8)],
-        *[(Stepped, 12), (Validated, 12), (Snapshot, 12)],
+        *[(SessionStarted, 0), (Validation, 0), (Snapshot, 0), (StepTaken, 2)],
+        *[(Validation, 6), (StepTaken, 8), (StepTaken, 12), (Validation, 12), (Snapshot, 12)],
     ],
 )
 def test_a_crashed_run_goes_on_from_its_checkpoint(
     checkpointed: Path, tmp_path: Path, kind: type, at: int
 ) -> None:
-    """Wherever it crashed: nothing is logged twice, nothing is missing, and the torn last line is passed over."""
+    """Nothing is logged twice, nothing is missing, and the torn last line is passed over."""
     path, config = tmp_path / "run", Run(checkpointed).about().config
-    crash(config, path, kind, at)
-    resumed_at = next(event.step for event in train_session(config, path))
-    assert resumed_at == at // 3 * 3
-    finish(config, path)
+    crash(config, path, kind, at, options=OFTEN)
+    assert started(config, path, OFTEN).step == at // 3 * 3
+    finish(config, path, OFTEN)
     assert_same_run(checkpointed, path)
 
 
 def test_a_finished_run_is_not_touched(copy: Path, config: Config) -> None:
     before = files(copy)
-    assert list(train_session(config, copy)) == []
+    assert go_on(config, copy) == []
     assert api.train_config(config, copy) == copy
     assert files(copy) == before
 
@@ -479,14 +598,14 @@ def test_two_processes_do_not_train_one_run(
     """The second is refused, and changes nothing; when the first has ended, however, it goes on."""
     path = tmp_path / "run"
     command = [sys.executable, "-m", "undiffuse", "train", "--out", path, *as_flags(tiny)]
-    with closing(train_session(config, path)) as events:
-        list(islice(events, 5))
+    with session(config, path) as records:
+        list(islice(records, 5))
         before = files(path)
         second = subprocess.run(command, capture_output=True, text=True)
         assert (second.returncode, files(path)) == (2, before)
-        assert (
-            second.stderr
-            == f"undiffuse: {path} is being trained by another process; wait for it to end, or stop it\n"
+        assert second.stderr == (
+            f"undiffuse: {path} is being trained by another process; wait for it to end, or stop "
+            "it\n"
         )
     assert subprocess.run(command, capture_output=True).returncode == 0
     assert_same_run(run, path)
@@ -524,12 +643,13 @@ def test_handlers_of_signals_are_put_back(tmp_path: Path, config: Config) -> Non
 
 SIGNALLED = """
 import os, threading, time
-from undiffuse import cli, console
+from undiffuse import cli
+from undiffuse.console import progress
 
-class Watcher(console.Watcher):
-    def __call__(self, event):
-        super().__call__(event)
-        if type(event).__name__ == "Stepped" and event.step == 5:
+class Watcher(progress.Watcher):
+    def __call__(self, record):
+        super().__call__(record)
+        if type(record).__name__ == "StepTaken" and record.step == 5:
             os.kill(os.getpid(), {number})
             threading.Thread(target=again_and_again, daemon=True).start()
 
@@ -538,13 +658,16 @@ def again_and_again():
         os.kill(os.getpid(), {number})
         time.sleep(0.0005)
 
-console.Watcher = Watcher
+progress.Watcher = Watcher
 cli.main()
 """
 
 
-@pytest.mark.parametrize("again", [False, True], ids=["once", "again and again"])
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "code", "again"),
+    [(signal.SIGINT, 130, False), (signal.SIGTERM, 143, False), (signal.SIGINT, 130, True)],
+    ids=["Ctrl-C", "SIGTERM", "Ctrl-C again and again"],
+)
 def test_a_signal_saves_and_the_same_command_goes_on(
     run: Path, tmp_path: Path, tiny: dict[str, Any], number: int, code: int, again: bool
 ) -> None:
@@ -561,12 +684,12 @@ def test_a_signal_saves_and_the_same_command_goes_on(
     stopped = subprocess.run(arguments, capture_output=True, text=True)
     assert (stopped.returncode, stopped.stderr) == (code, "")
     assert again or "goes on from here" in stopped.stdout
-    finish(make_config(**tiny), path)
+    finish(configured(**tiny), path)
     assert_same_run(run, path)
 
 
 class Eyes:
-    """Scores samples by their mean."""
+    """The quality of samples is their mean."""
 
     floors: ClassVar[dict[int, float]] = {4: 1.0}
 
@@ -575,14 +698,14 @@ class Eyes:
 
 
 @pytest.mark.parametrize("at", [6, 12])
-def test_a_signal_while_samples_are_scored_leaves_the_score_to_the_next_session(
+def test_a_signal_while_quality_is_measured_leaves_that_to_the_next_session(
     tmp_path: Path, tiny: dict[str, Any], monkeypatch: pytest.MonkeyPatch, at: int
 ) -> None:
     """At the end of the run, too."""
-    monkeypatch.setattr(session, "scorer_for", lambda whole: Eyes())
-    config = make_config(**{**tiny, "score_share": 0.5})
+    monkeypatch.setattr(sessions, "scorer_for", lambda whole: Eyes())
+    config = configured(**{**tiny, "quality_share": 0.5})
     finish(config, tmp_path / "whole")
-    assert at in [event["step"] for event in Run(tmp_path / "whole").events("score")]
+    assert at in [quality.step for quality in Run(tmp_path / "whole").of(Quality)]
 
     def interrupted(*arguments: Any) -> Iterator[Tensor]:
         if arguments[-1] == at:
@@ -590,11 +713,11 @@ def test_a_signal_while_samples_are_scored_leaves_the_score_to_the_next_session(
         yield from quick_samples(*arguments)
 
     with monkeypatch.context() as patched:
-        patched.setattr(probes, "quick_samples", interrupted)
-        with pytest.raises(Stopped):
+        patched.setattr(loop, "quick_samples", interrupted)
+        with pytest.raises(Interrupted):
             finish(config, tmp_path / "run")
-    kinds = {event["event"] for event in Run(tmp_path / "run").log() if event["step"] == at}
-    assert not kinds & {"validation", "score", "snapshot", "finished"}
+    kinds = {record.event for record in Run(tmp_path / "run").records() if record.step == at}
+    assert not kinds & {"validation", "quality", "snapshot", "finished"}
     finish(config, tmp_path / "run")
     assert_same_run(tmp_path / "whole", tmp_path / "run")
 
@@ -618,27 +741,31 @@ def test_a_snapshot_that_was_deleted_does_not_keep_a_run_from_its_end(
 @pytest.mark.slow
 @pytest.mark.skipif(engine.compiler() is None, reason="there is no C++ compiler")
 def test_compiled_conditional_runs_replay_and_resume_to_the_bit(tmp_path: Path) -> None:
-    """The default network and arithmetic, on all threads: LOG.md tells of a gradient that was summed in any order."""
+    """The default network and arithmetic, on all threads.
+
+    LOG.md tells of a gradient that was summed in any order."""
     script = """
 import signal, sys
 from pathlib import Path
 import torch
 from undiffuse import api
+from undiffuse.runs.signals import Interrupted
+from undiffuse.training.options import SessionOptions
 from undiffuse.training.presets import make_config
-from undiffuse.runs.signals import Stopped
-from undiffuse.training.events import Stepped
+from undiffuse.training.records import StepTaken
 torch.set_num_threads(2)
 path, stops = Path(sys.argv[1]), [int(step) for step in sys.argv[2].split(",") if step]
-config = make_config(conditional=True, steps=150, compile="on", precision="bf16", subset=3000, score_share=0.0, snapshots=2)
-def watch(event):
-    if isinstance(event, Stepped) and event.step in stops:
+config = make_config(conditional=True, steps=150, subset=3000, quality_share=0.0, snapshots=2)
+options = SessionOptions(compile="on", precision="bf16")
+def watch(record):
+    if isinstance(record, StepTaken) and record.step in stops:
         signal.raise_signal(signal.SIGTERM)
 replay = Path(sys.argv[3]) if sys.argv[3:] else None
 while True:
     try:
-        api.train_config(config, path, replay=replay, watch=watch)
+        api.train_config(config, path, options, replay=replay, watch=watch)
         break
-    except Stopped:
+    except Interrupted:
         pass
 """
     environment = {**os.environ, "OMP_NUM_THREADS": "2"}
@@ -663,7 +790,7 @@ def test_another_configuration_is_refused_with_the_differences(
     with pytest.raises(
         UserError, match=r"lr: 0.004 there, 0.5 asked; seed: 0 there, 1 asked.*--out"
     ):
-        finish(make_config(**{**tiny, "lr": 0.5, "seed": 1}), copy)
+        finish(configured(**{**tiny, "lr": 0.5, "seed": 1}), copy)
     assert files(copy) == before
 
 
@@ -678,7 +805,7 @@ def test_a_folder_of_other_things_is_refused(tmp_path: Path, config: Config) -> 
 
 def test_a_folder_whose_beginning_was_cut_off_serves(tmp_path: Path, config: Config) -> None:
     (tmp_path / "config.json.tmp").write_bytes(b'{"form')
-    assert isinstance(next(iter(train_session(config, tmp_path))), Began)
+    assert started(config, tmp_path).step == 0
 
 
 def test_an_empty_folder_serves(run: Path, tmp_path: Path, config: Config) -> None:
@@ -689,7 +816,7 @@ def test_an_empty_folder_serves(run: Path, tmp_path: Path, config: Config) -> No
 def test_changed_data_are_refused(tmp_path: Path, tiny: dict[str, Any]) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (30, 8, 8), dtype=np.uint8)
     folder = write_idx(tmp_path / "data", pixels, [n % 2 for n in range(30)])
-    config = make_config(**{**tiny, "data": str(folder)})
+    config = configured(**{**tiny, "data": str(folder)})
     stop(config, tmp_path / "run", at=1)
     before = files(tmp_path / "run")
     held_out = pixels.copy()
@@ -711,7 +838,7 @@ def test_changed_data_are_refused(tmp_path: Path, tiny: dict[str, Any]) -> None:
 def test_a_replay_of_other_images_is_refused(tmp_path: Path, tiny: dict[str, Any]) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (30, 8, 8), dtype=np.uint8)
     folder = write_idx(tmp_path / "data", pixels)
-    config = make_config(**{**tiny, "data": str(folder), "steps": 2, "snapshots": 2})
+    config = configured(**{**tiny, "data": str(folder), "steps": 2, "snapshots": 2})
     finish(config, tmp_path / "run")
     write_idx(folder, pixels ^ 1)
     with pytest.raises(
@@ -721,35 +848,24 @@ def test_a_replay_of_other_images_is_refused(tmp_path: Path, tiny: dict[str, Any
     assert not (tmp_path / "again").exists()
 
 
-def test_a_resumed_run_knows_what_its_snapshots_and_scores_take(
+def test_a_resumed_run_knows_what_its_snapshots_and_qualities_take(
     tmp_path: Path, config: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where no more of them come but the last, nothing else would say it, and the run would end after its time."""
+    """Where only the last is left to come, nothing else would say it, and the run would be late."""
     stop(config, tmp_path, at=3)
-    log = Run(tmp_path).events("snapshot")
-    assert [event["step"] for event in log] == [0, 2]
-    assert all(0 < event["seconds"] < 60 for event in log)
-    Run(tmp_path).append(
-        {
-            "event": "score",
-            "step": 2,
-            "time": 1.0,
-            "frechet": 1.0,
-            "floor": 1.0,
-            "n": 1,
-            "seconds": 7.5,
-        }
-    )
+    log = Run(tmp_path).of(Snapshot)
+    assert [snapshot.step for snapshot in log] == [0, 2]
+    assert all(0 < snapshot.seconds < 60 for snapshot in log)
+    Run(tmp_path).append(Quality(2, 1.0, frechet=1.0, floor=1.0, n=1, seconds=7.5))
     clocks = []
 
     def watched(*arguments: Any, **fields: Any) -> Clock:
         clocks.append(Clock(*arguments, **fields))
         return clocks[-1]
 
-    monkeypatch.setattr(session, "Clock", watched)
-    with closing(train_session(config, tmp_path)) as events:
-        next(events)
-    assert (clocks[0].snapshot_seconds, clocks[0].score_seconds) == (log[-1]["seconds"], 7.5)
+    monkeypatch.setattr(sessions, "Clock", watched)
+    started(config, tmp_path)
+    assert (clocks[0].snapshot_seconds, clocks[0].quality_seconds) == (log[-1].seconds, 7.5)
 
 
 def test_the_log_is_on_the_disk_before_the_weights_that_follow_from_it(
@@ -808,8 +924,9 @@ def edited(**changes: Any) -> Callable[[bytes], bytes]:
         lambda content: content[:100],
         lambda _: b"[]",
         lambda _: b"{}",
-        lambda _: b'{"format": 2}',
+        lambda _: b'{"format": %d}' % FORMAT,
         lambda _: b'{"format": 99}',
+        lambda _: b'{"format": 2}',
         lambda _: b"\xff\xfe",
         edited(lr=-1),
         edited(future=1),
@@ -819,6 +936,9 @@ def edited(**changes: Any) -> Callable[[bytes], bytes]:
         lambda old: old.replace(b'"training": 61', b'"training": {}'),
         lambda old: re.sub(rb'"shape": \[\s*1,', b'"shape": [1e9,', old),
         lambda old: re.sub(rb'"shape": \[\s*1,', b'"shape": [', old),
+        lambda old: old.replace(b'"class_of_cluster": []', b'"class_of_cluster": [0]'),
+        lambda old: old.replace(b'"clusters": []', b'"clusters": [60]'),
+        lambda old: re.sub(rb'"conditioning": {\s*"classes": \[', rb'\g<0>"cat"', old),
     ],
     ids=[
         "empty",
@@ -827,6 +947,7 @@ def edited(**changes: Any) -> Callable[[bytes], bytes]:
         "no format",
         "only format",
         "new format",
+        "old format",
         "not text",
         "bad value",
         "unknown field",
@@ -836,6 +957,9 @@ def edited(**changes: Any) -> Callable[[bytes], bytes]:
         "wrong type",
         "huge shape",
         "short shape",
+        "cluster without images",
+        "cluster of other images",
+        "other classes",
     ],
 )
 def test_a_damaged_config_is_named(
@@ -873,16 +997,25 @@ def test_a_checkpoint_of_another_network_is_named(tmp_path: Path, config: Config
             use()
 
 
-@pytest.mark.parametrize("line", [b"{half", b"[]", b"17", b"{}"])
-def test_a_damaged_line_of_the_log_is_named(copy: Path, config: Config, line: bytes) -> None:
+@pytest.mark.parametrize(
+    ("line", "what"),
+    [
+        *((line, r"[A-Z][^:]+") for line in (b"{half", b"[]", b"17", b"{}")),
+        (b'{"event": "step", "step": 1, "time": 0.1, "loss": "low"}', "step loss: Input should"),
+        (b'{"event": "finished", "step": 1, "time": 0.1, "x": 2}', "finished x: Unexpected"),
+    ],
+)
+def test_a_damaged_line_of_the_log_is_named(
+    copy: Path, config: Config, line: bytes, what: str
+) -> None:
     lines = (copy / "log.jsonl").read_bytes().splitlines()
     (copy / "log.jsonl").write_bytes(b"\n".join([lines[0], line, *lines[2:], b""]))
-    with pytest.raises(UserError, match=r"log\.jsonl line 2"):
+    with pytest.raises(UserError, match=rf"log\.jsonl line 2 is damaged: {what}"):
         finish(config, copy)
 
 
 def test_a_run_without_weights_says_so(tmp_path: Path, config: Config) -> None:
-    next(iter(train_session(config, tmp_path / "run")))
+    started(config, tmp_path / "run")
     with pytest.raises(UserError, match="no weights yet"):
         api.load(tmp_path / "run")
 
@@ -904,7 +1037,7 @@ def test_a_run_without_weights_says_so(tmp_path: Path, config: Config) -> None:
 def test_a_full_disk_ends_training_with_a_sentence_and_it_goes_on_when_there_is_room(
     monkeypatch: pytest.MonkeyPatch, checkpointed: Path, tmp_path: Path, name: str
 ) -> None:
-    """Each file in turn is the one that does not fit any more, when it is written for the third time or less."""
+    """Each file in turn is the one that does not fit, when it is written for the third time."""
     opened, left = Path.open, 3 if name in ("log.jsonl", "checkpoint.safetensors") else 1
 
     def full(path: Path, mode: str = "r", *rest: Any, **options: Any) -> Any:
@@ -917,7 +1050,7 @@ def test_a_full_disk_ends_training_with_a_sentence_and_it_goes_on_when_there_is_
 
     sentence = rf"{name} could not be written \(No space left on device\)"
     assert_ends_and_goes_on(
-        checkpointed, tmp_path / "run", monkeypatch, (Path, "open", full), sentence
+        checkpointed, tmp_path / "run", monkeypatch, (Path, "open", full), sentence, OFTEN
     )
 
 
@@ -925,54 +1058,48 @@ def test_a_full_disk_ends_training_with_a_sentence_and_it_goes_on_when_there_is_
 
 
 @pytest.mark.parametrize("at", [None, 3, 5])
-def test_a_run_that_was_set_back_goes_on_and_replays_to_the_bit(
+def test_a_run_that_was_rolled_back_goes_on_and_replays_to_the_bit(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, config: Config, at: int | None
 ) -> None:
-    """NaN in step 6, once; killed at no step, or after so many: the same run, and its replay, in which nothing is wrong, as well."""
+    """NaN in step 6, once; killed at no step, or after so many: the same run.
+
+    So is its replay, in which nothing is wrong."""
     monkeypatch.setattr(loop, "KEPT_EVERY", 4)
-    normal, left = rng.normal, [math.nan]
-
-    def poisoned(shape: Any, seed: int, purpose: str, *indices: int) -> Any:
-        return normal(shape, seed, purpose, *indices) * (
-            left.pop() if (purpose, *indices) == ("noise", 5) and left else 1
-        )
-
-    monkeypatch.setattr(rng, "normal", poisoned)
+    left = [True]
+    spoil_noise(monkeypatch, lambda step: step == 6 and bool(left) and left.pop())
     for number, path in enumerate((tmp_path / "whole", tmp_path / "killed")):
-        left[:] = [math.nan]
+        left[:] = [True]
         if number and at:
-            crash(config, path, SetBack if at == 5 else Stepped, 4 if at == 5 else at)
+            crash(config, path, Rollback if at == 5 else StepTaken, 4 if at == 5 else at)
         finish(config, path)
-    cuts = [event for event in Run(tmp_path / "whole").events("clock") if "cut" in event]
-    assert [(event["step"], event["cut"], event["of"]) for event in cuts] == [(4, {"step": 4}, 6)]
+    rollbacks = Run(tmp_path / "whole").of(Rollback)
+    assert [(rollback.step, rollback.failed) for rollback in rollbacks] == [(4, 6)]
     assert_same_run(tmp_path / "whole", tmp_path / "killed")
     monkeypatch.undo()
     finish(config, tmp_path / "replay", replay=tmp_path / "whole")
     assert_same_run(tmp_path / "whole", tmp_path / "replay")
 
 
-def test_a_set_back_that_is_cut_off_is_made_again_or_forgotten(
+def test_a_rollback_that_is_cut_off_is_made_again_or_forgotten(
     monkeypatch: pytest.MonkeyPatch, checkpointed: Path, tmp_path: Path
 ) -> None:
-    """Killed between the checkpoint and the log: what went wrong does not come again here, so the run is as if it never had."""
-    monkeypatch.setattr(loop, "KEPT_EVERY", 4)
-    config, normal, left = Run(checkpointed).about().config, rng.normal, [math.nan]
+    """Killed between the checkpoint and the log.
 
-    def poisoned(shape: Any, seed: int, purpose: str, *indices: int) -> Any:
-        bad = (purpose, *indices) == ("noise", 7) and left
-        return normal(shape, seed, purpose, *indices) * (left.pop() if bad else 1)
+    What went wrong does not come again here, so the run is as if it never had."""
+    monkeypatch.setattr(loop, "KEPT_EVERY", 4)
+    config, left = Run(checkpointed).about().config, [True]
 
     def killed(run: Run, step: int) -> None:
         if not left:
             raise RuntimeError("killed")
 
-    monkeypatch.setattr(rng, "normal", poisoned)
+    spoil_noise(monkeypatch, lambda step: step == 8 and bool(left) and left.pop())
     with monkeypatch.context() as patched:
         patched.setattr(Run, "rewind_log", killed)
         with pytest.raises(RuntimeError, match="killed"):
-            finish(config, tmp_path / "run")
+            finish(config, tmp_path / "run", OFTEN)
     assert Run(tmp_path / "run").load_tensors(tmp_path / "run" / "checkpoint.safetensors")[1] == 4
-    finish(config, tmp_path / "run")
+    finish(config, tmp_path / "run", OFTEN)
     assert_same_run(checkpointed, tmp_path / "run")
 
 
@@ -981,14 +1108,14 @@ def test_a_set_back_that_is_cut_off_is_made_again_or_forgotten(
 
 @pytest.fixture
 def ticking(monkeypatch: pytest.MonkeyPatch) -> Iterator[SimpleNamespace]:
-    """Made-up time, in which training sees a tenth of a second pass whenever it looks at the clock."""
+    """Made-up time: a tenth of a second passes whenever training looks at the clock."""
     clock = SimpleNamespace(now=1000.0)
 
     def monotonic() -> float:
         clock.now += 0.1
         return clock.now
 
-    for module in (session, loop):
+    for module in (sessions, loop):
         monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=monotonic))
     yield clock
     monkeypatch.undo()
@@ -996,36 +1123,36 @@ def ticking(monkeypatch: pytest.MonkeyPatch) -> Iterator[SimpleNamespace]:
 
 @pytest.fixture
 def minute(tiny: dict[str, Any]) -> Config:
-    return make_config(**{**tiny, "steps": None, "minutes": 1})
+    return configured(**{**tiny, "steps": None, "minutes": 1})
 
 
 def check_ending(path: Path, config: Config) -> None:
-    """The run ended on its budget, by decisions that were each in the log before the first step that they act on."""
-    decisions: list[Decision] = []
-    for event in Run(path).log():
-        if "decision" in event:
-            decisions.append(Decision(**event["decision"]))
-            assert event["step"] == decisions[-1].step
-        elif event["event"] == "step":
-            assert event["lr"] == config.lr * lr_factor(event["step"] - 1, config.warmup, decisions)
+    """The run ended on its budget, by cooldowns.
+
+    Each was in the log before the first step that it acts on."""
+    cooldowns: list[Cooldown] = []
+    for record in Run(path).records():
+        if isinstance(record, Cooldown):
+            cooldowns.append(record)
+            assert record.step == record.start
+        elif isinstance(record, StepTaken):
+            assert record.lr == config.lr * lr_factor(record.step - 1, config.warmup, cooldowns)
     ended = Run(path).finished()
     assert ended is not None
-    assert ended["step"] == decisions[-1].end
-    assert ended["time"] + FINISH_SECONDS == pytest.approx(60, rel=0.05)
+    assert ended.step == cooldowns[-1].end
+    assert ended.time + FINISH_SECONDS == pytest.approx(60, rel=0.05)
 
 
 @pytest.mark.usefixtures("ticking")
 def test_minutes_end_on_the_budget(tmp_path: Path, minute: Config) -> None:
     finish(minute, tmp_path / "run")
     check_ending(tmp_path / "run", minute)
-    (outlook,) = (
-        event["outlook"] for event in Run(tmp_path / "run").events("clock") if "outlook" in event
-    )
+    (projection,) = Run(tmp_path / "run").of(Projection)
     ended = Run(tmp_path / "run").finished()
-    due = {step for step in snapshot_steps(outlook["steps"], 4) if step > outlook["step"]}
-    taken = {event["step"] for event in Run(tmp_path / "run").events("snapshot")}
+    due = {step for step in snapshot_steps(projection.steps, 4) if step > projection.step}
+    taken = {snapshot.step for snapshot in Run(tmp_path / "run").of(Snapshot)}
     assert ended is not None
-    assert taken == {0, *(step for step in due if step < ended["step"]), ended["step"]}
+    assert taken == {0, *(step for step in due if step < ended.step), ended.step}
 
 
 def test_the_budget_is_the_sum_over_all_sessions(
@@ -1045,14 +1172,15 @@ def test_what_was_spent_before_the_first_step_counts(
     """As when compiling, which takes a while, is interrupted."""
 
     def interrupted() -> None:
-        for event in train_session(minute, tmp_path / "run"):
-            if isinstance(event, Snapshot):
-                ticking.now += 25
-                signal.raise_signal(signal.SIGINT)
+        with session(minute, tmp_path / "run") as records:
+            for record in records:
+                if isinstance(record, Snapshot):
+                    ticking.now += 25
+                    signal.raise_signal(signal.SIGINT)
 
-    with pytest.raises(Stopped):
+    with pytest.raises(Interrupted):
         interrupted()
-    assert next(iter(train_session(minute, tmp_path / "run"))).seconds > 25
+    assert started(minute, tmp_path / "run").time > 25
     finish(minute, tmp_path / "run")
     check_ending(tmp_path / "run", minute)
 
@@ -1061,8 +1189,9 @@ def test_what_was_spent_before_the_first_step_counts(
 def timed(ticking: SimpleNamespace, tmp_path: Path, minute: Config) -> Path:
     """A finished run of a minute, on a machine that became three times slower after 45 seconds."""
     path = tmp_path / "timed"
-    for event in train_session(minute, path):
-        ticking.now += 0.8 if ticking.now > 1045 and isinstance(event, Stepped) else 0
+    with session(minute, path) as records:
+        for record in records:
+            ticking.now += 0.8 if ticking.now > 1045 and isinstance(record, StepTaken) else 0
     return path
 
 
@@ -1070,7 +1199,7 @@ def test_a_replay_is_the_run_to_the_bit(
     monkeypatch: pytest.MonkeyPatch, timed: Path, tmp_path: Path
 ) -> None:
     """In real time, in which a minute has not passed: only the records count."""
-    assert len([event for event in Run(timed).events("clock") if "decision" in event]) > 1
+    assert len(Run(timed).of(Cooldown)) > 1
     monkeypatch.undo()
     finish(Run(timed).about().config, tmp_path / "again", replay=timed)
     assert_same_run(timed, tmp_path / "again")
@@ -1079,10 +1208,8 @@ def test_a_replay_is_the_run_to_the_bit(
 def test_a_stopped_replay_goes_on_to_the_same_end(
     monkeypatch: pytest.MonkeyPatch, timed: Path, tmp_path: Path
 ) -> None:
-    """Stopped before the first decision, and between two."""
-    first, second, *_ = (
-        event["step"] for event in Run(timed).events("clock") if "decision" in event
-    )
+    """Stopped before the first cooldown, and between two."""
+    first, second, *_ = (cooldown.step for cooldown in Run(timed).of(Cooldown))
     config = Run(timed).about().config
     monkeypatch.undo()
     for at in (first - 10, (first + second) // 2):

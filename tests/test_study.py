@@ -1,4 +1,4 @@
-"""The comparison of samplers: what it draws, what it writes down, and that it goes on where it was interrupted."""
+"""The study of samplers: what it samples and writes down, and that it can be interrupted."""
 
 from __future__ import annotations
 
@@ -14,8 +14,13 @@ import torch
 from PIL import Image
 
 from undiffuse.base.errors import UserError
+from undiffuse.base.images import tiles
+from undiffuse.base.pixels import to_uint8
+from undiffuse.data.splits import random_labels
+from undiffuse.diffusion.sampling import Sampling, sample_batches
 from undiffuse.report import Report
 from undiffuse.report.blocks import Figure, Missing, Table, Text
+from undiffuse.report.sections.samplers_compared import verdicts
 from undiffuse.study import samplers
 from undiffuse.study.samplers import CALLS, SAMPLERS, cases, sampler_study, spread
 
@@ -27,7 +32,7 @@ def studied(labelled_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     return run
 
 
-def test_every_sampler_is_drawn_at_every_number_of_calls(studied: Path) -> None:
+def test_every_sampler_samples_at_every_number_of_calls(studied: Path) -> None:
     content = json.loads((studied / "study" / "samplers.json").read_text())
     assert content["n"] == samplers.FEWEST
     assert [(row["sampler"], row["calls"]) for row in content["rows"]] == [
@@ -39,15 +44,22 @@ def test_every_sampler_is_drawn_at_every_number_of_calls(studied: Path) -> None:
 
 
 def test_pictures_are_of_the_same_noise_and_the_samplers_own(studied: Path) -> None:
-    """`ddim` of the study's picture is what `ddim` draws from the same noise and label."""
-    tiles = {}
+    """`ddim` of the study's picture is what `ddim` samples from the same noise and classes."""
+    shown = {}
     for name in ("ddim-25", "ddpm-25"):
         with Image.open(studied / "study" / f"{name}.png") as sheet:
-            tiles[name] = np.stack(
-                [np.asarray(tile) for tile in tiles(sheet, 8, 8)[: samplers.SHOWN]]
-            )
-    assert (tiles["ddim-25"] != tiles["ddpm-25"]).any()
-    assert tiles["ddim-25"].std() > 5
+            small = [
+                np.asarray(tile.resize((8, 8), Image.Resampling.NEAREST))
+                for tile in tiles(sheet, 8, 8)
+            ]
+        shown[name] = np.stack(small[: samplers.SHOWN])
+    assert (shown["ddim-25"] != shown["ddpm-25"]).any()
+    assert shown["ddim-25"].std() > 5
+    study = sampler_study(studied)
+    classes = random_labels(study.whole, study.n, study.seed, "study labels")
+    own = Sampling("ddim", 25, seed=study.seed)
+    (x, *_) = sample_batches(study.denoiser, study.n, own, classes=classes)
+    assert (shown["ddim-25"] == to_uint8(x[: samplers.SHOWN, 0]).numpy()).all()
 
 
 def test_it_goes_on_where_it_was_interrupted(
@@ -78,17 +90,16 @@ def test_a_damaged_study_is_named(labelled_run: Path, tmp_path: Path, content: s
         sampler_study(run)
 
 
-def test_guesses_without_a_label_are_shown_where_they_were_learnt(
+def test_unconditional_denoised_images_are_shown_where_they_were_learnt(
     train: Callable[..., Path], studied: Path
 ) -> None:
-    run = train(conditional=True, label_dropout=0.0, steps=1, snapshots=2)
+    run = train(conditional=True, condition_dropout=0.0, steps=1, snapshots=2)
     list(sampler_study(run, minutes=1e-6).rows())
-    found = [(run / "study" / name).exists() for name in ("denoising.png", "guesses.png")]
+    found = [(run / "study" / name).exists() for name in ("denoising.png", "denoised.png")]
     assert found == [True, False]
-    assert {"denoising", "guesses"} & {Path(name).stem for name in Report(run).pictures} == {
-        "denoising"
-    }
-    assert (studied / "study" / "guesses.png").exists()
+    shown = {Path(name).stem for name in Report(run).pictures}
+    assert {"denoising", "denoised"} & shown == {"denoising"}
+    assert (studied / "study" / "denoised.png").exists()
 
 
 def test_spread_is_the_standard_deviation_over_images() -> None:
@@ -97,9 +108,9 @@ def test_spread_is_the_standard_deviation_over_images() -> None:
     assert spread(x) == pytest.approx(x.double().var(dim=0, correction=0).mean().sqrt().item())
     assert spread(x[:1].expand(9, 1, 4, 4)) == 0
     assert spread(x, torch.arange(50)) == 0  # each its own class
-    label = torch.arange(50) % 2
-    halves = [spread(x[label == k]) for k in (0, 1)]
-    assert spread(x, label) ** 2 == pytest.approx((halves[0] ** 2 + halves[1] ** 2) / 2)
+    classes = torch.arange(50) % 2
+    halves = [spread(x[classes == k]) for k in (0, 1)]
+    assert spread(x, classes) ** 2 == pytest.approx((halves[0] ** 2 + halves[1] ** 2) / 2)
 
 
 def test_the_report_takes_it_in(studied: Path) -> None:
@@ -107,7 +118,7 @@ def test_the_report_takes_it_in(studied: Path) -> None:
     table = next(b for b in found.blocks if isinstance(b, Table) and b.header[0] == "sampler")
     assert len(table.rows) == len(SAMPLERS) * len(CALLS) + 1
     assert table.rows[-1][0] == "real images"
-    assert {"ways", "denoising", "guesses"} <= {Path(name).stem for name in found.pictures}
+    assert {"ways", "denoising", "denoised"} <= {Path(name).stem for name in found.pictures}
     words = " ".join(b.words for b in found.blocks if isinstance(b, Text))
     assert "(7)" in words
 
@@ -119,7 +130,9 @@ def test_an_interrupted_study_is_reported_as_far_as_it_went(
     for _ in zip(range(2), sampler_study(run, minutes=1e-6).rows(), strict=False):
         pass
     blocks = Report(run).blocks
-    assert any("2 of 21 cases have been drawn" in b.what for b in blocks if isinstance(b, Missing))
+    assert any(
+        "2 of 21 cases have been sampled" in b.what for b in blocks if isinstance(b, Missing)
+    )
     assert any(
         len(b.rows) == 3 for b in blocks if isinstance(b, Table) and b.header[0] == "sampler"
     )
@@ -133,7 +146,7 @@ def test_a_study_of_earlier_weights_begins_anew_and_is_not_reported(
     path.write_text(path.read_text().replace('"step": 12', '"step": 11'))
     blocks = Report(run).blocks
     assert any("only one of step 11" in b.what for b in blocks if isinstance(b, Missing))
-    assert not any(b.name in ("guesses", "denoising") for b in blocks if isinstance(b, Figure))
+    assert not any(b.name in ("denoised", "denoising") for b in blocks if isinstance(b, Figure))
     assert not any(b.header[0] == "sampler" for b in blocks if isinstance(b, Table))
     assert sampler_study(run, minutes=1e-6).sheet.rows == []
 
@@ -161,7 +174,7 @@ def rows(**spreads: float) -> list[dict[str, object]]:
 
 def scored(distances: dict[str, tuple[float, float]]) -> list[dict[str, object]]:
     """Rows with these Frechet distances (of few calls, of many), +-5%."""
-    found = rows(mean=20.0, ddpm_printed=60.0)
+    found = rows(posterior_mean=20.0, ddpm_printed=60.0)
     for row in found:
         value = distances.get(str(row["sampler"]), (9.0, 9.0))[row["calls"] == 50]
         row |= {"frechet": value, "frechet_low": 0.95 * value, "frechet_high": 1.05 * value}
@@ -174,7 +187,7 @@ Verdict = Callable[[list[dict[str, object]]], str]
 @pytest.fixture
 def verdict() -> Verdict:
     return lambda found: " ".join(
-        verdicts({"rows": found, "real_spread": 81.0}, "frechet" in found[0], groups=0)
+        verdicts({"rows": found, "real_spread": 81.0}, "frechet" in found[0], clusters=0)
     )
 
 
@@ -184,20 +197,15 @@ def test_the_answer_goes_as_far_as_the_figures(verdict: Verdict) -> None:
     assert "spread" not in verdict(found[:2])
     assert "collapses" not in verdict(found[:4])
     assert "collapses" in verdict(found[:5])
-    assert (
-        "DDIM"
-        not in verdict(
-            [row for row in found if (row["sampler"], row["calls"]) != ("ddim", 50)]
-        ).split("DDIM, Heun")[0]
-    )
+    without = [row for row in found if (row["sampler"], row["calls"]) != ("ddim", 50)]
+    assert "DDIM" not in verdict(without).split("DDIM, Heun")[0]
 
 
 def test_the_text_follows_the_figures(verdict: Verdict) -> None:
-    assert "(7) collapses" in verdict(rows(mean=20.0))
+    assert "(7) collapses" in verdict(rows(posterior_mean=20.0))
     assert "has not collapsed" in verdict(rows())
-    assert "of 200 groups" in " ".join(
-        verdicts({"rows": rows(), "real_spread": 81.0}, scored=False, groups=200)
-    )
+    study = {"rows": rows(), "real_spread": 81.0}
+    assert "of 200 clusters" in " ".join(verdicts(study, scored=False, clusters=200))
     assert "too little noise" in verdict(rows(ddpm_printed=60.0))
     assert "about as varied" in verdict(rows())
     found = verdict(scored({"ddpm": (3.0, 1.0), "ddim": (2.0, 1.5), "heun": (0.5, 0.4)}))

@@ -1,8 +1,9 @@
-"""The training loop: its average, its bits, what it skips, what it shows the network; and the networks themselves."""
+"""The training loop: its average, its bits, what it rolls back, what it shows the network.
+
+And the networks themselves."""
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import math
 import re
@@ -16,69 +17,57 @@ import torch
 from safetensors.torch import load as unpack
 from safetensors.torch import save as pack
 from torch import Tensor
-from undiffuse.training.events import (
-    Ended,
-    Event,
-    SetBack,
-    Snapshot,
-    Stepped,
-    Uncompiled,
-    Validated,
-)
 
 from conftest import write_idx
-from undiffuse.base import engine, rng
+from helpers_runs import configured, spoil_noise, without_time
+from undiffuse.base import engine
+from undiffuse.base.engine import Engine
 from undiffuse.base.errors import UserError
 from undiffuse.base.pixels import to_float
 from undiffuse.data.batches import batch_indices
 from undiffuse.nets import NETWORKS
 from undiffuse.training import loop
 from undiffuse.training.averages import ema_decay, ema_exponent
-from undiffuse.training.clock import Clock, Cut, Decision, lr_factor, snapshot_steps
-from undiffuse.training.experiment import (
-    build_network,
-    make_denoiser,
-    prepare,
-    show_pictures,
-    total_steps,
-)
-from undiffuse.training.loop import MOST_CUTS, fit
+from undiffuse.training.clock import Clock, lr_factor, snapshot_steps
+from undiffuse.training.experiment import Experiment, hide, make_experiment
+from undiffuse.training.loop import MOST_ROLLBACKS, fit
 from undiffuse.training.presets import PRESETS, make_config
-from undiffuse.training.probes import QUICK_CALLS, quick_samples, score_plan
-from undiffuse.training.state import new_state
-from undiffuse.training.step import hide_labels
+from undiffuse.training.probes import QUICK_CALLS, quality_plan, quick_samples
+from undiffuse.training.records import (
+    CompileFallback,
+    Cooldown,
+    Decision,
+    Finished,
+    Record,
+    Rollback,
+    Snapshot,
+    StepTaken,
+    Stopped,
+    Validation,
+)
 
 Tensors = dict[str, Tensor]
+EAGER, COMPILED = Engine(), Engine(compiled=True)
 
 
 class Trainer:
-    """A configuration made ready to train, without a run folder: call it for `fit`'s events."""
+    """An experiment with a clock that stands still. Call it for `fit`'s records."""
 
     def __init__(self, **fields: Any) -> None:
-        self.config = make_config(**fields)
-        self.training, self.held_out, self.facts = prepare(self.config)
-        network = build_network(self.config, self.facts)
-        show_pictures(network, self.training)
-        self.denoiser = make_denoiser(network, self.config, self.facts)
-        self.state = new_state(self.config, network)
-        self.clock = Clock(
-            lambda: 0.0, self.config.decay, steps=total_steps(self.config, len(self.training))
-        )
+        self.experiment = make_experiment(configured(**fields))
+        self.config, self.state = self.experiment.config, self.experiment.state
+        self.clock = Clock(lambda: 0.0, self.config.decay, steps=self.experiment.steps)
 
-    def __call__(self, **options: Any) -> Iterator[Event]:
-        options = {"precision": "fp32", "compiled": self.config.compile == "on", **options}
-        return fit(
-            self.config,
-            self.denoiser,
-            self.state,
-            self.training,
-            self.held_out,
-            self.clock,
-            **options,
-        )
+    def __call__(self, engine: Engine = EAGER, **options: Any) -> Iterator[Record]:
+        return fit(self.experiment, self.clock, engine, **options)
 
     def tensors(self) -> Tensors:
         return {name: value.clone() for name, value in self.state.tensors().items()}
+
+
+def of(kind: type, records: Any) -> list[Any]:
+    """The records of a kind."""
+    return [record for record in records if isinstance(record, kind)]
 
 
 def equal(one: Tensors, other: Tensors) -> bool:
@@ -90,14 +79,13 @@ def finite(tensors: Tensors) -> bool:
     return all(bool(value.isfinite().all()) for value in tensors.values())
 
 
-def figures(events: list[Event]) -> list[Any]:
-    """Events as values that can be compared, without the seconds."""
-    plain = [dataclasses.asdict(event) for event in events]
-    for event in plain:
-        event.pop("seconds", None)
-        if "images" in event:
-            event["images"] = event["images"].tolist()
-    return plain
+def comparable(records: list[Record]) -> list[Any]:
+    """Records without the seconds, with their images."""
+    images = [record.images if isinstance(record, Snapshot) else None for record in records]
+    return [
+        (without_time(record), None if image is None else image.tolist())
+        for record, image in zip(records, images, strict=True)
+    ]
 
 
 # The average of the weights (trap 18)
@@ -111,7 +99,9 @@ def test_the_averages_exponent_is_the_published_one(width: float, gamma: float) 
 
 @pytest.mark.parametrize("width", [0.05, 0.10])
 def test_the_average_is_a_power_function_of_the_step(width: float) -> None:
-    """Step k of N weighs (k^(gamma + 1) - (k - 1)^(gamma + 1)) / N^(gamma + 1): almost k^gamma, and none for step 0."""
+    """Step k of N weighs (k^(gamma + 1) - (k - 1)^(gamma + 1)) / N^(gamma + 1).
+
+    That is almost k^gamma. Step 0 weighs nothing."""
     gamma, steps = ema_exponent(width), 2000
     keeps = np.array([ema_decay(k, gamma) for k in range(1, steps + 1)])
     weights = (1 - keeps) * np.append(np.cumprod(keeps[:0:-1])[::-1], 1.0)
@@ -134,13 +124,11 @@ def test_training_averages_its_weights_so(tiny: dict[str, Any]) -> None:
     expected = {
         name: torch.zeros_like(value) for name, value in trainer.state.average.state_dict().items()
     }
-    for event in trainer():
-        if isinstance(event, Stepped):
-            weight = (event.step ** (gamma + 1) - (event.step - 1) ** (gamma + 1)) / steps ** (
-                gamma + 1
-            )
+    for record in trainer():
+        if isinstance(record, StepTaken):
+            grown = record.step ** (gamma + 1) - (record.step - 1) ** (gamma + 1)
             for name, value in trainer.state.network.state_dict().items():
-                expected[name] += weight * value
+                expected[name] += grown / steps ** (gamma + 1) * value
     for name, value in trainer.state.average.state_dict().items():
         torch.testing.assert_close(value, expected[name], rtol=1e-5, atol=1e-6)
 
@@ -149,23 +137,25 @@ def test_training_averages_its_weights_so(tiny: dict[str, Any]) -> None:
 
 
 def test_a_handful_of_images_is_learnt_by_heart(tmp_path: Path, tiny: dict[str, Any]) -> None:
-    """The best constant guess is the mean image, and its loss the variance; half of all noise levels show the image."""
+    """The best constant x_0_hat is the mean image, and its loss the variance.
+
+    Half of all noise levels show the image."""
     images = np.random.default_rng(0).integers(0, 256, (4, 8, 8), dtype=np.uint8)
     fields = {
         "data": str(write_idx(tmp_path / "four", images)),
         "channels": (32, 64), "predict": "x0", "weighting": "uniform",
         "steps": 300, "batch_size": 32, "lr": 5e-3, "dropout": 0.0, "snapshots": 2,
     }  # fmt: skip
-    losses = [event.loss for event in Trainer(**{**tiny, **fields})() if isinstance(event, Stepped)]
+    losses = [taken.loss for taken in of(StepTaken, Trainer(**{**tiny, **fields})())]
     best_constant = to_float(torch.from_numpy(images)).var(dim=0, correction=0).mean().item()
     assert np.mean(losses[-50:]) < best_constant / 3
 
 
 def test_the_learning_rate_is_the_clocks_share_of_its_peak(tiny: dict[str, Any]) -> None:
     trainer = Trainer(**tiny)
-    rates = [event.lr for event in trainer() if isinstance(event, Stepped)]
+    rates = [taken.lr for taken in of(StepTaken, trainer())]
     assert rates == [
-        trainer.config.lr * lr_factor(step, 2, [Decision(7, 12)]) for step in range(12)
+        trainer.config.lr * lr_factor(step, 2, [Cooldown(0, 0.0, 7, 12)]) for step in range(12)
     ]
 
 
@@ -190,7 +180,7 @@ def test_epochs_and_steps_are_counted_exactly(
 ) -> None:
     """Trap 19. 2 epochs of 61 images, 8 a step: 15.25. The optimiser's own count is the witness."""
     trainer = Trainer(**{**tiny, "steps": None, **budget})
-    numbers = [event.step for event in trainer() if isinstance(event, Stepped)]
+    numbers = [taken.step for taken in of(StepTaken, trainer())]
     counts = {int(value) for name, value in trainer.tensors().items() if name.endswith("/step")}
     assert numbers == list(range(1, steps + 1))
     assert counts == {steps}
@@ -202,10 +192,10 @@ def test_fewer_images_than_the_batch_train_anyway(tmp_path: Path, tiny: dict[str
     trainer = Trainer(
         **{**tiny, "data": str(write_idx(tmp_path / "three", images)), "batch_size": 16, "steps": 3}
     )
-    kinds = [type(event) for event in trainer()]
-    assert kinds.count(Stepped) == 3
-    assert Validated not in kinds
-    assert kinds[-1] is Ended
+    kinds = [type(record) for record in trainer()]
+    assert kinds.count(StepTaken) == 3
+    assert Validation not in kinds
+    assert kinds[-1] is Finished
 
 
 # Bits
@@ -214,7 +204,7 @@ def test_fewer_images_than_the_batch_train_anyway(tmp_path: Path, tiny: dict[str
 def test_the_same_seed_gives_the_same_bits(tiny: dict[str, Any]) -> None:
     def trained(seed: int, global_seed: int) -> Tensors:
         trainer = Trainer(**{**tiny, "seed": seed})
-        torch.manual_seed(global_seed)  # what else the process drew does not matter
+        torch.manual_seed(global_seed)  # what else the process sampled does not matter
         list(trainer())
         return trainer.tensors()
 
@@ -228,34 +218,66 @@ def test_the_same_seed_gives_the_same_bits(tiny: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("net", ["unet", "unet2d"])
 def test_a_resumed_run_is_the_uninterrupted_one(tiny: dict[str, Any], net: str) -> None:
-    """Stopped after steps 0, 1, 4, 5 and 11, going on from a file each time: the same weights, moments, events."""
-    fields = {**tiny, "net": net, "conditional": True}
+    """Stopped after steps 0, 1, 4, 5 and 11, and resumed from a file each time.
+
+    It has the same weights, moments and records."""
+    fields = {**tiny, "net": net, "attention": (False, True), "conditional": True}
     whole = Trainer(**fields)
     expected = list(whole())
 
-    events: list[Event] = []
-    saved, step, looked = b"", 0, set[int]()
+    records: list[Record] = []
+    saved, step, done = b"", 0, set[int]()
     for stop_at in (0, 1, 4, 5, 11, 99):
         part = Trainer(**fields)
         if saved:
             part.state.restore(unpack(saved), step)
-        part.clock.decisions = [
-            e.decision for e in events if hasattr(e, "decision") and hasattr(e.decision, "end")
-        ]
-        part.clock.outlook = whole.clock.outlook if events else None
-        events += part(
-            stop=lambda at=stop_at, part=part: part.state.step == at, looked=frozenset(looked)
+        part.clock.read(of(Decision, records))
+        records += part(
+            stop=lambda at=stop_at, part=part: part.state.step == at, snapshots_done=done
         )
-        looked = {event.step for event in events if isinstance(event, Snapshot)}
+        done = {snapshot.step for snapshot in of(Snapshot, records)}
         saved, step = (
             pack({name: value.contiguous() for name, value in part.tensors().items()}),
             part.state.step,
         )
         assert step == min(stop_at, 12)
     assert equal(part.tensors(), whole.tensors())
-    assert figures([e for e in events if e not in [Ended(s, False) for s in range(12)]]) == figures(
-        expected
+    kept = [record for record in records if not isinstance(record, Stopped)]
+    assert len(records) - len(kept) == 5
+    assert comparable(kept) == comparable(expected)
+
+
+def same_batch(one: Any, other: Any) -> bool:
+    """Whether two batches are the same to the bit."""
+    return all(
+        a is b if a is None or b is None else torch.equal(a, b)
+        for a, b in zip(one, other, strict=True)
     )
+
+
+def test_a_batch_is_the_same_whatever_was_asked_for_before(tiny: dict[str, Any]) -> None:
+    """Earlier and later batches, in any order, twice, of other seeds too; also after training.
+
+    61 images, 8 a step: step 7 is in two epochs, and 100 in the 14th."""
+    fields, steps = {**tiny, "conditional": True}, (0, 1, 6, 7, 8, 15, 100)
+
+    def fresh(**others: Any) -> Experiment:
+        return make_experiment(configured(**{**fields, **others}))
+
+    expected = {step: fresh().batch(step) for step in steps}
+    assert not any(
+        same_batch(expected[a], expected[b]) for a, b in itertools.combinations(steps, 2)
+    )
+    own, other = fresh(), fresh(seed=1)
+    for step in (*steps, *reversed(steps), 100, 100, 0, 7):
+        torch.manual_seed(step)  # what else the process sampled does not matter
+        assert not same_batch(other.batch(step), expected[step])
+        assert same_batch(own.batch(step), expected[step])
+    trainer = Trainer(**fields)
+    for record in trainer():
+        if isinstance(record, StepTaken) and record.step in expected:
+            assert same_batch(trainer.experiment.batch(record.step), expected[record.step])
+    assert all(same_batch(trainer.experiment.batch(step), expected[step]) for step in steps)
 
 
 # What is not finite
@@ -266,18 +288,8 @@ Plant = Callable[[pytest.MonkeyPatch, "Trainer", int, int], None]
 
 def in_loss(monkeypatch: pytest.MonkeyPatch, trainer: Trainer, step: int, times: int) -> None:
     """NaN noise, `times` times that step number `step` (from 1) is tried."""
-    normal = rng.normal
     left = itertools.repeat(None, times)
-
-    def poisoned(shape: Any, seed: int, purpose: str, *indices: int) -> Tensor:
-        numbers = normal(shape, seed, purpose, *indices)
-        return numbers * (
-            math.nan
-            if purpose == "noise" and indices[0] >= step - 1 and next(left, 0) is None
-            else 1
-        )
-
-    monkeypatch.setattr(rng, "normal", poisoned)
+    spoil_noise(monkeypatch, lambda tried: tried >= step and next(left, 0) is None)
 
 
 def in_gradient(monkeypatch: pytest.MonkeyPatch, trainer: Trainer, step: int, times: int) -> None:
@@ -315,58 +327,57 @@ PLANTS: dict[str, tuple[Plant, str]] = {
 }
 
 
-@pytest.mark.parametrize("step", range(1, 13))
-@pytest.mark.parametrize("kind", PLANTS)
-def test_a_number_that_is_not_finite_sets_training_back(
+@pytest.mark.parametrize(("kind", "step"), list(zip(itertools.cycle(PLANTS), range(1, 13))))
+def test_a_number_that_is_not_finite_rolls_training_back(
     monkeypatch: pytest.MonkeyPatch, tiny: dict[str, Any], kind: str, step: int
 ) -> None:
-    """Caught in its step; from the last kept state on, all is as if only the learning rate had been halved there."""
+    """Caught in its step. From the last kept state on, all is as with half of the learning rate."""
     monkeypatch.setattr(loop, "KEPT_EVERY", 4)
     plant, what = PLANTS[kind]
-    trainer, events, kept = Trainer(**tiny), [], {}
+    trainer, records, kept = Trainer(**tiny), list[Record](), {}
     kept[0] = trainer.tensors()
     plant(monkeypatch, trainer, step, 1)
-    for event in trainer():
-        events.append(event)
+    for record in trainer():
+        records.append(record)
         assert finite(trainer.tensors())
-        if isinstance(event, SetBack):
-            assert equal(trainer.tensors(), kept[event.step])
+        if isinstance(record, Rollback):
+            assert equal(trainer.tensors(), kept[record.step])
         kept[trainer.state.step] = trainer.tensors()
     back = (step - 1) // 4 * 4
-    assert [e for e in events if isinstance(e, SetBack)] == [
-        SetBack(back, step, Cut(back), f"its {what} was not finite")
-    ]
+    rollback = Rollback(back, 0.0, step, f"its {what} was not finite")
+    assert of(Rollback, records) == [rollback]
 
     expected = Trainer(**tiny)
-    expected.clock.cuts = [Cut(back)]
+    expected.clock.rollbacks = [rollback]
     monkeypatch.undo()
-    wanted = list(expected())
+    wanted = [record for record in expected() if record.step > back]
     assert equal(trainer.tensors(), expected.tensors())
-    last = events[next(i for i, e in enumerate(events) if isinstance(e, SetBack)) + 1 :]
-    assert figures([e for e in last if isinstance(e, Stepped | Snapshot)]) == figures(
-        [e for e in wanted if isinstance(e, Stepped | Snapshot) and e.step > back]
+    after = records[records.index(rollback) + 1 :]
+    assert comparable(of(StepTaken | Snapshot, after)) == comparable(
+        of(StepTaken | Snapshot, wanted)
     )
 
 
-@pytest.mark.parametrize("kind", PLANTS)
+@pytest.mark.parametrize("kind", ["gradient", "weight"])
 def test_training_that_goes_wrong_again_and_again_is_given_up(
     monkeypatch: pytest.MonkeyPatch, tiny: dict[str, Any], kind: str
 ) -> None:
-    """After MOST_CUTS halvings of the learning rate, and with finite weights."""
+    """After MOST_ROLLBACKS halvings of the learning rate, and with finite weights."""
     trainer = Trainer(**{**tiny, "steps": 40})
-    PLANTS[kind][0](monkeypatch, trainer, 6, MOST_CUTS)
+    PLANTS[kind][0](monkeypatch, trainer, 6, MOST_ROLLBACKS)
     *_, last = trainer()
-    assert last == Ended(40, finished=True)
-    assert trainer.clock.cuts == [Cut(0)] * MOST_CUTS
+    assert last == Finished(40, 0.0)
+    assert [rollback.step for rollback in trainer.clock.rollbacks] == [0] * MOST_ROLLBACKS
     monkeypatch.undo()
 
-    trainer, events = Trainer(**{**tiny, "steps": 40}), []
-    PLANTS[kind][0](monkeypatch, trainer, 6, MOST_CUTS + 1)
+    trainer, records = Trainer(**{**tiny, "steps": 40}), []
+    PLANTS[kind][0](monkeypatch, trainer, 6, MOST_ROLLBACKS + 1)
     with pytest.raises(
         UserError,
-        match=rf"step 6 was not finite, though .* halved {MOST_CUTS} times.*--lr than 0\.000125",
+        match=rf"step 6 was not finite, though .* halved {MOST_ROLLBACKS} times"
+        r".*--lr than 0\.000125",
     ):
-        events.extend(trainer())
+        records.extend(trainer())
     assert finite(trainer.tensors())
 
 
@@ -375,36 +386,37 @@ def test_a_learning_rate_that_is_far_too_high_is_given_up(tiny: dict[str, Any]) 
         list(Trainer(**{**tiny, "lr": 1e30, "steps": 40})())
 
 
-# Labels
+# Conditions
 
 
-def test_labels_are_hidden_from_the_configured_share() -> None:
-    config, labels = make_config(label_dropout=0.1), torch.arange(10).repeat(1000)
-    shown = hide_labels(labels, 10, config, step=3)
+def test_the_configured_share_of_conditions_is_hidden() -> None:
+    config, classes = make_config(condition_dropout=0.1), torch.arange(10).repeat(1000)
+    shown = hide(classes, 10, config, step=3)
     hidden = shown == 10
     assert hidden.float().mean().item() == pytest.approx(0.1, abs=4 * math.sqrt(0.1 * 0.9 / 10_000))
-    assert torch.equal(shown[~hidden], labels[~hidden])
-    assert torch.equal(shown, hide_labels(labels, 10, config, step=3))
-    assert not torch.equal(hidden, hide_labels(labels, 10, config, step=4) == 10)
+    assert torch.equal(shown[~hidden], classes[~hidden])
+    assert torch.equal(shown, hide(classes, 10, config, step=3))
+    assert not torch.equal(hidden, hide(classes, 10, config, step=4) == 10)
 
 
 @pytest.mark.parametrize(("share", "hidden"), [(0.0, 0), (0.5, 48), (0.999999, 96)])
-def test_the_network_is_shown_each_images_label_or_none(
+def test_the_network_is_shown_each_images_class_or_unconditional(
     tiny: dict[str, Any], share: float, hidden: int
 ) -> None:
-    trainer, seen = Trainer(**{**tiny, "conditional": True, "label_dropout": share}), []
+    trainer, seen = Trainer(**{**tiny, "conditional": True, "condition_dropout": share}), []
     trainer.state.network.register_forward_pre_hook(lambda _, arguments: seen.append(arguments[2]))
     list(trainer())
-    assert trainer.training.labels is not None
+    own = trainer.experiment.training.dataset.labels
+    assert own is not None
     rows = [batch_indices(61, 8, step, trainer.config.seed) for step in range(12)]
-    labels, shown = trainer.training.labels[torch.cat(rows)], torch.cat(seen)
-    assert ((shown == labels) | (shown == 10)).all()
+    classes, shown = own[torch.cat(rows)], torch.cat(seen)
+    assert ((shown == classes) | (shown == 10)).all()
     assert (shown == 10).sum().item() == pytest.approx(
         hidden, abs=20 if share == 0.5 else 0
     )  # 4 standard deviations
 
 
-def test_a_run_without_labels_shows_none(tiny: dict[str, Any]) -> None:
+def test_a_run_without_conditions_shows_none(tiny: dict[str, Any]) -> None:
     trainer, seen = Trainer(**tiny), []
     trainer.state.network.register_forward_pre_hook(lambda _, arguments: seen.append(arguments[2]))
     list(trainer())
@@ -416,9 +428,9 @@ def test_a_run_without_labels_shows_none(tiny: dict[str, Any]) -> None:
 
 def test_validation_and_snapshots_use_the_same_noise_each_time(tiny: dict[str, Any]) -> None:
     """With weights that do not move, nothing else may change."""
-    events = list(Trainer(**{**tiny, "lr": 1e-30})())
-    validations = [(event.loss, event.levels) for event in events if isinstance(event, Validated)]
-    pictures = [event.images for event in events if isinstance(event, Snapshot)]
+    records = list(Trainer(**{**tiny, "lr": 1e-30})())
+    validations = [(found.loss, found.levels) for found in of(Validation, records)]
+    pictures = [snapshot.images for snapshot in of(Snapshot, records)]
     assert len(validations) == len(pictures) == 4
     assert all(one == validations[0] for one in validations)
     assert all(torch.equal(one, pictures[0]) for one in pictures)
@@ -431,74 +443,80 @@ def test_the_validation_loss_is_the_mean_of_its_levels(
     """8 levels of 20 of the 160 images held out of 3200, from noise to image."""
     images = np.random.default_rng(0).integers(0, 256, (3200, 4, 4), dtype=np.uint8)
     trainer = Trainer(**{**tiny, "data": str(write_idx(tmp_path / "many", images)), "steps": 1})
-    validated = next(event for event in trainer() if isinstance(event, Validated))
-    assert len(validated.levels) == 8
-    assert validated.loss == pytest.approx(
-        np.mean([loss for _, loss in validated.levels]), rel=1e-5
-    )
-    assert sorted({log_snr for log_snr, _ in validated.levels}, reverse=True) == [
-        s for s, _ in validated.levels
-    ]
+    first = next(record for record in trainer() if isinstance(record, Validation))
+    assert len(first.levels) == 8
+    assert first.loss == pytest.approx(np.mean([loss for _, loss in first.levels]), rel=1e-5)
+    levels = [log_snr for log_snr, _ in first.levels]
+    assert sorted(set(levels), reverse=True) == levels
 
 
 # The networks
 
 
+SMALL = {
+    "channels": (8, 16),
+    "blocks": (1, 1),
+    "attention": (False, True),
+    "heads": 2,
+    "dropout": 0.0,
+}
+
+
 def network(
-    net: str, shape: tuple[int, int, int], classes: int = 0, **options: Any
+    net: str, shape: tuple[int, int, int], conditions: int = 0, **options: Any
 ) -> torch.nn.Module:
-    """A small network with random weights also where training begins with zeros."""
-    options = {
-        "channels": (8, 16),
-        "blocks": (1, 1),
-        "attention": (False, True),
-        "heads": 2,
-        "dropout": 0.0,
-    } | options
+    """A small network with random weights also where training begins with zeros.
+
+    It has those of the options SMALL that it knows."""
+    known = NETWORKS.defaults(net)
+    options = {name: value for name, value in SMALL.items() if name in known} | options
     torch.manual_seed(0)
-    built: torch.nn.Module = NETWORKS[net](shape=shape, classes=classes, **options)
+    built: torch.nn.Module = NETWORKS[net](shape=shape, conditions=conditions, **options)
     for parameter in built.parameters():
         if not parameter.any():
             torch.nn.init.normal_(parameter, std=0.05)
     return built
 
 
-def inputs(shape: tuple[int, int, int], classes: int, count: int = 3) -> list[Tensor | None]:
+def inputs(shape: tuple[int, int, int], conditions: int, count: int = 3) -> list[Tensor | None]:
     torch.manual_seed(1)
-    label = torch.arange(count) % (classes + 1) if classes else None
-    return [torch.randn(count, *shape), torch.linspace(-5, 5, count), label]
+    condition = torch.arange(count) % (conditions + 1) if conditions else None
+    return [torch.randn(count, *shape), torch.linspace(-5, 5, count), condition]
 
 
 @pytest.mark.parametrize(
-    "shape", [(1, 7, 9), (1, 28, 28), (3, 32, 32), (3, 64, 64)], ids=lambda s: "x".join(map(str, s))
+    ("shape", "conditions"),
+    [((1, 7, 9), 0), ((1, 28, 28), 3), ((3, 32, 32), 0), ((3, 64, 64), 3)],
+    ids=["1x7x9", "1x28x28, 3 conditions", "3x32x32", "3x64x64, 3 conditions"],
 )
-@pytest.mark.parametrize("classes", [0, 3])
 @pytest.mark.parametrize("net", list(NETWORKS))
 def test_a_network_serves_images_of_any_size(
-    net: str, classes: int, shape: tuple[int, int, int]
+    net: str, shape: tuple[int, int, int], conditions: int
 ) -> None:
-    """Each image's output is its own, and every parameter, every pixel, the noise level and the label count."""
-    built = network(net, shape, classes)
-    x, log_snr, label = inputs(shape, classes)
+    """Each image's output is its own.
+
+    Every parameter, every pixel, the noise level and the condition count."""
+    built = network(net, shape, conditions)
+    x, log_snr, condition = inputs(shape, conditions)
     assert x is not None
     assert log_snr is not None
     x.requires_grad_()
-    out = built(x, log_snr, label)
+    out = built(x, log_snr, condition)
     assert out.shape == x.shape
     assert out.dtype == torch.float32
     for i in range(3):
-        alone = built(x[i : i + 1], log_snr[i : i + 1], None if label is None else label[i : i + 1])
+        own = None if condition is None else condition[i : i + 1]
+        alone = built(x[i : i + 1], log_snr[i : i + 1], own)
         torch.testing.assert_close(alone[0], out[i], rtol=1e-3, atol=1e-4)
 
     out.square().sum().backward()
     assert x.grad is not None
     assert (x.grad != 0).all()
-    assert [
-        name for name, p in built.named_parameters() if p.grad is None or not p.grad.any()
-    ] == []
-    assert not torch.allclose(built(x, log_snr + 1, label), out, atol=1e-4)
-    if label is not None:
-        assert not torch.allclose(built(x, log_snr, (label + 1) % 4), out, atol=1e-4)
+    unused = [name for name, p in built.named_parameters() if p.grad is None or not p.grad.any()]
+    assert unused == []
+    assert not torch.allclose(built(x, log_snr + 1, condition), out, atol=1e-4)
+    if condition is not None:
+        assert not torch.allclose(built(x, log_snr, (condition + 1) % 4), out, atol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -515,10 +533,12 @@ def test_a_network_that_cannot_be_built_says_why(
         network(net, (1, 8, 8), **options)
 
 
-@pytest.mark.skipif(not engine.has_bf16(), reason="this processor has no bfloat16 arithmetic")
+@pytest.mark.skipif(not engine.has_bf16(), reason="this CPU has no bfloat16 arithmetic")
 @pytest.mark.parametrize("count", [1, 8])
 def test_bf16_is_close_to_fp32(count: int) -> None:
-    """Trap 20: some shapes of convolution have given wrong results. These are the default network's."""
+    """Trap 20: some shapes of convolution have given wrong results.
+
+    These are the default network's."""
     built = network("unet", (1, 28, 28), channels=(64, 128), blocks=(1, 3))
     x, log_snr, _ = inputs((1, 28, 28), 0, count)
 
@@ -544,15 +564,13 @@ def test_a_compiler_that_fails_is_done_without(
     def broken(*_: Any) -> Tensor:
         raise RuntimeError("no such compiler\nand a page more")
 
-    plain, trainer = Trainer(**tiny), Trainer(**{**tiny, "compile": "auto"})
+    plain, trainer = Trainer(**tiny), Trainer(**tiny)
     list(plain())
     monkeypatch.setattr(torch, "compile", lambda *_, **__: broken)
-    assert [event for event in trainer(compiled=True) if isinstance(event, Uncompiled)] == [
-        Uncompiled(0, "no such compiler")
-    ]
+    assert of(CompileFallback, trainer(COMPILED)) == [CompileFallback(0, 0.0, "no such compiler")]
     assert equal(trainer.tensors(), plain.tensors())
     with pytest.raises(UserError, match=r"no such compiler.*--compile off"):
-        list(Trainer(**{**tiny, "compile": "on"})())
+        list(Trainer(**tiny)(COMPILED, insist=True))
 
 
 @pytest.mark.parametrize(
@@ -567,9 +585,9 @@ def test_a_compiler_that_fails_is_done_without(
 def test_a_compiler_that_errs_without_a_word_is_done_without(
     monkeypatch: pytest.MonkeyPatch, tiny: dict[str, Any], wrong: Callable[[Tensor], Tensor]
 ) -> None:
-    """Its loss is right, and its gradient of what comes before the trunk is lost, or another one."""
+    """Its loss is right; its gradient of what comes before the trunk is lost, or another one."""
     fields = {**tiny, "dropout": 0.0}
-    plain, trainer = Trainer(**fields), Trainer(**{**fields, "compile": "auto"})
+    plain, trainer = Trainer(**fields), Trainer(**fields)
     list(plain())
     before = {name: p.clone() for name, p in trainer.state.network.named_parameters()}
 
@@ -585,11 +603,10 @@ def test_a_compiler_that_errs_without_a_word_is_done_without(
         return call
 
     monkeypatch.setattr(torch, "compile", miscompiled)
-    events = trainer(compiled=True)
     faults = []
-    for event in events:
-        if isinstance(event, Uncompiled):
-            faults.append(event.reason)
+    for record in trainer(COMPILED):
+        if isinstance(record, CompileFallback):
+            faults.append(record.reason)
             assert all(
                 torch.equal(p, before[name]) for name, p in trainer.state.network.named_parameters()
             )
@@ -605,18 +622,15 @@ def test_every_presets_gradients_are_compiled_rightly(preset: str) -> None:
     """At its own size: torch 2.13 errs for large tensors only."""
     trainer = Trainer(
         preset=preset,
-        compile="on",
         minutes=None,
         steps=1,
         subset=1000,
-        groups=0,
+        clusters=0,
         snapshots=2,
         snapshot_images=1,
     )
-    precision = "bf16" if engine.has_bf16() else "fp32"
-    assert [event.step for event in trainer(precision=precision) if isinstance(event, Stepped)] == [
-        1
-    ]
+    compiled = Engine("bf16" if engine.has_bf16() else "fp32", compiled=True)
+    assert [taken.step for taken in of(StepTaken, trainer(compiled, insist=True))] == [1]
 
 
 @pytest.mark.slow
@@ -624,69 +638,61 @@ def test_every_presets_gradients_are_compiled_rightly(preset: str) -> None:
 def test_the_compiled_network_learns_what_the_eager_one_does(tiny: dict[str, Any]) -> None:
     fields = {**tiny, "dropout": 0.0, "conditional": True}
     eager, compiled = (
-        [
-            event.loss
-            for event in Trainer(**{**fields, "compile": how})()
-            if isinstance(event, Stepped)
-        ]
-        for how in ("off", "on")
+        [taken.loss for taken in of(StepTaken, Trainer(**fields)(how, insist=True))]
+        for how in (EAGER, COMPILED)
     )
     assert compiled == pytest.approx(eager, rel=1e-3)
 
 
 def test_bf16_trains_as_fp32_does(tiny: dict[str, Any]) -> None:
     losses = {
-        precision: [e.loss for e in Trainer(**tiny)(precision=precision) if isinstance(e, Stepped)]
+        precision: [taken.loss for taken in of(StepTaken, Trainer(**tiny)(Engine(precision)))]
         for precision in ("fp32", "bf16")
     }
     assert losses["bf16"] == pytest.approx(losses["fp32"], rel=0.05)
     assert losses["bf16"] != losses["fp32"]
 
 
-# Scores
+# Quality
 
 
 @pytest.mark.parametrize("steps", [1, 300, 1500, 4700, 30_000])
-@pytest.mark.parametrize("share", [0.01, 0.05, 0.2])
-def test_scores_take_no_more_than_their_share(steps: int, share: float) -> None:
-    """A training image costs three forward passes, an image of a score at most QUICK_CALLS."""
-    config = make_config(steps=steps, score_share=share)
-    counts, planned = (500, 1000, 2000), snapshot_steps(steps, config.snapshots)
-    n, at = score_plan(steps, planned, config, counts)
-    cost = (
-        (len(at) + 1) * n * QUICK_CALLS
-    )  # one more, where the run ends at another step than was foreseen
-    assert cost <= share * 3 * steps * config.batch_size
-    assert set(at) <= set(planned) - {0}
-    if at:
-        assert at[-1] == steps
-        assert n in counts
-    else:
-        assert share * 2 * steps * config.batch_size < 2 * 500 * QUICK_CALLS
+def test_quality_takes_no_more_than_its_share(steps: int) -> None:
+    """A training image costs three forward passes, an image of quality at most QUICK_CALLS."""
+    for share in (0.01, 0.05, 0.2):
+        config = make_config(steps=steps, quality_share=share)
+        counts, planned = (500, 1000, 2000), snapshot_steps(steps, config.snapshots)
+        n, at = quality_plan(steps, planned, config, counts)
+        # One more, where the run ends at another step than was foreseen.
+        cost = (len(at) + 1) * n * QUICK_CALLS
+        assert cost <= share * 3 * steps * config.batch_size
+        assert set(at) <= set(planned) - {0}
+        if at:
+            assert at[-1] == steps
+            assert n in counts
+        else:
+            assert share * 2 * steps * config.batch_size < 2 * 500 * QUICK_CALLS
 
 
-def test_ten_minutes_are_scored_a_few_times() -> None:
-    n, at = score_plan(3000, snapshot_steps(3000, 12), make_config(), (500, 1000, 2000))
+def test_the_quality_of_ten_minutes_is_measured_a_few_times() -> None:
+    n, at = quality_plan(3000, snapshot_steps(3000, 12), make_config(), (500, 1000, 2000))
     assert (n, len(at)) == (500, 3)
 
 
 def test_quick_samples_take_few_calls(tiny: dict[str, Any]) -> None:
-    trainer, called = (
-        Trainer(**{**tiny, "conditional": True, "guidance": 2.0, "sample_calls": 24}),
-        [],
-    )
+    fields = {**tiny, "conditional": True, "guidance": 2.0, "sample_calls": 24}
+    trainer, called = Trainer(**fields), []
     trainer.state.network.register_forward_pre_hook(
         lambda _, arguments: called.append(len(arguments[0]))
     )
-    images = torch.cat(
-        list(quick_samples(trainer.denoiser, trainer.config, trainer.training, 5, 3))
-    )
+    experiment = trainer.experiment
+    images = torch.cat(list(quick_samples(experiment.denoiser, experiment, 5, 3)))
     assert images.shape == (5, 1, 8, 8)
     assert sum(called) == 5 * QUICK_CALLS
 
 
-def test_a_long_run_is_scored_at_every_snapshot() -> None:
-    n, at = score_plan(
+def test_the_quality_of_a_long_run_is_measured_at_every_snapshot() -> None:
+    n, at = quality_plan(
         200_000, snapshot_steps(200_000, 12), make_config(steps=200_000), (500, 1000, 2000)
     )
     assert (n, len(at)) == (2000, 11)

@@ -1,4 +1,4 @@
-"""Studies of trainings: what they vary, what they measure, that they go on where they were interrupted, and what the report makes of them."""
+"""Studies that train: what they vary and measure, that they can be interrupted; their report."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
-from undiffuse.report.content import best_of
 
+import undiffuse.study.trainings as trainings  # the module itself, not its lazy stand-in
 from conftest import write_idx
 from undiffuse import cli
 from undiffuse.base.errors import UserError
@@ -24,9 +24,11 @@ from undiffuse.diffusion.denoiser import Denoiser
 from undiffuse.diffusion.schedule import SCHEDULES
 from undiffuse.report import Report
 from undiffuse.report.blocks import Figure, Missing, Table, Text
+from undiffuse.report.sections.trainings_compared import best_of
 from undiffuse.runs.folder import Run
-from undiffuse.study import FORMAT, trainings
-from undiffuse.study.trainings import LEVELS, QUESTIONS, errors, training_study
+from undiffuse.runs.studies import FORMAT
+from undiffuse.study.questions import QUESTIONS, Question
+from undiffuse.study.trainings import LEVELS, errors, training_study
 
 
 @pytest.fixture
@@ -35,8 +37,8 @@ def short(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trainings, "MEASURING", 1.0)
     monkeypatch.setattr(trainings, "SHORTEST", 0.5)
     monkeypatch.setattr(trainings, "DRAWN", 30)
-    monkeypatch.setitem(QUESTIONS, "schedules", trainings.Question("schedule", ("cosine", "flow")))
-    monkeypatch.setitem(QUESTIONS, "subset", trainings.Question("subset", (30, None)))
+    monkeypatch.setitem(QUESTIONS, "schedules", Question("schedule", ("cosine", "flow")))
+    monkeypatch.setitem(QUESTIONS, "subset", Question("subset", (30, None)))
 
 
 def copy(run: Path, to: Path) -> Path:
@@ -48,13 +50,15 @@ def test_the_command_knows_the_studies() -> None:
     assert sorted(get_args(what)) == sorted(("samplers", *QUESTIONS))
 
 
-def test_errors_are_those_of_the_perfect_guess() -> None:
-    """For Gaussian pixels the error of E[x_0 | x_t] is the posterior's variance, s^2 sigma^2 / (alpha^2 s^2 + sigma^2)."""
+def test_errors_are_those_of_the_perfect_denoiser() -> None:
+    """For Gaussian pixels the error of E[x_0 | x_t] is the posterior's variance.
+
+    That is s^2 sigma^2 / (alpha^2 s^2 + sigma^2)."""
     s = 0.3
     real = torch.randn(400, 1, 16, 16, generator=torch.Generator().manual_seed(0)) * s
     real = ((real + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
 
-    def network(x: Tensor, log_snr: Tensor, label: Tensor | None) -> Tensor:
+    def network(x: Tensor, log_snr: Tensor, condition: Tensor | None) -> Tensor:
         alpha, sigma = (
             level.sqrt()[:, None, None, None] for level in (log_snr.sigmoid(), (-log_snr).sigmoid())
         )
@@ -85,16 +89,15 @@ def test_each_value_is_trained_with_everything_else_the_same(
         folder = base / "study" / what / f"{row['value']}-seed{row['seed']}"
         config = Run(folder).about().config.model_dump()
         different = {name for name in own if own[name] != config[name]}
-        assert different <= {field, "seed", "minutes", "steps", "score_share", "snapshots"}
+        assert different <= {field, "seed", "minutes", "steps", "quality_share", "snapshots"}
         assert config[field] == row["value"]
         assert config["minutes"] == kept["minutes_each"]
         of = row["value"] if what == "subset" and row["value"] else 64
         assert row["images"] == of - of // 20
         assert (base / "study" / row["picture"]).is_file()
         assert all(0 < error < 10 for error in row["unseen"] + row["seen"])
-    assert [row for *_, row in training_study(base, what, 0.2, 2).rows()] == kept[
-        "rows"
-    ]  # nothing is done twice
+    again = [row for *_, row in training_study(base, what, 0.2, 2).rows()]
+    assert again == kept["rows"]  # nothing is done twice
 
 
 @pytest.mark.usefixtures("short")
@@ -105,22 +108,17 @@ def test_a_study_goes_on_where_it_was_interrupted(run: Path, tmp_path: Path) -> 
     rows.close()
     assert json.loads((base / "study" / "schedules.json").read_text())["rows"] == []
     assert any("has only begun" in b.what for b in Report(base).blocks if isinstance(b, Missing))
-    began = (base / "study" / "schedules" / "cosine-seed0" / "config.json").stat().st_mtime_ns
+    first = base / "study" / "schedules" / "cosine-seed0" / "config.json"
+    began = first.stat().st_mtime_ns
     again = training_study(base, "schedules", minutes=0.1)
     assert [row["value"] for *_, row in again.rows() if row] == ["cosine", "flow"]
-    assert (
-        base / "study" / "schedules" / "cosine-seed0" / "config.json"
-    ).stat().st_mtime_ns == began
+    assert first.stat().st_mtime_ns == began
     more = training_study(base, "schedules", minutes=50)  # the minutes of before are kept
     assert more.minutes == again.minutes
     assert "0 of 2 trainings" in more.plan()
     assert "begun with: for 25.0 each, remove" in more.plan()
-    assert [
-        row["value"] for *_, row in training_study(base, "schedules", 0.1, seed=1).rows() if row
-    ] == [
-        "cosine",
-        "flow",
-    ]
+    other = training_study(base, "schedules", 0.1, seed=1)
+    assert [row["value"] for *_, row in other.rows() if row] == ["cosine", "flow"]
     kept = json.loads((base / "study" / "schedules.json").read_text())["rows"]
     assert [row["seed"] for row in kept] == [0, 0, 1, 1]
 
@@ -146,30 +144,30 @@ def test_impossible_studies_are_refused(
 def test_what_cannot_be_trained_is_left_out_before_anything_is_trained(
     monkeypatch: pytest.MonkeyPatch, train: Callable[..., Path]
 ) -> None:
-    monkeypatch.setitem(
-        QUESTIONS, "schedules", trainings.Question("schedule", ("linear", "cosine", "log-linear"))
-    )
+    schedules = ("linear", "cosine", "log-linear")
+    monkeypatch.setitem(QUESTIONS, "schedules", Question("schedule", schedules))
     run = train(predict="eps", schedule="linear", steps=2, snapshots=2)
     study = training_study(run, "schedules", minutes=1)
     assert study.trainings == [("linear", 0), ("log-linear", 0)]
     assert "schedule cosine is left out, as it can't be trained here" in study.plan()
-    monkeypatch.setitem(QUESTIONS, "schedules", trainings.Question("schedule", ("cosine", "flow")))
+    monkeypatch.setitem(QUESTIONS, "schedules", Question("schedule", ("cosine", "flow")))
     with pytest.raises(UserError, match="there is nothing to compare: schedule cosine"):
         training_study(run, "schedules", minutes=1)
 
 
-def test_a_run_that_never_guesses_without_labels_is_refused(train: Callable[..., Path]) -> None:
-    run = train(conditional=True, label_dropout=0.0, steps=1, snapshots=2)
+def test_a_run_without_unconditional_predictions_is_refused(train: Callable[..., Path]) -> None:
+    run = train(conditional=True, condition_dropout=0.0, steps=1, snapshots=2)
     for what in QUESTIONS:
         with pytest.raises(
-            UserError, match="--label-dropout 0, and what is compared are guesses without a label"
+            UserError,
+            match=r"--condition-dropout 0, and unconditional predictions are compared"
+            r".*study a run with --condition-dropout 0\.1",
         ):
             training_study(run, what)
     assert not (run / "study").exists()
-    untold = train(
-        label_dropout=0.0, steps=1, snapshots=2
-    )  # of too few images for groups: it always guesses without
-    assert training_study(untold, "schedules").trainings
+    # Of too few images for clusters: all of its predictions are unconditional.
+    plain = train(condition_dropout=0.0, steps=1, snapshots=2)
+    assert training_study(plain, "schedules").trainings
 
 
 def test_a_study_of_too_few_images_is_refused(train: Callable[..., Path], tmp_path: Path) -> None:
@@ -187,15 +185,14 @@ def test_a_run_on_all_of_its_data_as_a_subset_can_be_studied(
 
 
 def test_predictions_are_compared_where_all_are_possible() -> None:
-    alpha, _ = SCHEDULES[QUESTIONS["predictions"].also["schedule"]](
-        torch.ones((), dtype=torch.float64)
-    )
+    schedule = SCHEDULES[QUESTIONS["predictions"].also["schedule"]]
+    alpha, _ = schedule(torch.ones((), dtype=torch.float64))
     assert alpha > 1e-6
 
 
 def test_left_out_images_are_not_in_the_subset() -> None:
     pixels = torch.arange(200, dtype=torch.uint8)[:, None, None, None]
-    whole = Dataset("numbers", pixels)
+    whole = Dataset.of("numbers", pixels)
     inside, outside = (
         set(part.images.flatten().tolist())
         for part in (subset(whole, 120, 4), left_out(whole, 120, 4, 50))
@@ -207,10 +204,13 @@ def test_left_out_images_are_not_in_the_subset() -> None:
 # The report
 
 
+FACTS = {"format": FORMAT, "minutes_each": 3.0, "field": "subset", "also": {}, "machine": {}}
+
+
 @pytest.fixture
 def row() -> Callable[..., dict[str, Any]]:
     def make(value: Any, frechet: float, seed: int = 0, **fields: Any) -> dict[str, Any]:
-        scores = {
+        quality = {
             "frechet": frechet,
             "frechet_low": 0.9 * frechet,
             "frechet_high": 1.1 * frechet,
@@ -222,7 +222,9 @@ def row() -> Callable[..., dict[str, Any]]:
             "value": value,
             "seed": seed,
             "steps": 1234,
-            **scores,
+            "images_seen": 1234 * 64,
+            "images": 57_000,
+            **quality,
             **near,
             **errors,
             **fields,
@@ -243,11 +245,12 @@ def test_the_best_value_is_that_of_the_smallest_mean(row: Row) -> None:
         row("cosine", 1.0, 1),
         row("flow", 1.2, 1),
     ]
-    words = best_of({"rows": rows})
+    words = best_of({"field": "schedule", "rows": rows})
     assert '1.10, is that of #raw("flow")' in words
     assert '#raw("linear")' in words
-    assert "No other" in best_of({"rows": [row(None, 1.0), row(30, 5.0)]})
-    assert "all of the data" in best_of({"rows": [row(None, 1.0), row(30, 5.0)]})
+    subsets = {"field": "subset", "rows": [row(None, 1.0), row(30, 5.0)]}
+    assert "No other" in best_of(subsets)
+    assert "all of the data" in best_of(subsets)
 
 
 def test_the_report_takes_studies_in(run: Path, tmp_path: Path, row: Row) -> None:
@@ -255,12 +258,7 @@ def test_the_report_takes_studies_in(run: Path, tmp_path: Path, row: Row) -> Non
     assert any(
         isinstance(b, Missing) and "study schedules" in b.command for b in Report(base).blocks
     )
-    facts = {
-        "format": FORMAT,
-        "minutes_each": 3.0,
-        "field": "subset",
-        "also": {"schedule": "linear"},
-    }
+    facts = {**FACTS, "also": {"schedule": "linear"}}
     (base / "study").mkdir()
     (base / "study" / "a.png").write_bytes((base / "loss.png").read_bytes())
     path = base / "study" / "subset.json"
@@ -297,9 +295,8 @@ def test_a_picture_outside_of_the_study_is_refused(
     run: Path, tmp_path: Path, row: Row, name: str
 ) -> None:
     base = copy(run, tmp_path)
-    facts = {"format": FORMAT, "minutes_each": 3.0, "field": "subset", "also": {}}
     (base / "study").mkdir()
     path = base / "study" / "subset.json"
-    path.write_text(json.dumps({**facts, "rows": [{**row(30, 4.0), "picture": name}]}))
+    path.write_text(json.dumps({**FACTS, "rows": [{**row(30, 4.0), "picture": name}]}))
     with pytest.raises(UserError, match="has no picture"):
         Report(base)

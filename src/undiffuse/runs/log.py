@@ -45,8 +45,9 @@ def follow_log(path: Path, position: int = 0) -> Iterator[tuple[Record, int]]:
                 record = RECORD.validate_json(line)
             except ValidationError as error:
                 first = error.errors()[0]
-                part = "".join(f" {name}" for name in first["loc"])
-                raise UserError(f"{where} is damaged:{part}: {first['msg']}") from error
+                part = " ".join(map(str, first["loc"]))
+                what = f"{part}: {first['msg']}" if part else first["msg"]
+                raise UserError(f"{where} is damaged: {what}") from error
             yield record, file.tell()
 
 

@@ -191,7 +191,7 @@ class Loop:
             if wrong is None:
                 if state.step % KEPT_EVERY == 0:
                     self.good = state.copy()
-                yield StepTaken(state.step, clock.now(), value, lr, round(seconds, 6), clock.end)
+                yield StepTaken(state.step, clock.now(), value, lr, round(seconds, 6))
             else:
                 yield from self.roll_back(step, wrong)
         if state.step not in self.snapshots_done:

@@ -8,6 +8,7 @@ To add one: a dataclass below, with its own `event`, and its name in `Record`.
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, field
 from typing import Annotated, Any, ClassVar, Literal, TypeAlias
 
@@ -27,7 +28,11 @@ class Line:
     time: Seconds
 
     def scalars(self) -> dict[str, float]:
-        """The numbers that a curve over the steps shows, by name."""
+        """The numbers that a curve over the steps shows, by name; the finite ones."""
+        return {name: value for name, value in self.curves().items() if math.isfinite(value)}
+
+    def curves(self) -> dict[str, float]:
+        """The numbers of `scalars`, not all of which need be finite."""
         return {}
 
     def as_line(self) -> dict[str, Any]:
@@ -79,15 +84,14 @@ class Rollback(Line):
 
 @dataclass(frozen=True)
 class StepTaken(Line):
-    """One optimiser step, number `step` (from 1). seconds: that it took. end: as far as known."""
+    """One optimiser step, number `step` (from 1). seconds: that it took."""
 
     loss: float
     lr: float
     seconds: Seconds
-    end: Steps | None = None
     event: Literal["step"] = "step"
 
-    def scalars(self) -> dict[str, float]:
+    def curves(self) -> dict[str, float]:
         return {"loss": self.loss, "learning rate": self.lr}
 
 
@@ -109,7 +113,7 @@ class Validation(Line):
     levels: list[tuple[float, float]]
     event: Literal["validation"] = "validation"
 
-    def scalars(self) -> dict[str, float]:
+    def curves(self) -> dict[str, float]:
         return {"held-out loss": self.loss}
 
 
@@ -125,7 +129,7 @@ class Quality(Line):
     seconds: Seconds
     event: Literal["quality"] = "quality"
 
-    def scalars(self) -> dict[str, float]:
+    def curves(self) -> dict[str, float]:
         return {"Frechet distance": self.frechet, "Frechet distance, floor": self.floor}
 
 
