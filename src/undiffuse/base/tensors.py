@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
 from pathlib import Path
@@ -14,7 +15,7 @@ from undiffuse.base.files import write_atomic
 if TYPE_CHECKING:
     from torch import Tensor
 
-METADATA = b'{"__metadata__":{'
+METADATA = b'{"__metadata__":{"format":"pt"}'
 ZERO_CHECKSUM = b'"sha256":"' + b"0" * 64 + b'"'
 CHECKSUM = re.compile(rb'"sha256":"([0-9a-f]{64})"')
 
@@ -29,12 +30,12 @@ def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str
     zeros in place of the checksum itself. Raises UserError where the file cannot be written."""
     from safetensors.torch import save
 
-    content = save(
-        {k: v.contiguous() for k, v in tensors.items()}, metadata=metadata or {"format": "pt"}
-    )
+    content = save({k: v.contiguous() for k, v in tensors.items()}, metadata={"format": "pt"})
     end = 8 + int.from_bytes(content[:8], "little")
     # The checksum is put there by hand: the library writes metadata in a new order each time.
-    header = content[8:end].rstrip().replace(METADATA, METADATA + ZERO_CHECKSUM + b",", 1)
+    own = json.dumps(metadata or {"format": "pt"}, ensure_ascii=False, separators=(",", ":"))
+    ours = b'{"__metadata__":{' + ZERO_CHECKSUM + b"," + own[1:].encode()
+    header = content[8:end].rstrip().replace(METADATA, ours, 1)
     header += b" " * (-len(header) % 8)
     content = len(header).to_bytes(8, "little") + header + content[end:]
     checksum = f'"sha256":"{hashlib.sha256(content).hexdigest()}"'.encode()
