@@ -1,4 +1,4 @@
-"""What the tests share: tiny images, a configuration that trains on them in a second, and finished runs of it."""
+"""What the tests share: tiny images, a configuration that trains on them in a second, and runs of it."""
 
 from __future__ import annotations
 
@@ -12,10 +12,12 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, settings
 
-# Before torch is imported, for the commands that tests run too: networks this small are slower on several threads.
+# Before torch is imported, and for the commands that tests run too. Networks this small are slower
+# on several threads.
 os.environ["OMP_NUM_THREADS"] = "1"
 
-# The same examples each time, so that a failure belongs to a change; `make properties` looks for new ones.
+# The same examples each time, so that a failure belongs to a change. `make properties` looks for
+# new ones.
 usual = {
     "deadline": None,
     "database": None,
@@ -29,7 +31,7 @@ settings.load_profile("new" if "EXAMPLES" in os.environ else "same")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What forks this process and sets reports comes first: Typst's threads do not survive a fork."""
+    """What forks this process comes first: the threads of Typst, of reports, do not survive a fork."""
     items.sort(key=lambda item: item.path.name != "test_hostile.py")
 
 
@@ -60,7 +62,7 @@ def as_flags(fields: dict[str, Any]) -> list[str]:
 
 @pytest.fixture(scope="session")
 def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of 64 grey 8x8 images with labels 0..9: noise, brighter with the label; 3 are held out."""
+    """64 grey 8x8 images with labels 0..9: noise, brighter with the label. 3 are held out."""
     rng = np.random.default_rng(0)
     labels = np.arange(64) % 10
     images = rng.integers(0, 120, (64, 8, 8)) + 15 * labels[:, None, None]
@@ -69,7 +71,9 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny(digits: Path) -> dict[str, Any]:
-    """Fields of a configuration that trains in about a second; dropout, so that all randomness is used."""
+    """Fields of a run that trains in about a second. With dropout, so that all randomness is used.
+
+    The configuration, the options of its network and those of its session, as `train` takes them."""
     return {
         "data": str(digits),
         "steps": 12,
@@ -99,7 +103,7 @@ def train(tmp_path_factory: pytest.TempPathFactory, tiny: dict[str, Any]) -> Cal
 
 @pytest.fixture(scope="session")
 def run(train: Callable[..., Path]) -> Path:
-    """A finished run without labels. Not to be changed: copy it first."""
+    """A finished run without classes. Not to be changed: copy it first."""
     return train()
 
 

@@ -23,7 +23,6 @@ import pytest
 import torch
 from PIL import Image
 from rich.console import Console
-from undiffuse.training.events import Scored, Stepped, Validated
 
 from conftest import as_flags, write_idx
 from undiffuse import __version__, api, cli
@@ -33,12 +32,21 @@ from undiffuse.console.progress import Watcher
 from undiffuse.data.loading import DATASETS
 from undiffuse.diffusion.schedule import SCHEDULES
 from undiffuse.nets import NETWORKS
+from undiffuse.nets._layers import REASONS
 from undiffuse.runs.folder import Run
-from undiffuse.runs.session import Began
 from undiffuse.training import experiment
-from undiffuse.training.config import Config
+from undiffuse.training.config import FORMER, Config
+from undiffuse.training.options import SessionOptions
 from undiffuse.training.presets import as_command, make_config
+from undiffuse.training.records import (
+    Projection,
+    Quality,
+    SessionStarted,
+    StepTaken,
+    Validation,
+)
 
+NET = "unet:channels=8/16,blocks=1/1,dropout=0.1"  # of the fixture `tiny`
 VERBS = ("train", "sample", "evaluate", "study", "report", "info")
 
 
@@ -80,7 +88,9 @@ def command(
 
 
 def assert_refused(answer: Answer, *parts: str) -> None:
-    """Exit code 2, a complaint on stderr that says these parts and nothing of the machinery, and nothing written."""
+    """Exit code 2, nothing written, and a complaint on stderr that says these parts.
+
+    It says nothing of the machinery."""
     assert answer.code == 2
     said = re.sub(r"[\s│╭╮╰╯─]+", " ", answer.err).strip()
     for part in parts:
@@ -108,7 +118,7 @@ def python(script: str, *arguments: object) -> subprocess.CompletedProcess[str]:
 
 
 def test_no_help_waits_for_torch() -> None:
-    """The verbs' helps, one after the other in one process, which has not imported torch at the end."""
+    """The verbs' helps, one after the other, in one process that has not imported torch then."""
     script = f"""
 import sys
 from undiffuse import cli
@@ -133,12 +143,15 @@ def test_the_public_names_are_the_functions_whatever_else_was_imported() -> None
 import sys
 import undiffuse
 assert "torch" not in sys.modules
-import undiffuse.training.loop, undiffuse.diffusion.sampling, undiffuse.data.loading, undiffuse.runs.plan, undiffuse.nets.unet
+import undiffuse.training.loop, undiffuse.diffusion.sampling, undiffuse.data.loading
+import undiffuse.runs.plan, undiffuse.nets.unet, undiffuse.model, undiffuse.runs.evaluation
 from undiffuse import api
 assert (undiffuse.train, undiffuse.sample, undiffuse.load) == (api.train, api.sample, api.load)
 for name in undiffuse.__all__:
     assert getattr(undiffuse, name) is not None
 assert set(undiffuse.__all__) <= set(dir(undiffuse))
+assert undiffuse.evaluate is undiffuse.runs.evaluation.evaluate
+assert undiffuse.Model is undiffuse.model.Model
 """
     done = python(script)
     assert (done.returncode, done.stderr) == (0, "")
@@ -150,7 +163,10 @@ def test_every_hyperparameter_is_a_flag_and_its_help_says_why(command: Command) 
     for name, field in Config.model_fields.items():
         assert f"--{name.replace('_', '-')}" in answer.out
         assert (field.description or "").split(" - ")[-1].split()[0] in answer.words
-    for flag in ("--out", "--replay", "--plan"):
+    for name, option in SessionOptions.model_fields.items():
+        assert f"--{name.replace('_', '-')}" in answer.out
+        assert (option.description or "").split(" - ")[-1].split()[0] in answer.words
+    for flag in ("--out", "--replay", "--plan", *(f"--{name}" for name in cli.NETWORK)):
         assert flag in answer.out
     assert answer.err == ""
 
@@ -186,7 +202,14 @@ def test_the_help_of_a_preset_shows_its_values(command: Command) -> None:
             "train --net nonsense",
             [f"no network called 'nonsense'; there are: {', '.join(NETWORKS)}"],
         ),
-        ("train --net unet:heads=4", ["network 'unet' takes no parameters", "--heads"]),
+        (
+            "train --net unet:depth=4",
+            ["network 'unet' has no parameter 'depth'", "channels=64/128", "attention=0/1"],
+        ),
+        (
+            "train --net unet2d:channels=wide",
+            ["'unet2d:channels=wide': channels must be a finite number, not 'wide'"],
+        ),
         ("train --plan --schedule cosine:s=-1", ["schedule cosine:s=-1", "other parameters"]),
         (
             "train --plan --weighting sigmoid:bias=1000",
@@ -194,13 +217,19 @@ def test_the_help_of_a_preset_shows_its_values(command: Command) -> None:
         ),
         ("train --steps 5 --minutes 3", ["give one of --minutes, --epochs and --steps"]),
         ("train --epochs 5 --steps 3", ["give one of --minutes, --epochs and --steps"]),
-        ("train --minutes 0", ["minutes", "greater than 0"]),
-        ("train --lr -1", ["lr", "greater than 0"]),
-        ("train --lr nan", ["lr", "finite"]),
+        ("train --minutes 0", ["--minutes: ", "greater than 0"]),
+        ("train --lr -1", ["--lr: ", "greater than 0"]),
+        ("train --lr nan", ["--lr: ", "finite"]),
         ("train --lr high", ["--lr", "high"]),
         ("train --steps 2.5", ["--steps", "2.5"]),
-        ("train --channels 8 --steps 2", ["--channels, --blocks and --attention"]),
+        (
+            "train --channels 8 --steps 2",
+            ["network 'unet': channels, blocks and attention have one entry a level"],
+        ),
         ("train --compile maybe", ["--compile", "maybe"]),
+        ("train --precision fp8", ["--precision", "fp8"]),
+        ("train --checkpoint-every 0", ["--checkpoint-every: ", "greater than or equal to 1"]),
+        ("train --clusters -1", ["--clusters: ", "greater than or equal to 0"]),
         (
             "train --steps 2 --data nowhere",
             [f"'nowhere' is neither a data set (there are: {', '.join(DATASETS)}) nor a folder"],
@@ -321,14 +350,18 @@ def test_bad_data_are_named(
 @pytest.mark.parametrize(
     ("flags", "parts"),
     [
-        ("--label 7", ["trained without labels", "--conditional"]),
+        ("--classes 7", ["trained without class labels", "--conditional"]),
+        ("--label 7", ["trained without class labels", "--conditional"]),
         ("--grid karras:rho=0.001", ["time grid 'karras:rho=0.001'", "other values"]),
-        ("--guidance 2", ["trained without labels", "--conditional"]),
-        ("--sampler nonsense", ["no sampler called 'nonsense'; there are: mean, ddpm"]),
+        ("--guidance 2", ["trained without classes or clusters", "--conditional"]),
+        ("--guidance -1", ["--guidance must be a finite number of at least 0, not -1.0"]),
+        ("--sampler nonsense", ["no sampler called 'nonsense'; there are: posterior-mean, ddpm"]),
         ("--sampler ddim:eta=2", ["eta must be between 0 and 1"]),
         ("--grid nonsense", ["no time grid called 'nonsense'; there are: uniform"]),
         ("--steps 0", ["at least 1 step"]),
-        ("--n 0", ["at least 1"]),
+        ("--n 0", ["--n must be at least 1, not 0"]),
+        ("--batch-size 0", ["--batch-size must be at least 1, not 0"]),
+        ("--seed -1", ["--seed must be a number from 0 to 2^63 - 1, not -1"]),
         ("--out x.jpg", ["FILE.png", "FILE.npz", "FOLDER/"]),
         ("--trajectory x.mp4", ["FILE.gif", "FILE.png"]),
         ("--trajectory ./new.png", ["that is where the images go"]),
@@ -336,7 +369,7 @@ def test_bad_data_are_named(
         ("--precision fp8", ["--precision", "fp8"]),
     ],
 )
-def test_an_impossible_drawing_is_one_sentence(
+def test_an_impossible_request_is_one_sentence(
     command: Command, run: Path, flags: str, parts: list[str]
 ) -> None:
     assert_refused(command("sample", run, *f"--out new.png {flags}".split()), *parts)
@@ -345,15 +378,15 @@ def test_an_impossible_drawing_is_one_sentence(
 def test_too_little_memory_is_one_sentence_and_other_failures_are_not_hidden(
     command: Command, run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def prepare(*_: Any) -> None:
+    def large(*_: Any) -> None:
         torch.empty(2**60, dtype=torch.uint8)
 
     def broken(*_: Any) -> None:
         raise RuntimeError("a fault of ours")
 
-    monkeypatch.setattr(api, "prepare", prepare)
+    monkeypatch.setattr(api, "load", large)
     assert_refused(command("sample", run), "not enough memory", "fewer or smaller images")
-    monkeypatch.setattr(api, "prepare", broken)
+    monkeypatch.setattr(api, "load", broken)
     with pytest.raises(RuntimeError, match="a fault of ours"):
         command("sample", run)
 
@@ -364,7 +397,7 @@ def test_too_little_memory_is_one_sentence_and_other_failures_are_not_hidden(
 def test_train_then_again_then_otherwise(
     command: Command, run: Path, tiny: dict[str, Any], tmp_path: Path
 ) -> None:
-    """The flags for the fixture's fields: the same weights. Again: it says so. Otherwise: refused."""
+    """The flags for the fixture's fields: the same weights. Again: it says so. Else: refused."""
     out = tmp_path / "run"
     line = ["train", "--out", out, *as_flags(tiny)]
     first = command(*line)
@@ -397,6 +430,7 @@ def test_train_then_again_then_otherwise(
             "stratified": False,
             "epochs": 0.3,
         },
+        {"net": "categorical:heads=4", "dropout": 0.1, "predict": "x0", "clusters": 7},
         {"data": "here/my data", "subset": 300, "guidance": 1.5},
     ],
 )
@@ -405,7 +439,7 @@ def test_the_command_of_a_configuration_makes_it(
 ) -> None:
     made = []
 
-    def train_config(config: Config, path: Path, **_: Any) -> None:
+    def train_config(config: Config, path: Path, *_: Any, **__: Any) -> None:
         made.append((config, path))
         raise UserError("enough")
 
@@ -431,8 +465,14 @@ def test_the_command_that_a_run_names_goes_on_with_it(
 
 
 def test_replay_repeats_a_run(command: Command, run: Path) -> None:
-    assert command("train", "--replay", run, "--out", "again").code == 0
+    """With the options of its session. Others are said to change bits."""
+    own = ["--precision", "fp32", "--compile", "off"]
+    repeated = command("train", "--replay", run, "--out", "again", *own)
+    assert repeated.code == 0
+    assert "will not be the same to the bit" not in repeated.words
     assert Path("again/model.safetensors").read_bytes() == (run / "model.safetensors").read_bytes()
+    other = command("train", "--replay", run, "--out", "other", "--precision", "bf16")
+    assert "options of before (precision): the result will not be the same" in other.words
     assert f"replays {run}" in command("info", "again").words
 
 
@@ -459,7 +499,7 @@ def test_lines_stay_whole_however_narrow_the_terminal(
     lines = command(
         "train", "--out", run, *as_flags({**tiny, "steps": 1, "snapshots": 2})
     ).out.splitlines()
-    assert lines[0].startswith(f"{run}: 61 images of 'digits' (8x8x1), 3 held out; unet, ")
+    assert lines[0].startswith(f"{run}: 61 images of 'digits' (8x8x1), 3 held out; {NET}, ")
     assert f"  {run}/timeline.png, {run}/loss.png" in lines
     (line,) = command("sample", run, "--n", "3").out.splitlines()
     assert re.fullmatch(rf"{run}/samples.png: 3 images by .* network calls each, in \S+ s", line)
@@ -511,10 +551,19 @@ def test_info_shows_every_hyperparameter_with_its_reason(command: Command, run: 
     assert (answer.code, answer.err) == (0, "")
     lines = [" ".join(line.split()) for line in answer.out.splitlines()]
     content, config = json.loads((run / "config.json").read_bytes()), Run(run).about().config
+    assert content["reasons"].keys() == Config.model_fields.keys()
     for name, why in content["reasons"].items():
         value = getattr(config, name)
         if value is not None:
             assert f"{name.replace('_', '-')} {value} {why}" in lines
+    # The options of the network, below its spec.
+    for line in (
+        "channels 8 16 chosen for this run",
+        f"attention False True {REASONS['attention'].partition(' - ')[2]}",
+        f"heads 2 {REASONS['heads'].partition(' - ')[2]}",
+        "dropout 0.1 chosen for this run",
+    ):
+        assert line in lines
     assert "state finished; 12 steps" in answer.words
     assert "61 images of 8x8x1 to train on, 3 held out" in answer.words
     assert "classes 0, 1, 2, 3, 4, 5, 6, 7, 8, 9" in answer.words
@@ -529,14 +578,14 @@ def test_info_of_an_unfinished_run_says_how_to_go_on(
     assert "unfinished; the same command goes on" in command("info", copy).words
 
 
-def test_sample_draws_what_the_python_function_draws(command: Command, labelled_run: Path) -> None:
-    flags = "--n 5 --label 7 3 --guidance 1.5 --seed 2 --sampler ddim --steps 4 --out new.npz --trajectory way.gif"
-    answer = command("sample", labelled_run, *flags.split())
+def test_sample_makes_what_the_python_function_makes(command: Command, labelled_run: Path) -> None:
+    flags = "--n 5 --classes 7 3 --guidance 1.5 --seed 2 --sampler ddim --steps 4"
+    written = "--out new.npz --trajectory way.gif"
+    answer = command("sample", labelled_run, *flags.split(), *written.split())
     assert (answer.code, answer.err) == (0, "")
     assert "new.npz: 5 images by ddim, 4 steps, 8 network calls each" in answer.words
-    expected = api.sample(
-        labelled_run, n=5, labels=(7, 3), guidance=1.5, seed=2, sampler="ddim", steps=4
-    )
+    options = {"guidance": 1.5, "seed": 2, "sampler": "ddim", "steps": 4}
+    expected = api.sample(labelled_run, n=5, classes=(7, 3), **options)
     with np.load("new.npz") as archive:
         assert (archive["images"] == expected).all()
         assert archive["labels"].tolist() == [7, 3, 7, 3, 7]
@@ -546,21 +595,37 @@ def test_sample_draws_what_the_python_function_draws(command: Command, labelled_
 def test_classes_are_asked_for_by_name_or_by_number(
     command: Command, train: Callable[..., Path], tmp_path: Path
 ) -> None:
-    """A label that is a class's name is that class, also where it is another one's number."""
+    """A name of a class is that class, also where it is another one's number."""
     folder = tmp_path / "pictures"
     for name in ("2", "cat", "dog"):
         (folder / name).mkdir(parents=True)
         for i in range(4):
             Image.new("L", (8, 8), 60 * i).save(folder / name / f"{i}.png")
     run = train(data=str(folder), conditional=True, steps=1, snapshots=2)
-    assert command("sample", run, "--n", 4, "--label", "dog", 2, 1, 0, "--out", "new.npz").code == 0
+    asked = ("--n", 4, "--classes", "dog", 2, 1, 0)
+    assert command("sample", run, *asked, "--out", "new.npz").code == 0
     with np.load("new.npz") as archive:
         assert archive["labels"].tolist() == [2, 0, 1, 0]
         assert archive["classes"].tolist() == ["2", "cat", "dog"]
     Path("new.npz").unlink()
     for wrong in ("cow", "3", "-1"):
-        refused = command("sample", run, f"--label={wrong}")
-        assert_refused(refused, f"no class {wrong}; its classes are 0 to 2: 2, cat, dog")
+        refused = command("sample", run, f"--classes={wrong}")
+        assert_refused(refused, f"no class {wrong}; the classes are 0 to 2: 2, cat, dog")
+
+
+def test_the_flags_of_the_version_before_are_understood(
+    command: Command, tiny: dict[str, Any], labelled_run: Path
+) -> None:
+    former = {"groups": 3, "label_dropout": 0.2, "score_share": 0.1}
+    assert former.keys() == FORMER.keys()
+    fields = {**tiny, "steps": 1, "snapshots": 2}
+    assert command("train", "--out", "run", *as_flags({**fields, **former})).code == 0
+    config = Run(Path("run")).about().config
+    assert [getattr(config, FORMER[name]) for name in former] == list(former.values())
+    for flag in ("--label", "--classes"):
+        made = command("sample", labelled_run, "--n", 2, flag, 3, "--out", f"x{flag}.npz")
+        assert (made.code, made.err) == (0, "")
+    assert Path("x--label.npz").read_bytes() == Path("x--classes.npz").read_bytes()
 
 
 def test_a_folder_to_write_to_that_is_a_file_is_named(
@@ -571,14 +636,12 @@ def test_a_folder_to_write_to_that_is_a_file_is_named(
     assert (tmp_path / "notes.txt").read_text() == "mine"
 
 
-def test_a_score_is_shown_where_real_images_have_none(run: Path) -> None:
+def test_quality_is_shown_where_the_floor_is_0(run: Path) -> None:
     """Of a data set whose every image is there twice, say."""
     screen = io.StringIO()
-    with Watcher(
-        Run(run).about().config, run, Console(file=screen, width=40), time.monotonic()
-    ) as watcher:
-        watcher(Scored(5, 3.25, 0.0, 100, 1.0))
-        watcher(Scored(5, 3.25, 0.65, 100, 1.0))
+    with Watcher(Run(run).about().config, run, Console(file=screen, width=40)) as watcher:
+        watcher(Quality(5, 1.0, 3.25, 0.0, 100, 1.0))
+        watcher(Quality(5, 1.0, 3.25, 0.65, 100, 1.0))
     nothing, floor = screen.getvalue().splitlines()
     assert nothing.endswith("Frechet distance 3.25 (100 quick samples)")
     assert floor.endswith("Frechet distance 3.25, 5 times the floor (100 quick samples)")
@@ -586,15 +649,16 @@ def test_a_score_is_shown_where_real_images_have_none(run: Path) -> None:
 
 @pytest.mark.parametrize("width", [60, 80, 120, 200])
 def test_the_live_line_fits_the_terminal(width: int, run: Path) -> None:
-    """What is shown in a narrow one is the bar, what is left, and the step; in a wide one everything."""
+    """A narrow one shows the bar, the time that is left, and the step; a wide one everything."""
     screen = io.StringIO()
     console = Console(file=screen, width=width, force_terminal=True, color_system=None)
     config = Run(run).about().config.model_copy(update={"minutes": 100.0, "steps": None})
-    with Watcher(config, run, console, time.monotonic()) as watcher:
-        watcher(Began(0, 0.0, Run(run).about().facts, 10**6, "bf16", True, []))
-        watcher(Validated(0, 0.1234, []))
-        watcher(Stepped(23_456, 0.0987, 1e-3, 0.1, 98_765))
-        watcher.progress.refresh()
+    with Watcher(config, run, console) as watcher:
+        watcher(SessionStarted(0, 0.0, {"precision": "bf16", "compiled": True}, 10**6, []))
+        watcher(Projection(0, 0.0, 98_765))
+        watcher(Validation(0, 0.0, 0.1234, []))
+        watcher(StepTaken(23_456, 0.2, 0.0987, 1e-3, 0.1))
+        watcher.bar.refresh()
         (line,) = [
             line for line in screen.getvalue().split("\r")[-1].splitlines() if "to go" in line
         ]

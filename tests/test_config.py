@@ -1,43 +1,44 @@
-"""The configuration: presets that hold, reasons for everything, and one clear sentence for whatever does not fit."""
+"""The configuration and the session's options: presets, reasons, and a sentence for a mistake."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from undiffuse.base.errors import UserError
-from undiffuse.diffusion.denoiser import PREDICTIONS
-from undiffuse.diffusion.grids import GRIDS
-from undiffuse.diffusion.samplers import SAMPLERS
-from undiffuse.diffusion.schedule import SCHEDULES
-from undiffuse.diffusion.times import TIMES
-from undiffuse.diffusion.weightings import WEIGHTINGS
+from undiffuse.diffusion.conditioning import Conditioning, Kind
+from undiffuse.diffusion.sampling import Sampling
 from undiffuse.nets import NETWORKS
-from undiffuse.training.config import TOWARDS, Config, validated
+from undiffuse.training.config import FORMER, TABLES, TOWARDS, Config, validated
+from undiffuse.training.experiment import DataFacts, build_configured
+from undiffuse.training.options import SessionOptions, make_options
 from undiffuse.training.presets import PRESETS, differences, make_config, reasons
 
-TABLES = {
-    "net": NETWORKS,
-    "schedule": SCHEDULES,
-    "predict": PREDICTIONS,
-    "weighting": WEIGHTINGS,
-    "times": TIMES,
-    "sampler": SAMPLERS,
-    "grid": GRIDS,
-}
 FLOATS = [name for name, field in Config.model_fields.items() if "float" in str(field.annotation)]
+CONDITIONINGS: dict[Kind, Conditioning] = {
+    "class": Conditioning(("a", "b")),
+    "sub-class cluster": Conditioning(("a", "b"), (5, 5, 5), (0, 0, 1)),
+    "cluster": Conditioning((), (5, 5)),
+}
 
 
-def refused(**fields: Any) -> str:
+def refused(make: Callable[..., Any] = make_config, **fields: Any) -> str:
     """The one sentence that refuses these fields."""
     with pytest.raises(UserError) as caught:
-        make_config(**fields)
+        make(**fields)
     sentence = str(caught.value)
     assert "\n" not in sentence
     assert "pydantic" not in sentence
     return sentence
+
+
+def build(**fields: Any) -> None:
+    """Build the network of a configuration, for images of 8 x 8 pixels."""
+    facts = DataFacts("x", (1, 8, 8), (), 10, 10, "")
+    build_configured(make_config(**fields), facts, Conditioning())
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -105,15 +106,48 @@ def test_a_slash_at_the_end_makes_a_folder_of_a_data_sets_name() -> None:
 
 
 def test_levels_must_agree() -> None:
-    assert "--channels, --blocks and --attention" in refused(channels=(8,))
+    """A network says so of its own options, before anything is trained."""
+    said = refused(build, channels=(8,))
+    assert "channels, blocks and attention have one entry a level, so 1, 2 and 2 entries" in said
+
+
+def test_options_of_the_network_are_part_of_its_spec() -> None:
+    """By their own names or within the spec; those as by default are left out."""
+    config = make_config(channels=(8, 16), attention=(True, False), heads=2, dropout=None)
+    assert config.net == "unet:channels=8/16,attention=1/0"
+    assert make_config(net="unet:heads=4,channels=64/128").net == "unet:heads=4"
+    assert make_config(net="unet:heads=4", heads=8, dropout=0.1).net == "unet:heads=8,dropout=0.1"
+    assert make_config("likelihood", heads=4).net == "categorical:heads=4"
+    assert make_config("likelihood", net="unet", channels=[8, 16]).net == "unet:channels=8/16"
+    assert NETWORKS.options(config.net) == {"channels": (8, 16), "attention": (True, False)}
+
+
+def test_the_names_of_the_version_before_are_understood() -> None:
+    former = make_config(groups=7, label_dropout=0.2, score_share=0.1)
+    assert former == make_config(clusters=7, condition_dropout=0.2, quality_share=0.1)
+    assert not FORMER.keys() & Config.model_fields.keys()
+    assert set(FORMER.values()) <= Config.model_fields.keys()
+
+
+def test_the_sessions_options_decide_no_result() -> None:
+    """They are no hyperparameters, so another session may have others."""
+    assert not SessionOptions.model_fields.keys() & Config.model_fields.keys()
+    assert make_options(compile="off", checkpoint_every=5).precision == "auto"
+    for name in SessionOptions.model_fields:
+        assert name in refused(**{name: "auto"})
+    for field in SessionOptions.model_fields.values():
+        what, dash, why = (field.description or "").partition(" - ")
+        assert what
+        assert dash
+        assert why
 
 
 @pytest.mark.parametrize("field", FLOATS)
-@pytest.mark.parametrize("value", [math.nan, math.inf, -1.0])
-def test_numbers_that_cannot_be_are_refused_by_the_fields_name(field: str, value: float) -> None:
-    sentence = refused(**{field: value})
-    assert sentence.startswith(field)
-    assert str(value) in sentence
+def test_numbers_that_cannot_be_are_refused_by_the_fields_name(field: str) -> None:
+    for value in (math.nan, math.inf, -1.0):
+        sentence = refused(**{field: value})
+        assert sentence.startswith(field)
+        assert str(value) in sentence
 
 
 @pytest.mark.parametrize(
@@ -130,27 +164,40 @@ def test_numbers_that_cannot_be_are_refused_by_the_fields_name(field: str, value
         ],
         *[
             ("ema", 0.3),
-            ("dropout", 1.0),
-            ("label_dropout", 1.0),
+            ("condition_dropout", 1.0),
             ("decay", 1.1),
             ("beta_2", 1.0),
             ("steps", 2.5),
         ],
-        *[
-            ("precision", "fp8"),
-            ("compile", "maybe"),
-            ("channels", (8, 0)),
-            ("learning_rate", 0.1),
-            ("seed", 2**64),
-        ],
+        ("clusters", -1),
+        ("quality_share", 0.6),
+        ("seed", 2**64),
     ],
 )
 def test_values_out_of_range_are_refused_by_the_fields_name(field: str, value: Any) -> None:
     assert refused(**{field: value}).startswith(field)
 
 
+def test_the_sessions_options_out_of_range_are_refused_by_name() -> None:
+    wrong = {"precision": "fp8", "compile": "maybe", "checkpoint_every": 0}
+    for name, value in wrong.items():
+        said = refused(make_options, **{name: value})
+        assert said.startswith(name)
+        assert repr(value) in said
+    assert refused(make_options, speed="high").startswith("speed")
+
+
+def test_the_networks_options_out_of_range_are_refused_by_name() -> None:
+    assert "network 'unet': channels must be" in refused(build, channels=(8, 0))
+    assert "dropout must be at least 0 and below 1, not 1.0" in refused(build, dropout=1.0)
+    assert "no hyperparameter 'learning_rate'" in refused(learning_rate=0.1)
+    assert "channels, blocks, attention, heads, dropout" in refused(learning_rate=0.1)
+
+
 def test_every_hyperparameter_has_a_reason() -> None:
-    """What a field is stands before the dash, why it is so after it; a user's own budget and seed need none."""
+    """What a field is stands before the dash, why it is so after it.
+
+    A user's own budget and seed need no reason, and the options of a network have theirs."""
     for name, field in Config.model_fields.items():
         what, dash, why = (field.description or "").partition(" - ")
         assert what
@@ -158,6 +205,12 @@ def test_every_hyperparameter_has_a_reason() -> None:
             f"{name} has no reason"
         )
     assert all(why for preset in PRESETS.values() for _, why in preset.values())
+    for net in NETWORKS:
+        for option in NETWORKS.defaults(net):
+            what, dash, why = NETWORKS.function(net).reasons[option].partition(" - ")
+            assert what, (net, option)
+            assert dash, (net, option)
+            assert why, (net, option)
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -183,21 +236,21 @@ def test_a_value_that_differs_from_the_presets_is_the_users_even_where_it_is_the
 
 def test_the_usual_guidance_falls_as_the_run_goes_on() -> None:
     """Eight times as near to 1 after sixteen times as many images."""
-    for told, towards in TOWARDS.items():
-        config = make_config(batch_size=60)
-        found = [config.drawing(step, told)["guidance"] for step in (0, 1, 1000, 16_000, 10**9)]
+    for kind, towards in TOWARDS.items():
+        config, conditioning = make_config(batch_size=60), CONDITIONINGS[kind]
+        assert conditioning.kind == kind
+        steps = (0, 1, 1000, 16_000, 10**9)
+        found = [config.sampling(step, conditioning).guidance for step in steps]
         assert found == [2, 2, round(1 + min(1, towards), 2), round(1 + towards / 8, 2), 1]
-    assert make_config(guidance=1.5).drawing(7, "class") == {
-        "sampler": "dpmpp-2m-sde",
-        "grid": "uniform",
-        "guidance": 1.5,
-    }
+    sampling = make_config(guidance=1.5).sampling(7, CONDITIONINGS["class"])
+    assert sampling == Sampling("dpmpp-2m-sde", calls=24, grid="uniform", guidance=1.5)
 
 
-def test_without_labels_there_is_nothing_to_guide_by() -> None:
+def test_without_conditions_there_is_nothing_to_guide_by() -> None:
     for fields in ({}, {"guidance": 1.5}):
-        assert make_config(**fields).drawing(7, None)["guidance"] == 1
-    assert make_config(label_dropout=0.0).drawing(7, "class")["guidance"] == 1
+        assert make_config(**fields).sampling(7, Conditioning()).guidance == 1
+    always = Conditioning(("a", "b"), unconditional=False)
+    assert make_config(condition_dropout=0.0).sampling(7, always).guidance == 1
 
 
 def test_differences_name_each_field_with_both_values() -> None:

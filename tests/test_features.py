@@ -31,7 +31,7 @@ def shades(n: int, classes: int = 3, size: int = 8) -> Dataset:
     images = (
         torch.randint(0, 60, (n, 1, size, size), generator=g) + 80 * labels[:, None, None, None]
     )
-    return Dataset("shades", images.to(torch.uint8), labels, tuple("abc"[:classes]))
+    return Dataset.of("shades", images.to(torch.uint8), labels, tuple("abc"[:classes]))
 
 
 def test_the_digits_network_is_as_good_as_promised() -> None:
@@ -151,10 +151,10 @@ def test_a_classifier_ends_at_about_seven_pixels(shape: tuple[int, int, int]) ->
 
 def test_without_labels_or_with_one_class_there_is_none() -> None:
     dataset = shades(40)
-    assert features.feature_network(Dataset("bare", dataset.images)) is None
+    assert features.feature_network(Dataset.of("bare", dataset.images)) is None
     assert (
         features.feature_network(
-            Dataset("one", dataset.images, torch.zeros(40, dtype=torch.long), ("a",))
+            Dataset.of("one", dataset.images, torch.zeros(40, dtype=torch.long), ("a",))
         )
         is None
     )

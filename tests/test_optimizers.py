@@ -49,7 +49,10 @@ def small_network() -> nn.Module:
 
 
 def test_muon_steps_are_momentum_made_orthogonal_and_scaled() -> None:
-    """By hand, for two steps: the later convolutions and the linear layer are Muon's, the first (9 columns) and the biases AdamW's."""
+    """By hand, for two steps.
+
+    The later convolutions and the linear layer are Muon's. The first convolution, of 9 columns, and
+    the biases are AdamW's."""
     config = make_config(lr=0.01, weight_decay=0.1, optimizer="muon:momentum=0.9")
     network, twin = small_network(), small_network()
     optimizer = OPTIMIZERS[config.optimizer](network, config)
@@ -77,7 +80,8 @@ def test_muon_steps_are_momentum_made_orthogonal_and_scaled() -> None:
         adamw.step()
     for (name, p), q in zip(network.named_parameters(), twin.parameters(), strict=True):
         wanted = expected[name] if name in MUONS else q
-        # An update's entries are about 2e-3; in bfloat16 they depend a little on how the matrices are stacked.
+        # An update's entries are about 2e-3. In bfloat16 they depend a little on how the matrices
+        # are stacked.
         torch.testing.assert_close(p, wanted, rtol=0, atol=4e-4 if name in MUONS else 1e-6)
 
 

@@ -1,4 +1,4 @@
-"""Drawing from a finished run: the same image from the same seed, what is refused, and what the files hold."""
+"""Sampling from a finished run: the same image from the same seed, what is refused, the files."""
 
 from __future__ import annotations
 
@@ -14,17 +14,16 @@ from PIL import Image
 
 import undiffuse
 from conftest import write_idx
-from undiffuse import api
 from undiffuse.base.errors import UserError
 from undiffuse.base.images import as_array, columns_for, image_grid, tiles
 from undiffuse.base.images import as_picture as picture
 from undiffuse.diffusion.samplers import SAMPLERS
+from undiffuse.model import Request
+from undiffuse.nets import NETWORKS
 from undiffuse.runs import destinations
-from undiffuse.training.presets import make_config
 
-SHEET = (
-    torch.arange(3 * 5 * 4, dtype=torch.uint8).view(3, 1, 5, 4) * 4
-)  # (N, 1, H, W), all pixels different
+# (N, 1, H, W), all pixels different
+SHEET = torch.arange(3 * 5 * 4, dtype=torch.uint8).view(3, 1, 5, 4) * 4
 
 
 @pytest.fixture(scope="module")
@@ -43,26 +42,31 @@ def test_images_of_common_sizes_train_and_sample(
 ) -> None:
     """With the default network, from end to end."""
     pixels = np.random.default_rng(0).integers(0, 256, (20, *shape), dtype=np.uint8)
-    sizes = {
-        name: getattr(make_config(), name) for name in ("channels", "blocks", "attention", "heads")
-    }
-    run = train(data=str(write_idx(tmp_path / "data", pixels)), steps=2, snapshots=2, **sizes)
-    drawn = undiffuse.sample(run, n=2)
-    assert drawn.shape == (2, *shape)
-    assert drawn.std() > 10
+    usual = NETWORKS.defaults("unet")
+    run = train(data=str(write_idx(tmp_path / "data", pixels)), steps=2, snapshots=2, **usual)
+    images = undiffuse.sample(run, n=2)
+    assert images.shape == (2, *shape)
+    assert images.std() > 10
 
 
-def watched(drawing: api.Drawing) -> list[tuple[torch.Tensor, torch.Tensor | None]]:
-    """A list to which each of the drawing's network calls will add the log-SNR and the labels that the network sees."""
-    seen: list[tuple[torch.Tensor, torch.Tensor | None]] = []
-    network = drawing.denoiser.network
+Seen = list[tuple[torch.Tensor, torch.Tensor | None]]
 
-    def note(x: torch.Tensor, log_snr: torch.Tensor, label: torch.Tensor | None) -> torch.Tensor:
-        seen.append((log_snr, label))
-        return network(x, log_snr, label)
 
-    drawing.denoiser = replace(drawing.denoiser, network=note)
-    return seen
+def watched(run: Path, **options: Any) -> tuple[Request, Seen]:
+    """(a request, a list to which each of its network calls will add what the network sees).
+
+    It sees the log-SNR and the conditions."""
+    request, seen = undiffuse.load(run).request(**options), Seen()
+    network = request.model.denoiser.network
+
+    def note(
+        x: torch.Tensor, log_snr: torch.Tensor, condition: torch.Tensor | None
+    ) -> torch.Tensor:
+        seen.append((log_snr, condition))
+        return network(x, log_snr, condition)
+
+    request.model.denoiser = replace(request.model.denoiser, network=note)
+    return request, seen
 
 
 # The same seed, the same image
@@ -70,7 +74,7 @@ def watched(drawing: api.Drawing) -> list[tuple[torch.Tensor, torch.Tensor | Non
 
 @pytest.mark.parametrize("sampler", list(SAMPLERS))
 def test_the_batch_size_changes_no_image(labelled_run: Path, sampler: str) -> None:
-    """Trap 15. Within one grey level, which is what fp32 can promise."""
+    """Trap 15. Within 1 of 255, which is what fp32 can promise."""
     together, *others = (
         undiffuse.sample(labelled_run, n=7, sampler=sampler, batch_size=size, guidance=1.5).astype(
             int
@@ -78,10 +82,10 @@ def test_the_batch_size_changes_no_image(labelled_run: Path, sampler: str) -> No
         for size in (64, 3, 1)
     )
     assert all(np.abs(together - other).max() <= 1 for other in others)
-    assert together.std() > 3  # `mean` collapses, but not to nothing
+    assert together.std() > 3  # `posterior-mean` collapses, but not to nothing
 
 
-def test_an_image_does_not_depend_on_how_many_are_drawn(run: Path) -> None:
+def test_an_image_does_not_depend_on_how_many_are_sampled(run: Path) -> None:
     many, few = undiffuse.sample(run, n=9).astype(int), undiffuse.sample(run, n=4).astype(int)
     assert np.abs(many[:4] - few).max() <= 1
 
@@ -122,31 +126,26 @@ def test_default_steps_keep_within_the_calls(
         guidance=guidance,
         conditional=True,
     )
-    drawing = api.prepare(run, api.Request(n=1))
-    seen = watched(drawing)
-    list(drawing.batches())
-    assert drawing.options["steps"] == steps
-    assert len(seen) == drawing.calls <= max(calls, 2)
+    request, seen = watched(run, n=1)
+    list(request.batches())
+    assert request.steps == steps
+    assert len(seen) == request.calls <= max(calls, 2)
 
 
 @pytest.mark.parametrize("sampler", [*SAMPLERS, "ddim:eta=1"])
-@pytest.mark.parametrize("steps", [1, 2, 5])
-def test_every_sampler_takes_the_steps_and_calls_it_says(
-    run: Path, sampler: str, steps: int
-) -> None:
+def test_every_sampler_takes_the_steps_and_calls_it_says(run: Path, sampler: str) -> None:
     """Trap 2: exactly K steps, one call each, Heun 2K - 1; the network itself is the witness."""
-    drawing = api.prepare(run, api.Request(n=3, sampler=sampler, steps=steps, batch_size=3))
-    seen = watched(drawing)
-    (batch,) = drawing.batches()
-    assert len(seen) == drawing.calls == (2 * steps - 1 if sampler == "heun" else steps)
-    assert (
-        len({log_snr[0].item() for log_snr, _ in seen}) == steps
-    )  # at each noise level but the last
-    assert batch.dtype == torch.uint8
-    assert batch.shape == (3, 1, 8, 8)
+    for steps in (1, 2, 5):
+        request, seen = watched(run, n=3, sampler=sampler, steps=steps, batch_size=3)
+        (batch,) = request.batches()
+        assert len(seen) == request.calls == (2 * steps - 1 if sampler == "heun" else steps)
+        # At each noise level but the last.
+        assert len({log_snr[0].item() for log_snr, _ in seen}) == steps
+        assert batch.dtype == torch.uint8
+        assert batch.shape == (3, 1, 8, 8)
 
 
-def test_bf16_draws_nearly_the_same(run: Path) -> None:
+def test_bf16_samples_nearly_the_same(run: Path) -> None:
     exact, quick = (
         undiffuse.sample(run, n=8, precision=precision).astype(int)
         for precision in ("fp32", "bf16")
@@ -154,11 +153,11 @@ def test_bf16_draws_nearly_the_same(run: Path) -> None:
     assert 0 < np.abs(exact - quick).mean() < 5
 
 
-def test_load_gives_the_averaged_denoiser_ready_to_use(labelled_run: Path) -> None:
+def test_load_gives_the_averaged_model_ready_to_use(labelled_run: Path) -> None:
     from safetensors.torch import load_file
 
-    denoiser = undiffuse.load(labelled_run)
-    network = denoiser.network
+    model = undiffuse.load(labelled_run)
+    network = model.network
     assert isinstance(network, torch.nn.Module)
     assert not network.training
     averaged, state = (
@@ -168,49 +167,49 @@ def test_load_gives_the_averaged_denoiser_ready_to_use(labelled_run: Path) -> No
     assert all(torch.equal(value, averaged[name]) for name, value in network.state_dict().items())
     assert all(torch.equal(value, state[f"ema/{name}"]) for name, value in averaged.items())
     assert not torch.equal(averaged["out.weight"], state["weights/out.weight"])
-    assert (denoiser.shape, denoiser.classes) == ((1, 8, 8), tuple(map(str, range(10))))
+    assert (model.description.shape, model.classes) == ((1, 8, 8), tuple(map(str, range(10))))
     x_t, t = torch.randn(2, 1, 8, 8), torch.tensor([0.3, 1.0])
-    guess = denoiser(x_t, t, torch.tensor([0, 10]))
-    assert guess.shape == x_t.shape
-    assert torch.equal(denoiser(x_t[1:], t[1:]), denoiser(x_t[1:], t[1:], torch.tensor([10])))
-    assert torch.allclose(guess[1:], denoiser(x_t[1:], t[1:]), atol=1e-5)
+    denoised, denoiser = model.denoiser(x_t, t, condition=torch.tensor([0, 10])), model.denoiser
+    assert denoised.shape == x_t.shape
+    unconditional = denoiser(x_t[1:], t[1:], condition=torch.tensor([10]))
+    assert torch.equal(denoiser(x_t[1:], t[1:]), unconditional)
+    assert torch.allclose(denoised[1:], denoiser(x_t[1:], t[1:]), atol=1e-5)
 
 
-# Labels and guidance
+# Classes and guidance
 
 
-def shown(run: Path, **request: Any) -> list[list[int]]:
-    """The labels that the network is shown, call by call, in one step of one batch."""
-    drawing = api.prepare(run, api.Request(steps=1, **request))
-    seen = watched(drawing)
-    list(drawing.batches())
-    return [label.tolist() for _, label in seen if label is not None]
+def shown(run: Path, **options: Any) -> list[list[int]]:
+    """The conditions that the network is shown, call by call, in one step of one batch."""
+    request, seen = watched(run, steps=1, **options)
+    list(request.batches())
+    return [condition.tolist() for _, condition in seen if condition is not None]
 
 
-def test_the_network_is_shown_the_label_asked_for(labelled_run: Path) -> None:
-    assert shown(labelled_run, n=3, labels=(7,)) == [[7, 7, 7]]
-    assert shown(labelled_run, n=5, labels=(7, 2), batch_size=2) == [[7, 2], [7, 2], [7]]
-    assert shown(labelled_run, n=2, labels=np.array([7, 2])) == [[7, 2]]
-    assert shown(labelled_run, n=2, labels=torch.tensor([7, 2])) == [[7, 2]]
-    assert shown(labelled_run, n=2, labels=[torch.tensor(7), np.int64(2)]) == [[7, 2]]
-    assert not api.prepare(labelled_run, api.Request(labels=np.array([7, 2]))).note["usual"]
+def test_the_network_is_shown_the_class_asked_for(labelled_run: Path) -> None:
+    assert shown(labelled_run, n=3, classes=(7,)) == [[7, 7, 7]]
+    assert shown(labelled_run, n=5, classes=(7, 2), batch_size=2) == [[7, 2], [7, 2], [7]]
+    assert shown(labelled_run, n=2, classes=np.array([7, 2])) == [[7, 2]]
+    assert shown(labelled_run, n=2, classes=torch.tensor([7, 2])) == [[7, 2]]
+    assert shown(labelled_run, n=2, classes=[torch.tensor(7), np.int64(2)]) == [[7, 2]]
+    assert not undiffuse.load(labelled_run).request(classes=np.array([7, 2])).note["usual"]
     assert shown(labelled_run, n=12) == [[0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 0, 1]]
 
 
-@pytest.mark.parametrize("alone", [7, "7", np.int64(7), np.array(7), torch.tensor(7)])
-def test_one_label_needs_no_list(labelled_run: Path, alone: Any) -> None:
-    assert shown(labelled_run, n=2, labels=alone) == [[7, 7]]
+def test_one_class_needs_no_list(labelled_run: Path) -> None:
+    for alone in (7, "7", np.int64(7), np.array(7), torch.tensor(7)):
+        assert shown(labelled_run, n=2, classes=alone) == [[7, 7]], repr(alone)
 
 
-def test_guidance_asks_a_second_time_without_label(labelled_run: Path) -> None:
-    assert shown(labelled_run, n=2, labels=(7,), guidance=1.5) == [[7, 7], [10, 10]]
-    assert shown(labelled_run, n=2, labels=(7,), guidance=1.0) == [[7, 7]]
+def test_guidance_asks_a_second_time_without_condition(labelled_run: Path) -> None:
+    assert shown(labelled_run, n=2, classes=(7,), guidance=1.5) == [[7, 7], [10, 10]]
+    assert shown(labelled_run, n=2, classes=(7,), guidance=1.0) == [[7, 7]]
 
 
-def test_a_label_changes_the_image(labelled_run: Path) -> None:
+def test_a_class_changes_the_image(labelled_run: Path) -> None:
     plain, other = (
-        undiffuse.sample(labelled_run, n=2, labels=[0]),
-        undiffuse.sample(labelled_run, n=2, labels=[9]),
+        undiffuse.sample(labelled_run, n=2, classes=[0]),
+        undiffuse.sample(labelled_run, n=2, classes=[9]),
     )
     assert (plain != other).any()
 
@@ -218,22 +217,22 @@ def test_a_label_changes_the_image(labelled_run: Path) -> None:
 @pytest.mark.parametrize(
     ("request_", "sentence"),
     [
-        ({"labels": [7]}, "trained without labels.*--conditional"),
-        ({"labels": []}, "trained without labels.*--conditional"),
-        ({"guidance": 1.5}, "trained without labels.*--conditional"),
-        ({"guidance": 0.0}, "trained without labels.*--conditional"),
+        ({"classes": [7]}, "trained without class labels.*--conditional"),
+        ({"classes": []}, "trained without class labels.*--conditional"),
+        ({"guidance": 1.5}, "trained without classes or clusters.*--conditional"),
+        ({"guidance": 0.0}, "trained without classes or clusters.*--conditional"),
     ],
 )
-def test_a_run_without_labels_says_so(run: Path, request_: dict[str, Any], sentence: str) -> None:
+def test_a_run_without_classes_says_so(run: Path, request_: dict[str, Any], sentence: str) -> None:
     with pytest.raises(UserError, match=sentence):
         undiffuse.sample(run, **request_)
     assert undiffuse.sample(run, n=1, guidance=1.0).shape == (1, 8, 8)  # 1 is no guidance
 
 
-def test_a_run_that_was_never_without_labels_says_so(train: Callable[..., Path]) -> None:
-    run = train(conditional=True, label_dropout=0.0, steps=1, snapshots=2)
+def test_a_run_that_was_never_without_condition_says_so(train: Callable[..., Path]) -> None:
+    run = train(conditional=True, condition_dropout=0.0, steps=1, snapshots=2)
     with pytest.raises(
-        UserError, match=r"no guess without label.*train a run with --label-dropout 0\.1"
+        UserError, match=r"no unconditional prediction; train one with --condition-dropout 0\.1"
     ):
         undiffuse.sample(run, n=1, guidance=1.5)
 
@@ -241,24 +240,25 @@ def test_a_run_that_was_never_without_labels_says_so(train: Callable[..., Path])
 @pytest.mark.parametrize(
     ("request_", "sentence"),
     [
-        ({"labels": [10]}, "no class 10; its classes are 0 to 9"),
-        ({"labels": [3, -1]}, "no class -1"),
-        ({"labels": [1.5]}, "no class 1.5"),
-        ({"labels": 10}, "no class 10"),
-        ({"labels": "10"}, "no class 10"),
-        ({"labels": {1, 2}}, "no class {1, 2}"),
-        ({"labels": [(1, 2), (3, 4)]}, "one after the other"),
-        ({"labels": [(1, 2), 3]}, r"no class \(1, 2\)"),
-        ({"labels": []}, "label"),
-        ({"n": 0}, "at least 1"),
-        ({"n": 10**13}, "at most 10,000,000"),
-        ({"batch_size": 0}, "at least 1"),
+        ({"classes": [10]}, "no class 10; the classes are 0 to 9"),
+        ({"classes": [3, -1]}, "no class -1"),
+        ({"classes": [1.5]}, "no class 1.5"),
+        ({"classes": 10}, "no class 10"),
+        ({"classes": "10"}, "no class 10"),
+        ({"classes": {1, 2}}, "no class {1, 2}"),
+        ({"classes": [(1, 2), (3, 4)]}, "classes must be a list, not a table of 2 x 2"),
+        ({"classes": [(1, 2), 3]}, r"no class \(1, 2\)"),
+        ({"classes": []}, "classes is an empty list; name at least one class"),
+        ({"n": 0}, "n must be at least 1"),
+        ({"n": 10**13}, "n must be at most 10,000,000"),
+        ({"batch_size": 0}, "batch_size must be at least 1"),
         ({"steps": 0}, "at least 1 step"),
         ({"steps": 10**9}, "at most 100,000, not 1000000000"),
-        ({"seed": None}, "a seed is a number"),
-        ({"seed": -1}, "a seed is a number"),
-        ({"seed": 2**63}, "a seed is a number"),
-        ({"sampler": "nonsense"}, "no sampler called 'nonsense'; there are: mean, ddpm"),
+        ({"seed": "one"}, "seed must be a number from 0 to 2\\^63 - 1, not one"),
+        ({"seed": -1}, "seed must be a number from 0 to 2\\^63 - 1, not -1"),
+        ({"seed": 2**63}, "seed must be a number from 0 to 2\\^63 - 1"),
+        ({"label": 7}, "no option 'label'; there are: sampler, steps"),
+        ({"sampler": "nonsense"}, "no sampler called 'nonsense'; there are: posterior-mean, ddpm"),
         ({"grid": "nonsense"}, "no time grid called 'nonsense'; there are: uniform"),
         ({"sampler": "ddim:eta=2"}, "eta must be between 0 and 1"),
         ({"guidance": float("nan")}, "guidance"),
@@ -280,11 +280,11 @@ def test_an_impossible_request_is_one_sentence(
 def saved(
     to: str,
     pictures: torch.Tensor,
-    labels: torch.Tensor | None = None,
-    classes: tuple[str, ...] = (),
+    classes: torch.Tensor | None = None,
+    names: tuple[str, ...] = (),
 ) -> Path:
     destination = destinations.destination(to)
-    destinations.save_images(destination, pictures, labels, classes)
+    destinations.save_images(destination, pictures, classes, names)
     return destination.path
 
 
@@ -353,7 +353,7 @@ def test_another_ending_is_refused(tmp_path: Path, out: str) -> None:
         destinations.destination(str(tmp_path / out))
 
 
-def test_a_file_in_no_folder_is_refused_before_drawing(tmp_path: Path) -> None:
+def test_a_file_in_no_folder_is_refused_before_sampling(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no folder"):
         destinations.destination(str(tmp_path / "nowhere" / "a.png"))
     grid = destinations.destination(str(tmp_path / "a.png"))
@@ -364,9 +364,9 @@ def test_a_file_in_no_folder_is_refused_before_drawing(tmp_path: Path) -> None:
 
 
 def test_colour_images_have_their_channels_last(colour_run: Path) -> None:
-    drawn = undiffuse.sample(colour_run, n=2)
-    assert drawn.shape == (2, 6, 9, 3)
-    assert drawn.dtype == np.uint8
+    images = undiffuse.sample(colour_run, n=2)
+    assert images.shape == (2, 6, 9, 3)
+    assert images.dtype == np.uint8
 
 
 # The way from noise
@@ -377,7 +377,7 @@ def test_a_trajectory_goes_from_noise_to_the_image(
     request: pytest.FixtureRequest, tmp_path: Path, fixture: str
 ) -> None:
     run = request.getfixturevalue(fixture)
-    stages = api.prepare(run, api.Request(n=2, steps=4)).stages(10)
+    stages = undiffuse.load(run).request(2, steps=4).stages(10)
     assert len(stages) == 5
     assert (as_array(stages[-1]) == undiffuse.sample(run, n=2, steps=4)).all()
     assert stages[0].float().std() > 70  # clipped noise: 0 and 255 far apart
@@ -409,7 +409,7 @@ def test_a_long_trajectory_is_shown_in_twelve_pictures(tmp_path: Path) -> None:
 def test_a_grid_has_a_column_a_class_and_is_about_square_without() -> None:
     assert columns_for(100, classes=10) == 10
     assert columns_for(40, classes=0) == 7
-    assert columns_for(16, classes=1) == 4  # a single label: no column sixteen images long
+    assert columns_for(16, classes=1) == 4  # a single class: no column sixteen images long
     assert columns_for(5, classes=10) == 3
     assert columns_for(40, classes=2) == 10  # no columns of twenty images
     assert columns_for(40, classes=4) == 8
@@ -418,7 +418,9 @@ def test_a_grid_has_a_column_a_class_and_is_about_square_without() -> None:
 
 
 def test_a_saved_grid_has_a_row_a_class(tmp_path: Path) -> None:
-    """Images numbered by their order, of classes that cycle: 0, 1, 2, 0, 1, 2, 0; what is left of the last column is black."""
+    """Images numbered by their order, of classes that cycle: 0, 1, 2, 0, 1, 2, 0.
+
+    What is left of the last column is black."""
     numbered = torch.arange(1, 8, dtype=torch.uint8)[:, None, None, None].expand(-1, 1, 4, 4)
     to = destinations.Destination(tmp_path / "x.png", "png")
     destinations.save_images(to, numbered, torch.arange(7) % 3, ("a", "b", "c"))

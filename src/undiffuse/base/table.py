@@ -36,7 +36,7 @@ class Table:
 
     def add(self, function: F) -> F:
         """Decorator: register `function` under its own name, in lower case, with "-" for "_"."""
-        return self.named(function.__name__.lower().replace("_", "-"))(function)
+        return self.named(own_name(function))(function)
 
     def named(self, name: str) -> Callable[[F], F]:
         """Decorator: register a function under `name`."""
@@ -52,13 +52,12 @@ class Table:
     @contextmanager
     def added(self, function: Callable[..., Any], name: str | None = None) -> Iterator[None]:
         """Within this context `function` is in the table, as for a test or an experiment."""
-        before = dict(self._functions)
-        self.named(name)(function) if name else self.add(function)
+        name = name or own_name(function)
+        self.named(name)(function)
         try:
             yield
         finally:
-            self._functions.clear()
-            self._functions.update(before)
+            del self._functions[name]  # and no other: a module is imported only once
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._functions)
@@ -130,6 +129,11 @@ class Table:
         function = self.function(spec.partition(":")[0])
         chosen = self.options(spec)
         return partial(function, **chosen) if chosen else function
+
+
+def own_name(function: Callable[..., Any]) -> str:
+    """The name of a function as a table has it."""
+    return function.__name__.lower().replace("_", "-")
 
 
 def parsed(text: str, default: Any) -> Any:

@@ -146,6 +146,7 @@ def make_experiment(config: Config, whole: Dataset | None = None) -> Experiment:
     Raises UserError for anything that cannot be trained."""
     rehearse(config)
     training, held_out, facts = prepare_data(config, whole)
+    build_configured(config, facts, Conditioning(), "meta")  # what does not fit is refused at once
     conditioning, own, others = condition_on(config, training, held_out)
     network = build_configured(config, facts, conditioning)
     prototypes = getattr(network, "prototypes", None)
