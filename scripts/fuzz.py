@@ -35,7 +35,7 @@ with atheris.instrument_imports(include=["undiffuse"]):
     from undiffuse.base.errors import UserError
     from undiffuse.base.tensors import load_tensors, save_tensors
     from undiffuse.data.dataset import Dataset
-    from undiffuse.data.idx import _read_idx
+    from undiffuse.data.idx import read_idx
     from undiffuse.diffusion.conditioning import Conditioning
     from undiffuse.measuring import files
     from undiffuse.model import Description, Model
@@ -66,7 +66,7 @@ PLACE = Path(tempfile.mkdtemp(dir="/dev/shm" if Path("/dev/shm").is_dir() else N
 def idx(content: bytes) -> None:
     path = PLACE / "images-idx3-ubyte"
     path.write_bytes(content)
-    _read_idx(path, 1, 3, 4)
+    read_idx(path, 1, 3, 4)
 
 
 def config(content: bytes) -> None:
@@ -85,7 +85,7 @@ def log(content: bytes) -> None:
 def checkpoint(content: bytes) -> None:
     path = PLACE / "x.safetensors"
     path.write_bytes(content)
-    load_tensors(path, sealed=False)
+    load_tensors(path, checksum=False)
     Run(PLACE).load_tensors(path)
 
 

@@ -211,7 +211,9 @@ def test_unet2d_pads_odd_sizes() -> None:
 def test_unet2d_refuses_a_level_narrower_than_a_head() -> None:
     options = {"shape": (1, 8, 8), "conditions": 0, "channels": (8, 16, 32), "blocks": (1, 1, 1)}
     every, two, one = (True, True, True), (False, True, True), (False, False, True)
-    with pytest.raises(UserError, match=r"a head has 16 channels, and .* only 8; give heads=4 or more"):
+    with pytest.raises(
+        UserError, match=r"a head has 16 channels, and .* only 8; give heads=4 or more"
+    ):
         unet2d.UNet2D(attention=every, heads=2, dropout=0, **options)
     for heads, attention in ((4, every), (2, two), (1, one)):
         network = unet2d.UNet2D(attention=attention, heads=heads, dropout=0, **options)

@@ -263,8 +263,8 @@ def test_noise_belongs_to_the_sample_and_not_to_the_batch(
     chance.shuffle(order)
     shuffled = rng.normal_each([samples[i] for i in order], shape, seed, "start", 0)
     assert torch.equal(shuffled, whole[order])
-    for sample, noise in zip(samples, whole, strict=True):
-        assert torch.equal(noise, rng.normal(shape, seed, "start", 0, sample))
+    for own, noise in zip(samples, whole, strict=True):
+        assert torch.equal(noise, rng.normal(shape, seed, "start", 0, own))
 
 
 @given(st.integers(1, 70), st.integers(1, 100), seeds)

@@ -33,7 +33,6 @@ from hypothesis import strategies as st
 from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
-from undiffuse.training.events import Ended, SetBack, Snapshot, Stepped, Validated
 
 from conftest import as_flags, write_idx
 from helpers_runs import (

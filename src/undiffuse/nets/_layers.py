@@ -49,8 +49,7 @@ def check_levels(
     ):
         if not (0 < len(counts) <= MOST_LEVELS and all(1 <= count <= most for count in counts)):
             raise UserError(
-                f"{name} must be one number from 1 to {most} for each of 1 to "
-                f"{MOST_LEVELS} levels"
+                f"{name} must be one number from 1 to {most} for each of 1 to {MOST_LEVELS} levels"
             )
     if not len(channels) == len(blocks) == len(attention):
         raise UserError(
