@@ -154,6 +154,6 @@ def test_its_derivative_goes_through_what_each_value_says_of_itself() -> None:
 
 def test_it_goes_with_the_prediction_x0_only() -> None:
     facts = DataFacts("mnist", (1, 28, 28), (), 10, 10, "")
-    with pytest.raises(UserError, match="--predict x0 only, not with 'v'"):
+    with pytest.raises(UserError, match="predict must be 'x0' for network 'categorical'"):
         build_configured(make_config(net="categorical", predict="v"), facts, Conditioning())
     build_configured(make_config("likelihood"), facts, Conditioning())

@@ -235,6 +235,10 @@ def test_the_help_of_a_preset_shows_its_values(command: Command) -> None:
             [f"'nowhere' is neither a data set (there are: {', '.join(DATASETS)}) nor a folder"],
         ),
         ("train --steps 2 --schedule cosine --predict eps", ["divides by zero at t = 1"]),
+        (
+            "train --steps 2 --net categorical",
+            ["--predict must be 'x0' for network 'categorical', not 'v'"],
+        ),
         ("train --replay nowhere --out new", ["nowhere is no run folder"]),
         ("train --replay nowhere", ["--replay needs --out"]),
         ("info nowhere", ["nowhere is no run folder"]),
@@ -350,15 +354,15 @@ def test_bad_data_are_named(
 @pytest.mark.parametrize(
     ("flags", "parts"),
     [
-        ("--classes 7", ["trained without class labels", "--conditional"]),
-        ("--label 7", ["trained without class labels", "--conditional"]),
+        ("--classes 7", ["trained without classes", "train one with --conditional"]),
+        ("--label 7", ["trained without classes", "train one with --conditional"]),
         ("--grid karras:rho=0.001", ["time grid 'karras:rho=0.001'", "other values"]),
-        ("--guidance 2", ["trained without classes or clusters", "--conditional"]),
+        ("--guidance 2", ["without classes or clusters", "train one with --conditional"]),
         ("--guidance -1", ["--guidance must be a finite number of at least 0, not -1.0"]),
         ("--sampler nonsense", ["no sampler called 'nonsense'; there are: posterior-mean, ddpm"]),
         ("--sampler ddim:eta=2", ["eta must be between 0 and 1"]),
         ("--grid nonsense", ["no time grid called 'nonsense'; there are: uniform"]),
-        ("--steps 0", ["at least 1 step"]),
+        ("--steps 0", ["--steps must be at least 1 and at most 100,000, not 0"]),
         ("--n 0", ["--n must be at least 1, not 0"]),
         ("--batch-size 0", ["--batch-size must be at least 1, not 0"]),
         ("--seed -1", ["--seed must be a number from 0 to 2^63 - 1, not -1"]),
@@ -373,6 +377,17 @@ def test_an_impossible_request_is_one_sentence(
     command: Command, run: Path, flags: str, parts: list[str]
 ) -> None:
     assert_refused(command("sample", run, *f"--out new.png {flags}".split()), *parts)
+
+
+def test_a_run_whose_errors_name_flags(command: Command, train: Callable[..., Path]) -> None:
+    """The library names parameters, as `condition_dropout=0.1`, and the command its flags."""
+    run = train(conditional=True, condition_dropout=0.0, steps=1, snapshots=2)
+    refused = command("sample", run, "--guidance", 2)
+    assert_refused(
+        refused, "with --condition-dropout 0, so", "train one with --condition-dropout 0.1"
+    )
+    (Path.cwd() / "n").mkdir()
+    assert "undiffuse: n is no run folder" in command("info", "n").err
 
 
 def test_too_little_memory_is_one_sentence_and_other_failures_are_not_hidden(

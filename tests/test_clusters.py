@@ -126,7 +126,7 @@ def test_a_run_knows_its_clusters_and_needs_no_class(cluster_run: Path) -> None:
     assert (model.classes, conditioning.count) == ((), len(conditioning.clusters))
     assert conditioning.kind == "cluster"
     assert sum(conditioning.clusters) == about.facts.training == 855
-    with pytest.raises(undiffuse.UserError, match="trained without class labels"):
+    with pytest.raises(undiffuse.UserError, match="trained without classes"):
         undiffuse.sample(cluster_run, n=2, classes=[1])
 
 
@@ -302,6 +302,6 @@ def test_a_run_with_other_clusters_than_those_found_now(parts_run: Path, tmp_pat
 
 def test_the_report_says_what_the_network_is_conditioned_on(parts_run: Path) -> None:
     page = " ".join(block.words for block in Report(parts_run).blocks if isinstance(block, Text))
-    assert "which of 7 clusters of similar images" in page
-    assert "each is a part of a class" in page
-    assert "it sees the mean image of that cluster" in page
+    assert "the cluster that the image is in, one of 7 clusters of similar images" in page
+    assert "Each cluster is a part of a class" in page
+    assert "it sees the prototype of that cluster, which is its mean training image" in page

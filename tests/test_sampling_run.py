@@ -217,10 +217,10 @@ def test_a_class_changes_the_image(labelled_run: Path) -> None:
 @pytest.mark.parametrize(
     ("request_", "sentence"),
     [
-        ({"classes": [7]}, "trained without class labels.*--conditional"),
-        ({"classes": []}, "trained without class labels.*--conditional"),
-        ({"guidance": 1.5}, "trained without classes or clusters.*--conditional"),
-        ({"guidance": 0.0}, "trained without classes or clusters.*--conditional"),
+        ({"classes": [7]}, "trained without classes,.*train one with conditional=True"),
+        ({"classes": []}, "trained without classes,.*train one with conditional=True"),
+        ({"guidance": 1.5}, "trained without classes or clusters.*conditional=True"),
+        ({"guidance": 0.0}, "trained without classes or clusters.*conditional=True"),
     ],
 )
 def test_a_run_without_classes_says_so(run: Path, request_: dict[str, Any], sentence: str) -> None:
@@ -232,7 +232,7 @@ def test_a_run_without_classes_says_so(run: Path, request_: dict[str, Any], sent
 def test_a_run_that_was_never_without_condition_says_so(train: Callable[..., Path]) -> None:
     run = train(conditional=True, condition_dropout=0.0, steps=1, snapshots=2)
     with pytest.raises(
-        UserError, match=r"no unconditional prediction; train one with --condition-dropout 0\.1"
+        UserError, match=r"no unconditional prediction; train one with condition_dropout=0\.1"
     ):
         undiffuse.sample(run, n=1, guidance=1.5)
 
@@ -252,7 +252,7 @@ def test_a_run_that_was_never_without_condition_says_so(train: Callable[..., Pat
         ({"n": 0}, "n must be at least 1"),
         ({"n": 10**13}, "n must be at most 10,000,000"),
         ({"batch_size": 0}, "batch_size must be at least 1"),
-        ({"steps": 0}, "at least 1 step"),
+        ({"steps": 0}, "steps must be at least 1"),
         ({"steps": 10**9}, "at most 100,000, not 1000000000"),
         ({"seed": "one"}, "seed must be a number from 0 to 2\\^63 - 1, not one"),
         ({"seed": -1}, "seed must be a number from 0 to 2\\^63 - 1, not -1"),

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict, field, make_dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -98,8 +98,7 @@ def chosen(flags: Any) -> tuple[Config, SessionOptions]:
     values = asdict(flags)
     options = {name: values.pop(name) for name in SessionOptions.model_fields}
     preset = values.pop("preset")
-    with named_as_flags():
-        return make_config(preset, **values), make_options(**options)
+    return make_config(preset, **values), make_options(**options)
 
 
 def train_verb(preset: Any) -> Callable[..., None]:
@@ -195,11 +194,10 @@ def sample(
         out: a grid FILE.png, an archive FILE.npz (images, labels), or FOLDER/ for one PNG an image (default: RUN/samples.png)
         trajectory: also show the way from noise to image of the first ten, as FILE.gif or as FILE.png
     """
-    with named_as_flags():
-        request = api.load(run).request(
-            n, classes, sampler=sampler, steps=steps, grid=grid, guidance=guidance, clip=clip,
-            seed=seed, batch_size=batch_size, precision=precision,
-        )  # fmt: skip
+    request = api.load(run).request(
+        n, classes, sampler=sampler, steps=steps, grid=grid, guidance=guidance, clip=clip,
+        seed=seed, batch_size=batch_size, precision=precision,
+    )  # fmt: skip
     to = destinations.destination(out or str(run / "samples.png"))
     if trajectory is not None:
         destinations.check_trajectory(trajectory, to)
@@ -389,7 +387,7 @@ def run_verb(arguments: list[str]) -> None:
             args=arguments,
         )
     except UserError as error:
-        fail(str(error))
+        fail(with_flags(str(error)))
     except KeyboardInterrupt:
         leave(signal.SIGINT)
     except BrokenPipeError:
@@ -417,24 +415,19 @@ def leave(number: int, sentence: str = "") -> NoReturn:
     raise SystemExit(STOPPED + number) from None
 
 
-@contextmanager
-def named_as_flags() -> Iterator[None]:
-    """Within: an error that names a parameter, as the library does, names the flag."""
-    try:
-        yield
-    except UserError as error:
-        names = (
-            *Config.model_fields,
-            *SessionOptions.model_fields,
-            *NETWORK,
-            "n",
-            "classes",
-            "steps",
-        )
-        flags = {name: f"--{name.replace('_', '-')}" for name in names}
-        first, space, rest = str(error).partition(" ")
-        name = first.rstrip(":")
-        raise UserError(f"{flags.get(name, name)}{first[len(name) :]}{space}{rest}") from error
+def with_flags(sentence: str) -> str:
+    """An error of the library, which names parameters, with the names of the flags."""
+    fields = "|".join((*Config.model_fields, *SessionOptions.model_fields))
+
+    def flag(name: str) -> str:
+        return f"--{name.replace('_', '-')}"
+
+    def given(match: re.Match[str]) -> str:
+        return flag(match[1]) + ("" if match[2] == "True" else f" {match[2]}")
+
+    sentence = re.sub(rf"\b({fields})=([\w.]*\w)", given, sentence)
+    names = f"{fields}|{'|'.join(NETWORK)}|n|classes"
+    return re.sub(rf"^({names})(?=:| must )", lambda match: flag(match[1]), sentence)
 
 
 def fail(sentence: str) -> None:
