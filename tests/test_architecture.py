@@ -35,7 +35,7 @@ OUTSIDE = {
     "safetensors": {"base.tensors"},
     "matplotlib": {"runs.figures", "report.pictures"},
     "typst": {"report.document"},
-    "rich": {"console.progress", "console.results", "console.info", "cli"},
+    "rich": {"console.live", "console.results", "console.info", "cli"},
 }
 
 ROOT = Path(undiffuse.__file__).parent

@@ -28,7 +28,7 @@ from conftest import as_flags, write_idx
 from undiffuse import __version__, api, cli
 from undiffuse.base import engine
 from undiffuse.base.errors import UserError
-from undiffuse.console.progress import Watcher
+from undiffuse.console.live import Watcher
 from undiffuse.data.loading import DATASETS
 from undiffuse.diffusion.schedule import SCHEDULES
 from undiffuse.nets import NETWORKS

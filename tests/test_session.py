@@ -643,9 +643,9 @@ def test_handlers_of_signals_are_put_back(tmp_path: Path, config: Config) -> Non
 SIGNALLED = """
 import os, threading, time
 from undiffuse import cli
-from undiffuse.console import progress
+from undiffuse.console import live
 
-class Watcher(progress.Watcher):
+class Watcher(live.Watcher):
     def __call__(self, record):
         super().__call__(record)
         if type(record).__name__ == "StepTaken" and record.step == 5:
@@ -657,7 +657,7 @@ def again_and_again():
         os.kill(os.getpid(), {number})
         time.sleep(0.0005)
 
-progress.Watcher = Watcher
+live.Watcher = Watcher
 cli.main()
 """
 

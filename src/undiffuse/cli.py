@@ -34,14 +34,14 @@ if TYPE_CHECKING:
     from undiffuse import api
     from undiffuse import report as reports
     from undiffuse.console import info as info_table
-    from undiffuse.console import progress, results
+    from undiffuse.console import live, results
     from undiffuse.runs import destinations, evaluation, folder, signals
     from undiffuse.runs import plan as plans
 else:
     torch = lazy("torch")
     rich_console = lazy("rich.console")
     api, reports = lazy("undiffuse.api"), lazy("undiffuse.report")
-    info_table, progress = lazy("undiffuse.console.info"), lazy("undiffuse.console.progress")
+    info_table, live = lazy("undiffuse.console.info"), lazy("undiffuse.console.live")
     results = lazy("undiffuse.console.results")
     destinations, evaluation = (
         lazy("undiffuse.runs.destinations"),
@@ -126,7 +126,7 @@ def train_verb(preset: Any) -> Callable[..., None]:
         path = out or Path("runs") / config.preset
         done = folder.Run(path).exists() and folder.Run(path).finished()
         try:
-            with progress.Watcher(config, path, stdout()) as watcher:
+            with live.Watcher(config, path, stdout()) as watcher:
                 api.train_config(
                     config, path, options, replay=replay, started=engine.STARTED, watch=watcher
                 )
@@ -278,7 +278,7 @@ def evaluate(
         raise UserError(
             "--images are measured as they are: only --data, --size, --out, --seed and the parts go with them"
         )
-    with progress.Stages(stdout()) as stages:
+    with live.Stages(stdout()) as stages:
         if images is not None:
             assert data is not None
             assert out is not None
@@ -314,7 +314,7 @@ def study(
     ready = make_study(what, run, minutes, seeds, seed)
     say(ready.plan())
     try:
-        with progress.Stages(stdout()) as stages:
+        with live.Stages(stdout()) as stages:
             for doing, done, _ in ready.rows():
                 stages(doing, done)
     except signals.Interrupted as stop:
@@ -347,7 +347,7 @@ def stdout() -> Console:
 
 def say(line: str) -> None:
     """Print a line as one line."""
-    progress.say(stdout(), line)
+    live.say(stdout(), line)
 
 
 def main() -> None:

@@ -34,11 +34,11 @@ def row(name: str, figure: dict[str, Any], control: float | None = None) -> Row:
 
 
 def quality_rows(found: dict[str, Any]) -> Iterator[Row]:
-    for name, metric in METRICS.items():
-        if name not in found:
-            continue
+    for name in filter(found.__contains__, METRICS):
         figure = found[name]
-        yield row(metric.heading, figure, figure.get("floor", figure.get("control")))
+        yield row(
+            METRICS.function(name).heading, figure, figure.get("floor", figure.get("control"))
+        )
         if "ratio" in figure:
             ratio = {"value": figure["ratio"], "low": figure["ratio_low"]}
             high = {"high": figure["ratio_high"]}

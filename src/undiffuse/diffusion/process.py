@@ -80,7 +80,8 @@ def posterior(alpha_s: Tensor, sigma_s: Tensor, alpha_t: Tensor, sigma_t: Tensor
         on_x_0   = sqrt(alpha_bar_{t-1}) (1 - alpha_t) / (1 - alpha_bar_t)
         variance = (1 - alpha_t) (1 - alpha_bar_{t-1}) / (1 - alpha_bar_t)
 
-    At s = 0 the mean is exactly x_0 and the variance is 0."""
+    At s = 0 the mean is exactly x_0 and the variance is 0. The bound of likelihood.py is derived
+    from this variance and does not call this function."""
     alpha_ts, var_ts = step_kernel(alpha_s, sigma_s, alpha_t, sigma_t)
     return Posterior(
         on_x_t=alpha_ts * sigma_s**2 / sigma_t**2,

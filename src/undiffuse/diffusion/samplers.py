@@ -4,7 +4,9 @@ A sampler is a function from a `Step`, which holds x_t and the times t > s, to x
 the denoiser when x_0 is first read, and derives eps from it. So a sampler is as short as the
 equation in its paper.
 
-To add a sampler: a function Step -> x_s with `@SAMPLERS.add`.
+To add a sampler: a function Step -> x_s with `@SAMPLERS.add`. Flags, checks, call counts and most
+tests take it in. Write its formula into `textbook` of tests/test_gaussian.py, and name it in
+`study/samplers.py` if the study of samplers shall compare it.
 """
 
 from __future__ import annotations

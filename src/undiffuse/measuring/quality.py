@@ -9,12 +9,12 @@ To add one: a function with `@metric(...)` in this file, or in a script of your 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from undiffuse.base.cache import to_cache
+from undiffuse.base.table import Table
 from undiffuse.data.dataset import Dataset
 from undiffuse.data.splits import random_part
 from undiffuse.measuring import distances, features
@@ -46,13 +46,17 @@ class Metric:
     better: Direction
     measure: Measure
 
+    def __call__(self, comparison: Comparison) -> dict[str, Any] | None:
+        return self.measure(comparison)
+
     @property
     def heading(self) -> str:
         """The caption with its unit."""
         return f"{self.caption} ({self.unit})" if self.unit else self.caption
 
 
-METRICS: dict[str, Metric] = {}
+METRICS = Table("metric")
+"""The metrics by name."""
 
 
 def metric(caption: str, *, better: Direction, unit: str = "") -> Callable[[Measure], Measure]:
@@ -60,22 +64,10 @@ def metric(caption: str, *, better: Direction, unit: str = "") -> Callable[[Meas
 
     def register(measure: Measure) -> Measure:
         name = measure.__name__
-        if name in METRICS:
-            raise ValueError(f"two metrics are called {name}")
-        METRICS[name] = Metric(name, caption, unit, better, measure)
+        METRICS.named(name)(Metric(name, caption, unit, better, measure))
         return measure
 
     return register
-
-
-@contextmanager
-def added(measure: Measure, caption: str, *, better: Direction, unit: str = "") -> Iterator[None]:
-    """Within: `measure` is a metric, as for a test or an experiment."""
-    metric(caption, better=better, unit=unit)(measure)
-    try:
-        yield
-    finally:
-        del METRICS[measure.__name__]
 
 
 def plain(figure: Interval) -> dict[str, float]:
@@ -107,7 +99,7 @@ def quality(comparison: Comparison) -> tuple[dict[str, Any], list[str]]:
             f"n = {c.n:,} is small: Frechet distance and class balance are biased upwards; compare "
             "them with the real ones, or use `frechet.unbiased`"
         )
-    measured = {name: each.measure(c) for name, each in METRICS.items()}
+    measured = {name: METRICS[name](c) for name in METRICS}
     found: dict[str, Any] = {name: figure for name, figure in measured.items() if figure}
     found["least_sure"] = least_sure(c)
     return found, warnings

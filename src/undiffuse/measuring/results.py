@@ -209,6 +209,6 @@ def check_results(content: Any) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ValueError("it holds no results")
     Results.model_validate({k: v for k, v in content.items() if k not in METRICS})
-    for name in content.keys() & METRICS.keys():
+    for name in filter(METRICS.__contains__, content):
         Figure.model_validate(content[name])
     return content

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from undiffuse.diffusion.denoiser import Denoiser
     from undiffuse.measuring.scorer import Scorer
 
-SAMPLERS = ("posterior-mean", "ddpm-printed", "ddpm", "ddim", "heun", "dpmpp-2m", "dpmpp-2m-sde")
+COMPARED = ("posterior-mean", "ddpm-printed", "ddpm", "ddim", "heun", "dpmpp-2m", "dpmpp-2m-sde")
 """(7), (8) as printed and corrected, DDIM, and those of second order."""
 
 
@@ -58,7 +58,7 @@ class Case:
 
 
 def cases() -> Iterator[Case]:
-    for sampler in SAMPLERS:
+    for sampler in COMPARED:
         for calls in CALLS:
             steps = (calls + 1) // 2 if sampler == "heun" else calls
             yield Case(sampler, steps, 2 * steps - 1 if sampler == "heun" else steps)

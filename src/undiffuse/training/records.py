@@ -1,9 +1,16 @@
-"""Records: what happens in a run. The loop yields them, log.jsonl keeps them, readers get them back.
+"""Records: what happens in a run.
 
-Each is one dataclass. `step` is the number of steps taken, `time` the seconds of the run so far over
-all its sessions. `scalars` is what a curve shows of a record.
+`training/loop.py` yields them, `runs/log.py` writes them to log.jsonl and reads them back as the same
+types. `console/live.py` shows them in the terminal, `report/sections/training.py` in the report; both
+pass over records that they do not know.
 
-To add one: a dataclass below, with its own `event`, and its name in `Record`.
+Each is one dataclass. `step` is the number of steps taken when it holds, `time` the seconds of the
+run so far over all its sessions. `scalars` is for programs that draw curves of their own, such as
+the `watch` of `undiffuse.train`.
+
+To add one: a dataclass below, with its own `event`, and its name in `Record`. Then yield it in the
+loop. A record of step n that comes before `StepTaken` of step n + 1 is kept when a run is resumed at
+n, and may be written twice; one of a later step is dropped and written anew.
 """
 
 from __future__ import annotations

@@ -27,7 +27,7 @@ def section(source: Source) -> Iterator[Block]:
         yield Text(f"All of this is of the weights after step {step:,}.")
     yield from quality(found, source)
     for name, why in found["missing"].items():
-        words = METRICS[name].caption if name in METRICS else name.replace("_", " ")
+        words = METRICS.function(name).caption if name in METRICS else name.replace("_", " ")
         yield Text(f"Not given: {plain(accented(words))}, as {plain(why)}.")
     yield from likelihood(found, source)
     if found.get("novelty"):
@@ -36,7 +36,7 @@ def section(source: Source) -> Iterator[Block]:
 
 def quality(found: dict[str, Any], source: Source) -> Iterator[Block]:
     """The table of image quality, and the images that fail."""
-    measured = {metric.heading: found[name] for name, metric in METRICS.items() if name in found}
+    measured = {METRICS.function(name).heading: found[name] for name in METRICS if name in found}
     if not measured:
         return
     sampling = found["sampling"]
