@@ -26,9 +26,11 @@ from undiffuse.data.loading import load_dataset
 from undiffuse.data.splits import random_labels
 from undiffuse.diffusion.likelihood import ODE_LEVEL
 from undiffuse.measuring import distances, features
+from undiffuse.measuring.quality import METRICS
 from undiffuse.measuring.watch import Stopwatch
 from undiffuse.runs.evaluation import Parts, evaluate_images, evaluate_run
 from undiffuse.runs.folder import Run
+from undiffuse.training.records import Quality
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -39,7 +41,9 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 
 def shade_images(n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """8x8 images of three classes, in unequal proportions: a bright square of the class's size on noise."""
+    """8x8 images of three classes, in unequal proportions.
+
+    They are bright squares, whose size is that of the class, on noise."""
     g = np.random.default_rng(seed)
     labels = g.choice(3, size=n, p=[0.5, 0.3, 0.2])
     images = g.integers(0, 60, (n, 8, 8))
@@ -72,19 +76,19 @@ def evaluated(shade_run: Path) -> tuple[Path, dict[str, Any]]:
     return shade_run, undiffuse.evaluate(shade_run, n=200, ode_images=20)
 
 
-def test_without_a_guess_for_all_groups_together_there_is_no_likelihood(
+def test_without_an_unconditional_prediction_there_is_no_likelihood(
     train: Callable[..., Path], shades: Path
 ) -> None:
-    run = train(data=str(shades), conditional=True, steps=1, label_dropout=0.0)
+    run = train(data=str(shades), conditional=True, steps=1, condition_dropout=0.0)
     found = undiffuse.evaluate(run, parts=Parts(quality=False, novelty=False))
     assert "bits_per_dim" not in found
-    assert "--label-dropout 0" in found["missing"]["bits_per_dim"]
+    assert "--condition-dropout 0" in found["missing"]["bits_per_dim"]
 
 
 def test_the_exact_likelihood_says_at_which_log_snr_the_data_are_read(
     train: Callable[..., Path], shades: Path
 ) -> None:
-    """The schedule's highest, where that is lower than the usual one; the second step's of a chain."""
+    """The schedule's highest, where that is below the usual one; of a chain the second step's."""
     parts = Parts(quality=False, novelty=False)
     schedules = {
         "cosine": (None, ODE_LEVEL),
@@ -121,11 +125,8 @@ def test_every_figure_has_its_interval_its_control_and_its_count(
     evaluated: tuple[Path, dict[str, Any]],
 ) -> None:
     _, found = evaluated
-    names = (
-        "frechet_to_test", "kid", "precision", "recall", "density", "coverage", "class_balance", "confidence", "unsure", "label_agreement",
-        "train_on_synthetic",
-    )  # fmt: skip
-    for name in names:
+    assert found.keys() >= METRICS.keys()
+    for name in METRICS.keys() - {"frechet"}:
         figure = found[name]
         assert figure["low"] <= figure["value"] <= figure["high"], name
         assert figure["control"] is not None
@@ -145,8 +146,8 @@ def test_every_figure_has_its_interval_its_control_and_its_count(
     assert bits["ode"]["n"] == 20
     assert isinstance(found["novelty"]["alarm"], bool)
     assert 0 < found["novelty"]["detectable"] <= 1
-    assert all(word in bits["assumes"] for word in ("unguided", "decoder", "told no group"))
-    assert bits["given_labels"] is False
+    assert all(word in bits["assumes"] for word in ("unguided", "decoder", "; unconditional"))
+    assert bits["given_classes"] is False
     assert "uniform noise" in bits["ode"]["assumes"]
     assert found["sampling"]["n"] == 200
     assert found["sampling"]["network_calls"] == 3
@@ -169,8 +170,9 @@ def test_an_untrained_network_is_far_from_the_floor_and_real_images_are_not(
         real["frechet"]["unbiased"] < 0.5 * real["frechet"]["value"]
     )  # most of it is the bias of a small sample
     assert real["frechet"]["low"] <= real["frechet"]["floor"] <= real["frechet"]["high"]
-    assert real["label_agreement"]["value"] > 0.9
-    assert real["train_on_synthetic"]["value"] > found["train_on_synthetic"]["value"]
+    assert real["class_agreement"]["value"] > 0.9
+    score = "classification_accuracy_score"
+    assert real[score]["value"] > found[score]["value"]
     assert real["novelty"]["alarm"] is False
     assert abs(real["novelty"]["pixels"]["c_t"]["value"]) < 4
     assert "bits_per_dim" not in real
@@ -189,7 +191,8 @@ def test_the_frechet_distance_is_to_all_training_images(shades: Path, tmp_path: 
     assert found["frechet"]["value"] == pytest.approx(
         distances.frechet(distances.moments(x), distances.moments(y)), rel=1e-6
     )
-    assert "without labels" in found["missing"]["label_agreement"]
+    assert set(found["missing"]) == {"class_agreement", "classification_accuracy_score"}
+    assert "without classes" in found["missing"]["class_agreement"]
     assert "novelty" not in found
 
 
@@ -225,7 +228,7 @@ def test_the_same_evaluation_gives_the_same_figures(shade_run: Path) -> None:
     for found in (first, second):
         found["sampling"].pop("seconds")
         assert {
-            "drawing images",
+            "sampling images",
             "Frechet and kernel distances",
             "nearest training images",
         } <= found.pop("seconds").keys()
@@ -263,10 +266,10 @@ def test_images_that_cannot_be_saved_do_not_cost_the_figures(
     assert json.loads((run / "metrics.json").read_text())["frechet"]["n"] == 100
 
 
-def test_labels_are_drawn_as_those_of_real_images_are() -> None:
-    """At random: in exact proportions, images as good as real ones would look better than real ones."""
+def test_classes_are_sampled_as_those_of_real_images_are() -> None:
+    """At random: in exact proportions, as good images would look better than real ones."""
     labels = torch.tensor([0] * 50 + [1] * 30 + [2] * 20)
-    dataset = Dataset("x", torch.zeros(100, 1, 4, 4, dtype=torch.uint8), labels, ("a", "b", "c"))
+    dataset = Dataset.of("x", torch.zeros(100, 1, 4, 4, dtype=torch.uint8), labels, ("a", "b", "c"))
     counts = np.stack(
         [
             np.bincount(random_labels(dataset, 200, seed, "labels"), minlength=3)
@@ -293,7 +296,7 @@ def test_without_labels_only_novelty_and_likelihood_are_given(
     assert "ode" not in found["bits_per_dim"]
 
 
-def test_drawn_images_are_saved_as_asked_for(
+def test_sampled_images_are_saved_as_asked_for(
     shade_run: Path,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
@@ -302,10 +305,11 @@ def test_drawn_images_are_saved_as_asked_for(
     """As a folder too; and where nothing is measured, nothing false is said of why."""
     run = shutil.copytree(shade_run, tmp_path / "run")
     (run / "metrics.json").unlink(missing_ok=True)
-    line = f"undiffuse evaluate {run} --n 100 --no-quality --no-novelty --bits-images 10 --ode-images 0 --save {tmp_path}/drawn/"
+    parts = "--no-quality --no-novelty --bits-images 10 --ode-images 0"
+    line = f"undiffuse evaluate {run} --n 100 {parts} --save {tmp_path}/saved/"
     monkeypatch.setattr("sys.argv", line.split())
     cli.main()
-    assert len(list((tmp_path / "drawn").glob("*.png"))) == 100
+    assert len(list((tmp_path / "saved").glob("*.png"))) == 100
     assert json.loads((run / "metrics.json").read_text())["missing"] == {}
 
 
@@ -414,12 +418,13 @@ def test_a_bad_file_gets_one_sentence(
         (["RUN", "--data", "mnist"], "go with --images"),
         (["RUN", "--n", "10"], "too few"),
         (["RUN", "--n", "-1", "--no-quality", "--no-novelty"], "-1 images are too few"),
-        (["RUN", "--steps", "0"], "at least 1 step"),
-        (["RUN", "--n", "99999999999"], "at most 10,000,000"),
+        (["RUN", "--steps", "0"], "--steps must be at least 1"),
+        (["RUN", "--n", "99999999999"], "--n must be at most 10,000,000"),
         (["RUN", "--grid", "nonsense"], "no time grid called"),
         (["RUN", "--ode-images", "1"], "at least 2"),
         (["RUN", "--bits-images", "0"], "at least 2"),
-        (["RUN", "--seed", "-1"], "a seed is"),
+        (["RUN", "--seed", "-1"], "--seed must be a number from 0 to 2^63 - 1, not -1"),
+        (["RUN", "--guidance", "nan"], "--guidance must be a finite number of at least 0"),
         (["RUN", "--save", "x.jpg"], "FILE.npz"),
         (["RUN", "--no-quality", "--no-novelty", "--no-likelihood"], "nothing to measure"),
         (["RUN", "--save", "x.jpg"], "--save x.jpg"),
@@ -464,20 +469,9 @@ def test_the_command_prints_a_table(
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
 ) -> None:
-    saved = tmp_path / "drawn.npz"
-    monkeypatch.setattr(
-        "sys.argv",
-        [
-            "undiffuse",
-            "evaluate",
-            str(shade_run),
-            "--n",
-            "120",
-            "--no-likelihood",
-            "--save",
-            str(saved),
-        ],
-    )
+    saved = tmp_path / "saved.npz"
+    line = f"undiffuse evaluate {shade_run} --n 120 --no-likelihood --save {saved}"
+    monkeypatch.setattr("sys.argv", line.split())
     cli.main()
     printed = capsys.readouterr().out
     found = json.loads((shade_run / "metrics.json").read_text())
@@ -489,13 +483,15 @@ def test_the_command_prints_a_table(
     assert counts.argmax() == 0
 
 
-# --- Scores during training ---
+# --- Quality during training ---
 
 
-def test_after_an_evaluation_training_scores_its_samples(
+def test_after_an_evaluation_training_measures_quality(
     train: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """On a folder without a test set, whatever the seed of the run: the network and the floor are the data set's own."""
+    """On a folder without a test set, whatever the seed of the run.
+
+    The network and the floor are the data set's own."""
     monkeypatch.setenv("UNDIFFUSE_CACHE", str(tmp_path / "cache"))
     images, labels = shade_images(12_000, seed=9)
     folder = write_idx(tmp_path / "more", images, labels.tolist())
@@ -504,21 +500,21 @@ def test_after_an_evaluation_training_scores_its_samples(
         "conditional": True,
         "steps": 300,
         "batch_size": 64,
-        "score_share": 0.5,
+        "quality_share": 0.5,
         "snapshots": 5,
     }
     first = train(**fields)
-    assert not Run(first).events("score")
+    assert not Run(first).of(Quality)
     found = evaluate_run(first, 100, parts=Parts(novelty=False, likelihood=False))
     run = Run(train(**fields, seed=5))
-    scores = run.events("score")
-    assert scores
-    assert scores[-1]["step"] == 300
-    assert {s["n"] for s in scores} == {500}
-    assert all(0 < s["floor"] < s["frechet"] for s in scores)
+    found_then = run.of(Quality)
+    assert found_then
+    assert found_then[-1].step == 300
+    assert {quality.n for quality in found_then} == {500}
+    assert all(0 < quality.floor < quality.frechet for quality in found_then)
     with Image.open(first / "loss.png") as without, Image.open(run.path / "loss.png") as picture:
         assert picture.height > 1.3 * without.height  # with a third panel
     again = evaluate_run(run.path, 100, parts=Parts(novelty=False, likelihood=False))
     assert again["features"] == found["features"]
     assert again["frechet"]["floor"] == found["frechet"]["floor"]
-    assert not Run(train(**{**fields, "score_share": 0.0, "steps": 5})).events("score")
+    assert not Run(train(**{**fields, "quality_share": 0.0, "steps": 5})).of(Quality)
