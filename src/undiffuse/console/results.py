@@ -9,7 +9,7 @@ from rich import box
 from rich.console import Group
 from rich.table import Table
 
-from undiffuse.measuring.quality import METRICS
+from undiffuse.measuring.quality import METRICS, metric_of
 
 Row: TypeAlias = tuple[str, str, str, str]
 
@@ -36,9 +36,7 @@ def row(name: str, figure: dict[str, Any], control: float | None = None) -> Row:
 def quality_rows(found: dict[str, Any]) -> Iterator[Row]:
     for name in filter(found.__contains__, METRICS):
         figure = found[name]
-        yield row(
-            METRICS.function(name).heading, figure, figure.get("floor", figure.get("control"))
-        )
+        yield row(metric_of(name).heading, figure, figure.get("floor", figure.get("control")))
         if "ratio" in figure:
             ratio = {"value": figure["ratio"], "low": figure["ratio_low"]}
             high = {"high": figure["ratio_high"]}

@@ -70,6 +70,13 @@ def metric(caption: str, *, better: Direction, unit: str = "") -> Callable[[Meas
     return register
 
 
+def metric_of(name: str) -> Metric:
+    """The metric called `name`. Raises UserError for an unknown name."""
+    found = METRICS.function(name)
+    assert isinstance(found, Metric)
+    return found
+
+
 def plain(figure: Interval) -> dict[str, float]:
     """A value with its interval, as it stands in metrics.json."""
     return {"value": figure.value, "low": figure.low, "high": figure.high}

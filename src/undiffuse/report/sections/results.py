@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from undiffuse.measuring.quality import METRICS
+from undiffuse.measuring.quality import METRICS, metric_of
 from undiffuse.report.blocks import Block, Figure, Heading, Missing, Table, Text, coded, plain
 from undiffuse.report.source import Source
 from undiffuse.report.words import interval, number
@@ -27,7 +27,7 @@ def section(source: Source) -> Iterator[Block]:
         yield Text(f"All of this is of the weights after step {step:,}.")
     yield from quality(found, source)
     for name, why in found["missing"].items():
-        words = METRICS.function(name).caption if name in METRICS else name.replace("_", " ")
+        words = metric_of(name).caption if name in METRICS else name.replace("_", " ")
         yield Text(f"Not given: {plain(accented(words))}, as {plain(why)}.")
     yield from likelihood(found, source)
     if found.get("novelty"):
@@ -36,7 +36,7 @@ def section(source: Source) -> Iterator[Block]:
 
 def quality(found: dict[str, Any], source: Source) -> Iterator[Block]:
     """The table of image quality, and the images that fail."""
-    measured = {METRICS.function(name).heading: found[name] for name in METRICS if name in found}
+    measured = {metric_of(name).heading: found[name] for name in METRICS if name in found}
     if not measured:
         return
     sampling = found["sampling"]
