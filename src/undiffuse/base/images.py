@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 from collections.abc import Sequence
@@ -13,17 +14,15 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
     from numpy.typing import NDArray
-    from PIL import Image
+    from PIL import Image, PngImagePlugin
     from torch import Tensor
 else:
-    np = lazy("numpy")
-    torch = lazy("torch")
+    np, torch = lazy("numpy"), lazy("torch")
+    Image, PngImagePlugin = lazy("PIL.Image"), lazy("PIL.PngImagePlugin")
 
 
 def as_picture(image: Tensor) -> Image.Image:
     """One image, uint8 (C, H, W) with C = 1 or 3, as a PIL image."""
-    from PIL import Image
-
     array = image.numpy()
     return Image.fromarray(array[0] if len(array) == 1 else array.transpose(1, 2, 0))
 
@@ -87,8 +86,6 @@ def tiles(sheet: Image.Image, height: int, width: int) -> list[Image.Image]:
 
 def animation_bytes(frames: Sequence[Image.Image], milliseconds: int = 80) -> bytes:
     """A GIF that repeats for ever: `milliseconds` for each frame, 1.5 seconds for the last."""
-    import io
-
     out = io.BytesIO()
     durations = [milliseconds] * (len(frames) - 1) + [1500]
     frames[0].save(
@@ -102,11 +99,7 @@ NOTE = "undiffuse"  # the key of the text chunk of a PNG that holds its note
 
 def png_bytes(image: Image.Image, note: dict[str, Any] | None = None) -> bytes:
     """The image as a PNG file. note: what the picture shows; `note_of` reads it from the file."""
-    import io
-
-    from PIL.PngImagePlugin import PngInfo
-
-    out, info = io.BytesIO(), PngInfo()
+    out, info = io.BytesIO(), PngImagePlugin.PngInfo()
     if note is not None:
         info.add_text(NOTE, json.dumps(note))
     image.save(out, format="PNG", optimize=True, pnginfo=info)
@@ -115,10 +108,6 @@ def png_bytes(image: Image.Image, note: dict[str, Any] | None = None) -> bytes:
 
 def note_of(png: bytes) -> dict[str, Any]:
     """The note that `png_bytes` stored in a PNG file. {} for a file without a note, or no PNG."""
-    import io
-
-    from PIL import Image
-
     try:
         with Image.open(io.BytesIO(png), formats=["PNG"]) as picture:
             found = json.loads(picture.info[NOTE])
