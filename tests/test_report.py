@@ -25,8 +25,9 @@ from conftest import write_idx
 from undiffuse import cli
 from undiffuse.base.errors import UserError
 from undiffuse.diffusion.schedule import SCHEDULES
-from undiffuse.measuring import quality
 from undiffuse.measuring.comparison import Comparison
+from undiffuse.measuring.quality import METRICS as METRICS_TABLE
+from undiffuse.measuring.quality import Metric
 from undiffuse.nets import NETWORKS
 from undiffuse.report import Report, sections, write_report
 from undiffuse.report.blocks import (
@@ -461,7 +462,8 @@ def test_a_metric_more_needs_no_edit_here(reported: Path, tmp_path: Path) -> Non
         """Nothing is measured here."""
 
     run = Path(shutil.copytree(reported, tmp_path / "run"))
-    with quality.added(sharpness, "sharpness_1", better="higher", unit="8-bit values"):
+    sharp = Metric("sharpness", "sharpness_1", "8-bit values", "higher", sharpness)
+    with METRICS_TABLE.added(sharp, "sharpness"):
         found = {**METRICS, "sharpness": value(12.5, 12.1, 12.9, n=4321, control=13.0)}
         (run / "metrics.json").write_text(json.dumps(found))
         table = next(b for b in blocks_of(run, Table) if b.header[0] == "measure")

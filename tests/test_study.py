@@ -22,7 +22,7 @@ from undiffuse.report import Report
 from undiffuse.report.blocks import Figure, Missing, Table, Text
 from undiffuse.report.sections.samplers_compared import verdicts
 from undiffuse.study import samplers
-from undiffuse.study.samplers import CALLS, SAMPLERS, cases, sampler_study, spread
+from undiffuse.study.samplers import CALLS, COMPARED, cases, sampler_study, spread
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +38,7 @@ def test_every_sampler_samples_at_every_number_of_calls(studied: Path) -> None:
     assert [(row["sampler"], row["calls"]) for row in content["rows"]] == [
         (c.sampler, c.calls) for c in cases()
     ]
-    assert len(content["rows"]) == len(SAMPLERS) * len(CALLS)
+    assert len(content["rows"]) == len(COMPARED) * len(CALLS)
     assert [c.calls for c in cases() if c.sampler == "heun"] == [5, 9, 25]
     assert all(c.calls == c.steps in CALLS for c in cases() if c.sampler != "heun")
 
@@ -116,7 +116,7 @@ def test_spread_is_the_standard_deviation_over_images() -> None:
 def test_the_report_takes_it_in(studied: Path) -> None:
     found = Report(studied)
     table = next(b for b in found.blocks if isinstance(b, Table) and b.header[0] == "sampler")
-    assert len(table.rows) == len(SAMPLERS) * len(CALLS) + 1
+    assert len(table.rows) == len(COMPARED) * len(CALLS) + 1
     assert table.rows[-1][0] == "real images"
     assert {"ways", "denoising", "denoised"} <= {Path(name).stem for name in found.pictures}
     words = " ".join(b.words for b in found.blocks if isinstance(b, Text))
@@ -167,7 +167,7 @@ def rows(**spreads: float) -> list[dict[str, object]]:
             "steps": calls,
             "spread": spreads.get(name.replace("-", "_"), 80.0),
         }
-        for name in SAMPLERS
+        for name in COMPARED
         for calls in (10, 50)
     ]
 

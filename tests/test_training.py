@@ -522,7 +522,7 @@ def test_a_network_serves_images_of_any_size(
 @pytest.mark.parametrize(
     ("net", "options", "sentence"),
     [
-        ("unet", {"heads": 3}, "16 channels can't be shared between 3 heads"),
+        ("unet", {"heads": 3}, "16 channels, which 3 heads do not divide"),
         ("unet2d", {"blocks": (1, 2)}, "same number of blocks at every level"),
     ],
 )

@@ -55,7 +55,10 @@ class NetworkTable(Table):
         super().check(spec)
         name, colon, _ = spec.partition(":")
         if colon and (refuse := getattr(self.function(name), "check_options", None)):
-            refuse(**{**self.defaults(name), **self.options(spec)})
+            try:
+                refuse(**{**self.defaults(name), **self.options(spec)})
+            except UserError as error:
+                raise UserError(f"network '{name}': {error}") from error
 
     def function(self, name: str) -> Callable[..., Any]:
         """The class of the network called `name`. Raises UserError for an unknown name."""
