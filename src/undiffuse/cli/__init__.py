@@ -1,0 +1,82 @@
+"""The command `undiffuse`.
+
+train.py     the verb `train`
+verbs.py     the verbs on a run
+output.py    what is printed, and how the command ends
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import tyro
+
+from undiffuse import __version__
+from undiffuse.base import engine
+from undiffuse.base.errors import UserError
+from undiffuse.cli.output import STOPPED, fail, leave
+from undiffuse.cli.train import flags_of, preset_of, train_verb, with_flags
+from undiffuse.cli.verbs import evaluate, info, report, sample, study
+
+
+def main() -> None:
+    """Run the command. A user's mistake is one sentence and exit code 2."""
+    arguments = sys.argv[1:]
+    if arguments == ["--version"]:
+        print(f"undiffuse {__version__}")
+        return
+    engine.keep_freed_memory()
+    try:
+        run_verb(arguments)
+    except SystemExit as end:
+        if end.code in (STOPPED + signal.SIGINT, STOPPED + signal.SIGTERM):
+            sys.stdout.flush()
+            sys.stderr.flush()
+            # All is saved. Python's own way out waits 10 s and more for compilers in threads.
+            os._exit(int(end.code))
+        raise
+
+
+def run_verb(arguments: list[str]) -> None:
+    """Run the verb that the arguments name. Every way to end leads to SystemExit."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, lambda number, frame: leave(number))
+    try:
+        verbs: dict[str, Callable[..., Any]] = {
+            "train": train_verb(flags_of(preset_of(arguments))),
+            "sample": sample,
+            "evaluate": evaluate,
+            "study": study,
+            "report": report,
+            "info": info,
+        }
+        tyro.extras.subcommand_cli_from_dict(
+            verbs,
+            prog="undiffuse",
+            description="Understand, train and trust a small diffusion model on a CPU. "
+            "'undiffuse train' begins; see 'undiffuse VERB --help'.",
+            args=arguments,
+        )
+    except UserError as error:
+        fail(with_flags(str(error)))
+    except KeyboardInterrupt:
+        leave(signal.SIGINT)
+    except BrokenPipeError:
+        raise SystemExit(STOPPED + 13) from None
+    except OSError as error:
+        if error.filename is None:
+            raise
+        fail(f"{error.filename} can't be used ({error.strerror}); give another path, or fix that")
+    except (MemoryError, RuntimeError) as error:
+        of_torch = "can't allocate memory" in str(error)
+        if not isinstance(error, MemoryError) and not of_torch:
+            raise
+        fail(
+            "there is not enough memory for this; take fewer or smaller images at a time, or a "
+            "smaller network"
+        )

@@ -1,0 +1,169 @@
+"""The verb `train`. Its flags are the fields of the configuration and of the session's options."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, field, make_dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import tyro
+from tyro.conf import OmitArgPrefixes
+
+from undiffuse.base import engine
+from undiffuse.base.errors import UserError
+from undiffuse.base.lazy import lazy
+from undiffuse.cli.output import leave, say, stdout
+from undiffuse.training.config import FORMER, Config
+from undiffuse.training.options import SessionOptions, make_options
+from undiffuse.training.presets import make_config
+
+if TYPE_CHECKING:
+    from undiffuse import api
+    from undiffuse.console import live
+    from undiffuse.runs import folder, signals
+    from undiffuse.runs import plan as plans
+else:
+    api, live = lazy("undiffuse.api"), lazy("undiffuse.console.live")
+    folder, signals = lazy("undiffuse.runs.folder"), lazy("undiffuse.runs.signals")
+    plans = lazy("undiffuse.runs.plan")
+
+NETWORK = {
+    "channels": (
+        tuple[int, ...],
+        "channels of each level of the network: --net NAME:channels=64/128",
+    ),
+    "blocks": (tuple[int, ...], "residual blocks of each level"),
+    "attention": (tuple[bool, ...], "attention at each level"),
+    "heads": (int, "attention heads"),
+    "dropout": (float, "dropout inside the blocks"),
+}
+"""Flags that stand for options of the network's spec."""
+
+FORMER_FLAGS = {new: f"--{old.replace('_', '-')}" for old, new in FORMER.items()}
+
+
+def flags_of(preset: Config) -> Any:
+    """The flags of `train` as a plain dataclass: hyperparameters, network and session options.
+
+    The parser sees to their types only: what fits together is the configuration's business, and its
+    complaint one sentence."""
+
+    def flag(name: str, kind: Any, text: str | None, default: Any) -> tuple[str, Any, Any]:
+        aliases = [FORMER_FLAGS[name]] if name in FORMER_FLAGS else None
+        return (
+            name,
+            Annotated[kind, tyro.conf.arg(help=text, aliases=aliases)],
+            field(default=default),
+        )
+
+    own = [
+        flag(name, hyper.annotation, hyper.description, getattr(preset, name))
+        for name, hyper in Config.model_fields.items()
+    ]
+    network = [flag(name, kind | None, text, None) for name, (kind, text) in NETWORK.items()]
+    session = [
+        flag(name, option.annotation, option.description, option.default)
+        for name, option in SessionOptions.model_fields.items()
+    ]
+    return make_dataclass("hyperparameters", [*own, *network, *session], frozen=True)()
+
+
+def chosen(flags: Any) -> tuple[Config, SessionOptions]:
+    """(the configuration, the session's options) of the flags. Raises UserError."""
+    values = asdict(flags)
+    options = {name: values.pop(name) for name in SessionOptions.model_fields}
+    preset = values.pop("preset")
+    return make_config(preset, **values), make_options(**options)
+
+
+def train_verb(preset: Any) -> Callable[..., None]:
+    """The verb `train`, whose flags have the values of `preset` as defaults."""
+
+    def train(
+        flags: Any = preset,
+        out: Path | None = None,
+        replay: Path | None = None,
+        plan: bool = False,
+    ) -> None:
+        """Train a diffusion model, or go on with a run: the same command again resumes it.
+
+        Args:
+            out: the run folder (default: runs/PRESET)
+            replay: repeat this finished run step by step, to the same weights; needs --out
+            plan: time a few steps, print what the budget allows, and train nothing
+        """
+        config, options = chosen(flags)
+        if replay is not None:
+            config = replayed(replay, config, out, plan)
+        if plan:
+            say(plans.plan(config, options))
+            return
+        path = out or Path("runs") / config.preset
+        done = folder.Run(path).exists() and folder.Run(path).finished()
+        try:
+            with live.Watcher(config, path, stdout()) as watcher:
+                api.train_config(
+                    config, path, options, replay=replay, started=engine.STARTED, watch=watcher
+                )
+        except signals.Interrupted as stop:
+            leave(
+                stop.signal,
+                f"{path}: stopped by {stop} and saved; the same command goes on from here",
+            )
+        end = folder.Run(path).finished()
+        assert end is not None
+        state = "was already finished" if done else "finished"
+        say(f"{path}: {state}, {end.step:,} steps in {end.time / 60:.1f} minutes")
+        say(f"  {path}/samples/step_{end.step:06d}.png  its last samples")
+        say(f"  {path}/timeline.png, {path}/loss.png")
+        say(f"  {sys.argv[0] if '/' in sys.argv[0] else 'undiffuse'} sample {path}  samples more")
+
+    train.__annotations__["flags"] = OmitArgPrefixes[type(preset)]  # type: ignore[misc]
+    return train
+
+
+def replayed(run: Path, asked: Config, out: Path | None, plan: bool) -> Config:
+    """The configuration of a run to replay. UserError for flags that do not go with that."""
+    if out is None:
+        raise UserError("--replay needs --out, a new folder for the repeated run")
+    if plan or asked != make_config():
+        raise UserError(
+            "--replay repeats the other run's configuration, so it takes no flag of a "
+            "hyperparameter, no --preset and no --plan"
+        )
+    return folder.Run(run).about().config
+
+
+def preset_of(arguments: list[str]) -> Config:
+    """The preset that `--preset NAME` chooses, without its minutes where another budget is given."""
+    name = "fast"
+    for flag, value in pairwise([*arguments, ""]):
+        if flag.startswith("--preset="):
+            name = flag.partition("=")[2]
+        elif flag == "--preset":
+            name = value
+    other = any(argument.partition("=")[0] in ("--epochs", "--steps") for argument in arguments)
+    return (
+        make_config(name)
+        if not other or arguments[:1] != ["train"]
+        else make_config(name).model_copy(update={"minutes": None})
+    )
+
+
+def with_flags(sentence: str) -> str:
+    """An error of the library, which names parameters, with the names of the flags."""
+    fields = "|".join((*Config.model_fields, *SessionOptions.model_fields))
+
+    def flag(name: str) -> str:
+        return f"--{name.replace('_', '-')}"
+
+    def given(match: re.Match[str]) -> str:
+        return flag(match[1]) + ("" if match[2] == "True" else f" {match[2]}")
+
+    sentence = re.sub(rf"\b({fields})=([\w.]*\w)", given, sentence)
+    names = f"{fields}|{'|'.join(NETWORK)}|n|classes"
+    return re.sub(rf"^({names})(?=:| must )", lambda match: flag(match[1]), sentence)
