@@ -8,6 +8,7 @@ output.py    what is printed, and how the command ends
 from __future__ import annotations
 
 import os
+import re
 import signal
 import sys
 import threading
@@ -55,6 +56,8 @@ def run_verb(arguments: list[str]) -> None:
             "report": report,
             "info": info,
         }
+        for verb in verbs.values():
+            verb.__doc__ = unwrapped(verb.__doc__ or "")
         tyro.extras.subcommand_cli_from_dict(
             verbs,
             prog="undiffuse",
@@ -80,3 +83,8 @@ def run_verb(arguments: list[str]) -> None:
             "there is not enough memory for this; take fewer or smaller images at a time, or a "
             "smaller network"
         )
+
+
+def unwrapped(text: str) -> str:
+    """A verb's docstring with the text of each argument in one line: the terminal wraps it."""
+    return re.sub(r"\n {12,}(?=\S)", " ", text)

@@ -139,7 +139,7 @@ def replayed(run: Path, asked: Config, out: Path | None, plan: bool) -> Config:
 
 
 def preset_of(arguments: list[str]) -> Config:
-    """The preset that `--preset NAME` chooses, without its minutes where another budget is given."""
+    """The preset that `--preset NAME` chooses, without minutes where another budget is given."""
     name = "fast"
     for flag, value in pairwise([*arguments, ""]):
         if flag.startswith("--preset="):
