@@ -28,28 +28,7 @@ def read_images(file: Path, training: Dataset) -> tuple[Tensor, Tensor | None]:
     import numpy as np
 
     channels, height, width = training.shape
-    arrays: dict[str, Any] = {}
-    try:
-        with zipfile.ZipFile(file) as archive:
-            members = {name.removesuffix(".npy"): name for name in archive.namelist()}
-            if "images" not in members:
-                raise UserError(
-                    f"{file} has no array 'images'; it has: {', '.join(members) or 'none'}"
-                )
-            for name in ("images", "labels"):
-                if name in members:
-                    with archive.open(members[name]) as member:
-                        arrays[name] = read_array(member, f"{file}: {name}")
-    except UserError:
-        raise
-    except FileNotFoundError:
-        raise UserError(
-            f"{file} does not exist; give an .npz file with an array 'images'"
-        ) from None
-    except Exception as error:  # a broken archive can raise almost anything
-        raise UserError(
-            f"{file} can't be read as an .npz file ({error or type(error).__name__})"
-        ) from error
+    arrays = read_arrays(file)
     pixels, labels = arrays["images"], arrays.get("labels")
     if pixels.dtype.kind == "f" and not np.isfinite(pixels).all():
         raise UserError(f"{file}: images hold NaN or infinity; save them as uint8, 0 to 255")
@@ -80,6 +59,35 @@ def read_images(file: Path, training: Dataset) -> tuple[Tensor, Tensor | None]:
             f"{len(training.classes)} classes they must be from 0 to {len(training.classes) - 1}"
         )
     return generated, torch.from_numpy(labels.astype(np.int64))
+
+
+def read_arrays(file: Path) -> dict[str, NDArray[Any]]:
+    """The arrays `images` and, if there is one, `labels` of an .npz file.
+
+    Raises UserError where the file can't be read or has no `images`."""
+    arrays: dict[str, NDArray[Any]] = {}
+    try:
+        with zipfile.ZipFile(file) as archive:
+            members = {name.removesuffix(".npy"): name for name in archive.namelist()}
+            if "images" not in members:
+                raise UserError(
+                    f"{file} has no array 'images'; it has: {', '.join(members) or 'none'}"
+                )
+            for name in ("images", "labels"):
+                if name in members:
+                    with archive.open(members[name]) as member:
+                        arrays[name] = read_array(member, f"{file}: {name}")
+    except UserError:
+        raise
+    except FileNotFoundError:
+        raise UserError(
+            f"{file} does not exist; give an .npz file with an array 'images'"
+        ) from None
+    except Exception as error:  # a broken archive can raise almost anything
+        raise UserError(
+            f"{file} can't be read as an .npz file ({error or type(error).__name__})"
+        ) from error
+    return arrays
 
 
 def read_array(member: IO[bytes], what: str) -> NDArray[Any]:

@@ -119,7 +119,7 @@ def nearest_features(queries: Tensor, training: Tensor) -> Tensor:
 
 
 def chance_of_as_many(count: int, audited: int, control: int, rank: int) -> float:
-    """The probability that `count` or more audited values lie below the control's `rank`-th smallest.
+    """The probability of `count` or more audited values below the control's `rank`-th smallest.
 
     There are `audited` and `control` values, all sampled from one distribution.
 
