@@ -1,15 +1,22 @@
-# make digits            train on MNIST for 10 minutes, draw new digits, compare the samplers, write the report (MINUTES=3 for
-#                        another budget)
-# make test              the checks and the fast tests;  make test-slow  the long ones
-# make bench             training speed beside diffusers' UNet2DModel and the machine's own, into bench.json
-# make torture           kill -9 two hundred times, go on each time, compare to the byte: some minutes
-# make signals           Ctrl-C and SIGTERM at twenty moments of a training: how long until it has saved and is gone: a quarter of an hour
-# make properties        the tests of properties with new examples, EXAMPLES=2000 each
-# make speedrun          quality for the minutes spent: 3 and 10 minutes, 3 seeds (MINUTES=60), about 2 hours
-# make docs              the documentation, into docs/_build/html; a dead link is an error
-# make features          train the metrics' feature network anew (not needed: it is in the package)
-# make setup             only set up .venv
-# PYTHON=python3.12 chooses the interpreter; RUN=runs/other the run folder of make digits.
+# make digits       train on MNIST for 10 minutes, sample digits, compare the samplers and write the
+#                   report
+# make test         the checks and the fast tests
+# make test-slow    the slow tests, about 20 minutes
+# make bench        the training speed beside that of diffusers' UNet2DModel and the rate of the
+#                   machine's convolutions, into bench.json
+# make torture      kill a training 200 times with SIGKILL and resume it each time; the run must end
+#                   in the same bytes; about 10 minutes
+# make signals      send Ctrl-C or SIGTERM at 20 moments of a training and time its exit, about 15
+#                   minutes
+# make properties   the tests of properties with new examples, EXAMPLES=2000 each
+# make speedrun     the quality that a budget of minutes gives: 3 and 10 minutes (or MINUTES=60), 3
+#                   seeds; about 2 hours
+# make docs         the documentation, into docs/_build/html; a dead link is an error
+# make features     train the metrics' feature network again (not needed: the package has it)
+# make setup        only set up .venv
+#
+# PYTHON=python3.12 chooses the interpreter. MINUTES=3 gives make digits another budget, and
+# RUN=runs/other another run folder.
 
 PYTHON  ?= python3
 MINUTES ?= 10
@@ -18,17 +25,21 @@ EXAMPLES ?= 2000
 BIN     := .venv/bin
 READY   := .venv/.ready
 
-.PHONY: digits test test-slow check bench torture signals properties speedrun features docs setup clean
+.PHONY: digits test test-slow check bench torture signals properties speedrun features docs setup \
+  clean
 .DEFAULT_GOAL := digits
 
 digits: setup
 	@$(BIN)/undiffuse train --conditional --minutes $(MINUTES) --out $(RUN) || { status=$$?; \
 	  if $(BIN)/python -c '$(OTHER_MINUTES)' $(RUN)/config.json $(MINUTES) 2>/dev/null; then \
-	    echo "For a new run: make digits MINUTES=$(MINUTES) RUN=$(RUN)-$(MINUTES)min"; fi; exit $$status; }
+	    echo "For a new run: make digits MINUTES=$(MINUTES) RUN=$(RUN)-$(MINUTES)min"; fi; \
+	  exit $$status; }
 	@test -f $(RUN)/samples.png || $(BIN)/undiffuse sample $(RUN) --n 100
-	@test -f $(RUN)/report.html || { $(BIN)/undiffuse study samplers $(RUN) && $(BIN)/undiffuse report $(RUN); }
+	@test -f $(RUN)/report.html || { $(BIN)/undiffuse study samplers $(RUN) && \
+	  $(BIN)/undiffuse report $(RUN); }
 
-# Whether the run's config.json has another number of minutes; fails where there is none, or where MINUTES is no number.
+# Succeeds where the run's config.json has another number of minutes. Fails where there is no such
+# file or where MINUTES is not a number.
 OTHER_MINUTES := import json, sys; path, asked = sys.argv[1:]; \
   sys.exit(json.load(open(path))["config"]["minutes"] == float(asked))
 
@@ -53,10 +64,12 @@ signals: setup
 	$(BIN)/python scripts/signals.py
 
 properties: setup
-	EXAMPLES=$(EXAMPLES) $(BIN)/python -m pytest tests/test_properties.py tests/test_life.py -n auto --maxprocesses 4
+	EXAMPLES=$(EXAMPLES) $(BIN)/python -m pytest tests/test_properties.py tests/test_life.py \
+	  -n auto --maxprocesses 4
 
 speedrun: setup
-	$(BIN)/python benchmarks/speedrun.py $(if $(filter command line,$(origin MINUTES)),--minutes $(MINUTES))
+	$(BIN)/python benchmarks/speedrun.py \
+	  $(if $(filter command line,$(origin MINUTES)),--minutes $(MINUTES))
 
 features: setup
 	$(BIN)/python scripts/train_features.py
@@ -69,13 +82,13 @@ setup: $(READY)
 
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps
 
-# Nothing is installed but files whose hashes are in the locks. torch's own CPU wheel for Linux is taken where pip is told where to find it;
-# the package index's wheel for Linux brings the libraries of a GPU.
-# The marker is written last, so an interrupted set-up is begun again, and a changed lock is installed.
+# Only files whose hashes are in the locks are installed. torch's CPU wheel for Linux is taken where
+# pip finds it. Otherwise the package index's wheel is taken. On Linux it needs a GPU's libraries.
+# The marker is written last: an interrupted set-up starts again, and a changed lock is installed.
 $(READY): $(wildcard requirements*.lock) pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
-	  echo "undiffuse needs Python 3.11 or newer; say which with: make PYTHON=python3.12"; exit 2; }
-	@echo "Setting up .venv: some minutes the first time, as torch is large"
+	  echo "undiffuse needs Python 3.11 or newer; choose one with: make PYTHON=python3.12"; exit 2; }
+	@echo "Setting up .venv. It takes some minutes the first time, because torch is large."
 	@test -x $(BIN)/python && $(BIN)/python -c '' 2>/dev/null || $(PYTHON) -m venv --clear .venv
 	$(INSTALL) --require-hashes -r requirements.lock
 	@found=$$($(INSTALL) --require-hashes -r requirements-torch-cpu.lock 2>&1) || case "$$found" in \

@@ -1,7 +1,9 @@
-"""`make bench`: how fast the default network trains here, beside diffusers' UNet2DModel and the machine's own rate.
+"""`make bench`: the training speed of the default network beside diffusers' UNet2DModel.
 
-All figures are taken in this one run, on this one machine, the contestants in turn; so the ratios mean something,
-and the absolute figures only here. Prints them, and writes them to bench.json.
+It also measures the sampling speed and the rate of the machine's convolutions. All figures are of
+one run on one machine. The contestants take turns, so their ratios can be compared with those of
+other machines. The speeds themselves hold for this machine only. The figures are printed and
+written to bench.json.
 """
 
 from __future__ import annotations
@@ -35,14 +37,15 @@ from undiffuse.training.options import make_options, resolve
 from undiffuse.training.presets import make_config
 from undiffuse.training.records import StepTaken
 
-BATCH = 128
+BATCH = 128  # images a step
 ROUNDS = 3
-SECONDS = 12.0  # of training in a round, after the first step
-CONVOLUTIONS = ((64, 28), (64, 14), (128, 14), (128, 7), (256, 7))  # 3x3: channels, pixels a side
+SECONDS = 12.0  # of training in a round, after two steps that warm up
+CONVOLUTIONS = ((64, 28), (64, 14), (128, 14), (128, 7), (256, 7))
+"""(channels, pixels a side) of the 3x3 convolutions."""
 
 
 def pace(step: Callable[[], object]) -> float:
-    """The median seconds of a step, after two that warm up and compile."""
+    """The median seconds of a step. Two steps before them warm up and compile."""
     step(), step()
     seconds: list[float] = []
     while sum(seconds) < SECONDS or len(seconds) < 3:
@@ -53,7 +56,10 @@ def pace(step: Callable[[], object]) -> float:
 
 
 def train_undiffuse(**changes: str) -> dict[str, float]:
-    """The preset `fast` with its own loop; only snapshots are left out."""
+    """Train the preset `fast` with the package's loop, without held-out images.
+
+    changes: fields of `SessionOptions`. Returns the seconds of a step, and the FLOP of an image,
+    forward and backward."""
     config = make_config("fast", batch_size=BATCH)
     experiment = make_experiment(config)
     held_out = experiment.held_out.dataset.take(torch.arange(0))
@@ -74,9 +80,9 @@ def train_undiffuse(**changes: str) -> dict[str, float]:
 
 
 def sample_undiffuse() -> dict[str, float]:
-    """Images per second sampled by the preset `fast`, by network calls an image.
+    """Images per second that the preset `fast` samples, by network calls for an image.
 
-    Conditional and guided, as `undiffuse sample` does it."""
+    The model is conditional and guided, as in `undiffuse sample`."""
     config = make_config("fast", conditional=True)
     denoiser = make_experiment(config).denoiser
     denoiser.network.eval()  # type: ignore[attr-defined]  # a module
@@ -94,7 +100,10 @@ def sample_undiffuse() -> dict[str, float]:
 
 
 def train_unet2d(best: bool) -> dict[str, float]:
-    """diffusers' UNet2DModel as the tutorials train it (fp32, eager), or at its `best` (bf16, and compiled where there is a compiler)."""
+    """Train diffusers' UNet2DModel as the tutorials do: fp32, not compiled.
+
+    best: in bf16, and compiled where there is a C++ compiler. Returns the same as
+    `train_undiffuse`."""
     from diffusers import UNet2DModel
 
     from undiffuse.nets.unet2d import upsample_by_views
@@ -109,7 +118,7 @@ def train_unet2d(best: bool) -> dict[str, float]:
         up_block_types=("AttnUpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
     )
     if best:
-        upsample_by_views(model)  # or torch 2.13 would leave out most of the backward pass
+        upsample_by_views(model)  # torch 2.13 compiles its upsampling with a wrong gradient
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
     x, target = torch.randn(2, BATCH, 1, 28, 28)
 
@@ -117,9 +126,8 @@ def train_unet2d(best: bool) -> dict[str, float]:
         with torch.autocast("cpu", torch.bfloat16, enabled=best):
             return nn.functional.mse_loss(model(x, t).sample.float(), target)
 
-    warnings.filterwarnings(
-        "ignore", message="Dynamo detected a call to a `functools.lru_cache`"
-    )  # in diffusers
+    # diffusers causes this warning.
+    warnings.filterwarnings("ignore", message="Dynamo detected a call to a `functools.lru_cache`")
     run = torch.compile(loss) if best and engine.compiler() else loss
 
     def step() -> None:
@@ -133,7 +141,9 @@ def train_unet2d(best: bool) -> dict[str, float]:
 
 
 def convolution_rate() -> dict[str, float]:
-    """The machine's own rate: FLOP/s of a 3x3 convolution, forward and backward, in bf16, at the best of some shapes."""
+    """The rate of 3x3 convolutions in bf16, forward and backward, in FLOP/s.
+
+    `rate` is the highest of all shapes in CONVOLUTIONS."""
     rates = {}
     for channels, side in CONVOLUTIONS:
         layer = nn.Conv2d(channels, channels, 3, padding=1).to(
@@ -163,15 +173,12 @@ CONTESTANTS: dict[str, Callable[[], dict[str, float]]] = {
     "undiffuse, not compiled": lambda: train_undiffuse(compile="off"),
     "undiffuse, fp32": lambda: train_undiffuse(precision="fp32"),
 }
-ONCE = (
-    "unet2d-best",
-    "undiffuse, not compiled",
-    "undiffuse, fp32",
-)  # their ratios are only printed
+ONCE = ("unet2d-best", "undiffuse, not compiled", "undiffuse, fp32")
+"""Contestants of the first round only. Their figures are for information."""
 
 
 def measure(name: str) -> dict[str, float]:
-    """One contestant in a process of its own, so that its peak memory is its own."""
+    """The figures of a contestant. It has a process of its own, for its peak memory."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "result.json"
         subprocess.run([sys.executable, __file__, name, str(file)], check=True)
@@ -179,6 +186,7 @@ def measure(name: str) -> dict[str, float]:
 
 
 def main() -> None:
+    """Measure all contestants, print the figures and write bench.json."""
     if len(sys.argv) == 3:  # the contestant's own process
         result = CONTESTANTS[sys.argv[1]]()
         result["memory_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
@@ -225,7 +233,7 @@ def main() -> None:
         "machine": {
             **engine.machine_facts(),
             "cores": os.cpu_count(),
-            "processor": platform.processor() or platform.machine(),
+            "cpu_name": platform.processor() or platform.machine(),
         },
     }
     Path("bench.json").write_text(json.dumps(figures, indent=2) + "\n")

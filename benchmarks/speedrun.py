@@ -1,12 +1,16 @@
-"""`make speedrun`: how good are the digits for the minutes spent?
+"""`make speedrun`: the quality of the digits that a budget of minutes gives.
 
-For each budget and mode, some seeds: a training from random weights with an empty compiler cache, start-up and
-compilation inside the budget; then 10,000 digits with at most 25 network calls each, every call of guidance counted, measured by
-`undiffuse evaluate`. No metric network is used in training (--score-share 0), no digit is rejected, and the test
-images are in nothing but the score. The median over seeds goes into speedrun.json and a table, in Frechet
-distances over that of real test digits.
+For each budget and mode it trains a few seeds from random weights, with an empty compiler cache.
+Start-up and compilation are inside the budget. Then it samples 10,000 digits with at most 25
+network calls each, calls of guidance included, and measures them with `undiffuse evaluate`.
+Training measures no quality (--quality-share 0), all sampled digits count, and the test images are
+used in the evaluation only.
 
-It resumes: finished trainings and evaluations are left as they are. Everything is in `runs/speedrun`.
+The results are ratios: the Frechet distance to the training digits, divided by that of real test
+digits. The median over the seeds goes into speedrun.json and a table.
+
+Finished trainings and evaluations are kept, so an interrupted speedrun can be continued. Everything
+is in `runs/speedrun`.
 """
 
 from __future__ import annotations
@@ -32,25 +36,16 @@ MODES = {
 }
 """mode -> flags of training."""
 
-MOST_CALLS = 25
+MOST_CALLS = 25  # network calls for a digit
 
 
 def one(folder: Path, mode: str, minutes: float, seed: int, n: int) -> dict[str, Any]:
-    """Train a run, and evaluate n of its digits, unless that was done before.
+    """Train a run and evaluate n of its digits, unless that was done before.
 
-    Returns the content of its metrics.json."""
+    Returns the content of metrics.json."""
     with tempfile.TemporaryDirectory() as empty:
-        flags = [
-            "--minutes",
-            f"{minutes:g}",
-            "--seed",
-            str(seed),
-            "--quality-share",
-            "0",
-            *MODES[mode],
-            "--out",
-            str(folder),
-        ]
+        budget = ["--minutes", f"{minutes:g}", "--seed", str(seed), "--quality-share", "0"]
+        flags = [*budget, *MODES[mode], "--out", str(folder)]
         environment = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": empty}
         subprocess.run([*UNDIFFUSE, "train", *flags], check=True, env=environment)
     metrics = folder / "metrics.json"
@@ -59,24 +54,15 @@ def one(folder: Path, mode: str, minutes: float, seed: int, n: int) -> dict[str,
     assert end is not None
     if (earlier.get("of", {}).get("step"), earlier.get("sampling", {}).get("n")) != (end.step, n):
         precision = "bf16" if engine.has_bf16() else "fp32"  # as it was trained
-        command = [
-            "evaluate",
-            str(folder),
-            "--no-likelihood",
-            "--n",
-            str(n),
-            "--seed",
-            str(seed),
-            "--precision",
-            precision,
-        ]
-        subprocess.run([*UNDIFFUSE, *command], check=True)
+        flags = ["--no-likelihood", "--n", str(n), "--seed", str(seed), "--precision", precision]
+        subprocess.run([*UNDIFFUSE, "evaluate", str(folder), *flags], check=True)
     found = json.loads(metrics.read_text())
     assert found["sampling"]["network_calls"] <= MOST_CALLS
     return dict(found)
 
 
 def main() -> None:
+    """Train and evaluate all runs, write speedrun.json and print the table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n\n")[0])
     parser.add_argument("--minutes", type=float, nargs="+", default=[3, 10])
     parser.add_argument("--modes", nargs="+", default=list(MODES), choices=MODES)

@@ -1,12 +1,14 @@
-"""A coverage-guided fuzzer on everything that reads a file which somebody else may have made.
+"""A coverage-guided fuzzer for the readers of files that others may have made.
 
     python scripts/fuzz.py idx|config|log|checkpoint|model|archive --runs 100000
 
-Whatever the bytes, a reader returns or raises UserError; anything else is a finding, and ends the
-fuzzer with its input. The seeds are files that the package itself wrote, so that the fuzzer begins
-behind the first check. Checksums are made to hold, where the rest is to be reached. Every second
-change is one of a value within the JSON (the lines of a log, the header of a checkpoint, a model's
-description), which stays JSON, or one within an array of an archive. The others are of any bytes.
+A reader must return or raise UserError for any bytes. Any other exception is a finding. It ends the
+fuzzer, which keeps the input. The fuzzer starts from files that the package wrote, so that it
+passes the first check.
+
+Half of the changes keep the outer form of the file. They change a value within the JSON (a line of
+a log, the header of a checkpoint, a model's description) or an array within an archive, whose
+checksums are written again. The other changes are of any bytes.
 """
 
 from __future__ import annotations
@@ -61,20 +63,24 @@ with atheris.instrument_imports(include=["undiffuse"]):
     )
 
 PLACE = Path(tempfile.mkdtemp(dir="/dev/shm" if Path("/dev/shm").is_dir() else None))
+"""The folder of the files, in memory where the system has such a folder."""
 
 
 def idx(content: bytes) -> None:
+    """An IDX file of images."""
     path = PLACE / "images-idx3-ubyte"
     path.write_bytes(content)
     read_idx(path, 1, 3, 4)
 
 
 def config(content: bytes) -> None:
+    """A run's config.json."""
     (PLACE / "config.json").write_bytes(content)
     Run(PLACE).about()
 
 
 def log(content: bytes) -> None:
+    """A run's log.jsonl, and the clock's decisions in it."""
     run = Run(PLACE)
     run.log_path.write_bytes(content)
     for _ in run.follow():
@@ -83,6 +89,7 @@ def log(content: bytes) -> None:
 
 
 def checkpoint(content: bytes) -> None:
+    """A checkpoint: first without its checksum, so that the parser behind it is reached."""
     path = PLACE / "x.safetensors"
     path.write_bytes(content)
     load_tensors(path, checksum=False)
@@ -90,7 +97,7 @@ def checkpoint(content: bytes) -> None:
 
 
 def model(content: bytes) -> None:
-    """The content is the description; its network is TINY, so most others do not fit."""
+    """The description of a model. The weights are those of TINY, so most others do not fit."""
     path = PLACE / "model.safetensors"
     metadata = {"step": "3", "model": content.decode(errors="replace")}
     save_tensors(path, dict(TINY.build().state_dict()), metadata)
@@ -98,6 +105,7 @@ def model(content: bytes) -> None:
 
 
 def archive(content: bytes) -> None:
+    """An .npz file of images."""
     path = PLACE / "images.npz"
     path.write_bytes(content)
     files.read_images(path, DATASET)
@@ -125,11 +133,11 @@ ODD: list[Any] = [
     *["", "0", "a" * 300, "../x", "/", "\x00", "\ud800", "F32", "I64"],
     *[[], {}, [0], [[0, 1]], [0, 2**62], {"": 0}],
 ]
-"""What a program that expects another value may stumble over."""
+"""Values that a program may fail on when it expects another."""
 
 
 def changed(value: Any, chance: random.Random) -> Any:
-    """A JSON value with one place of it changed, dropped or doubled."""
+    """A JSON value, one part of which is changed, removed or repeated."""
     if isinstance(value, dict | list) and value and chance.random() < 0.9:
         key = chance.choice(list(value) if isinstance(value, dict) else range(len(value)))
         deed = chance.random()
@@ -148,6 +156,7 @@ def changed(value: Any, chance: random.Random) -> Any:
 
 
 def changed_json(content: bytes, chance: random.Random) -> bytes:
+    """JSON with one value changed; other content stays as it is."""
     try:
         return json.dumps(changed(json.loads(content), chance)).encode()
     except (ValueError, RecursionError, OverflowError):
@@ -155,6 +164,7 @@ def changed_json(content: bytes, chance: random.Random) -> bytes:
 
 
 def changed_archive(content: bytes, chance: random.Random) -> bytes:
+    """An archive with one member changed; other content stays as it is."""
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             members = {name: archive.read(name) for name in archive.namelist()}
@@ -165,12 +175,12 @@ def changed_archive(content: bytes, chance: random.Random) -> bytes:
             for name, member in members.items():
                 archive.writestr(name, member)
         return out.getvalue()
-    except Exception:  # whatever an archive of any bytes has wrong: it is tried as it is
+    except Exception:  # zipfile raises many kinds for a broken archive
         return content
 
 
 def mutated(content: bytes, most: int, seed: int, target: str) -> bytes:
-    """What libFuzzer tries next."""
+    """The content that libFuzzer tries next, at most `most` bytes."""
     chance = random.Random(seed)
     if target != "idx" and chance.random() < 0.5:
         if target in ("config", "model"):
@@ -192,17 +202,18 @@ def mutated(content: bytes, most: int, seed: int, target: str) -> bytes:
 
 
 def seeds(target: str) -> list[bytes]:
-    """Files as they should be."""
+    """Valid files, from which the fuzzer starts."""
     if target == "idx":
         images = struct.pack(">HBB3I", 0, 8, 3, 2, 2, 2) + bytes(8)
         return [images, struct.pack(">HBBI", 0, 8, 1, 3) + bytes(3)]
     if target == "config":
         run = Run(PLACE / "run")
         facts = DataFacts("tiny", (1, 8, 8), CLASSES, 4, 0, "0" * 64)
-        plain, told = make_config(steps=3), make_config(steps=3, conditional=True, clusters=2)
+        plain = make_config(steps=3)
+        conditional = make_config(steps=3, conditional=True, clusters=2)
         clusters = Conditioning(CLASSES, clusters=(3, 1), class_of_cluster=(0, 1))
         found = []
-        for own, conditioning in ((plain, Conditioning()), (told, clusters)):
+        for own, conditioning in ((plain, Conditioning()), (conditional, clusters)):
             run.create(own, facts, conditioning, None)
             found.append((run.path / "config.json").read_bytes())
             (run.path / "config.json").unlink()

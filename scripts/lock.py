@@ -1,10 +1,11 @@
-"""Write requirements.lock and requirements-torch.lock anew, from requirements.in. It needs uv.
+"""Writes requirements.lock and requirements-torch.lock again, from requirements.in. It needs uv.
 
     pip install uv && python scripts/lock.py
 
-Both hold exact versions with the hashes of all files, for every system and every Python that the
-project supports. torch stands apart: this is the package index's build, which on Linux wants the
-libraries of a GPU. requirements-torch-cpu.lock, made by hand, takes its place where it serves.
+Both files hold exact versions with the hashes of all files, for every system and every Python that
+the project supports. requirements-torch.lock holds the package index's build of torch, which on
+Linux needs the libraries of a GPU. requirements-torch-cpu.lock holds torch's CPU build. It is
+written by hand, and `make setup` tries it first.
 """
 
 from __future__ import annotations
@@ -16,8 +17,8 @@ from pathlib import Path
 HOME = Path(__file__).parent.parent
 TORCH = re.compile(r"(torch==|nvidia-|cuda-|triton==)")
 RESOLVE = [
-    "uv", "pip", "compile", "requirements.in", "--universal", "--generate-hashes", "--python-version", "3.11", "--no-header",
-    "--no-annotate", "--quiet",
+    "uv", "pip", "compile", "requirements.in", "--universal", "--generate-hashes",
+    "--python-version", "3.11", "--no-header", "--no-annotate", "--quiet",
 ]  # fmt: skip
 
 

@@ -1,10 +1,14 @@
-"""Are two versions of the code the same to the bit?   python scripts/pin.py [COMMIT]   (default: HEAD~1)
+"""Tests whether two versions of the code give the same bits.
 
-A refactor must not change what a run computes. This trains twelve steps of each network with the code
-of COMMIT and with the working tree, in the same process environment (bits depend on the instruction
-set, torch and the number of threads), and compares the weights, the averaged weights, the optimiser's
-moments, the losses and the samples of one seed. Both are used through the command only, so tensors may
-have new names. Exit code 0: identical. Exit code 1: the first differences are printed.
+    python scripts/pin.py [COMMIT]    # default: HEAD~1
+
+A refactor must not change what a run computes. The script trains twelve steps of each network with
+the code of COMMIT and with the working tree. Both run with the same environment, because bits
+depend on the instruction set, on torch and on the number of threads. The script compares the
+weights, the averaged weights, the optimiser's moments, the losses and the samples of one seed. It
+uses the command only, so tensors may have new names.
+
+Exit code 0: identical. Exit code 1: different; the names of the parts that differ are printed.
 """
 
 from __future__ import annotations
@@ -24,31 +28,19 @@ from safetensors import safe_open
 ROOT = Path(__file__).resolve().parent.parent
 
 COMMON = [
-    "--steps",
-    "12",
-    "--subset",
-    "2500",
-    "--batch-size",
-    "16",
-    "--snapshots",
-    "2",
-    "--snapshot-images",
-    "4",
-    "--sample-calls",
-    "4",
-    "--compile",
-    "off",
-    "--precision",
-    "bf16",
-    "--seed",
-    "3",
+    *["--steps", "12", "--subset", "2500", "--batch-size", "16", "--seed", "3"],
+    *["--snapshots", "2", "--snapshot-images", "4", "--sample-calls", "4"],
+    *["--compile", "off", "--precision", "bf16"],
 ]
+"""Flags of all trainings."""
+
 CASES = {
     "unet, classes": ["--conditional"],
     "unet, no classes": [],
     "unet2d": ["--preset", "handout"],
     "categorical": ["--preset", "likelihood"],
 }
+"""name -> further flags of its training."""
 
 
 def command(source: Path, *arguments: str | Path) -> None:
@@ -70,7 +62,7 @@ def digests(file: Path) -> list[str]:
 
 
 def measured(source: Path, flags: list[str], folder: Path) -> dict[str, Any]:
-    """What a run of twelve steps computes."""
+    """Train twelve steps and sample 8 images with the package in `source`: what was computed."""
     run = folder / "run"
     command(source, "train", *COMMON, *flags, "--out", run)
     command(source, "sample", run, "--n", "8", "--seed", "1", "--out", folder / "samples.npz")
@@ -89,6 +81,7 @@ def differences(here: dict[str, Any], there: dict[str, Any]) -> list[str]:
 
 
 def main(commit: str = "HEAD~1") -> None:
+    """Compare the working tree with `commit`, case by case. Ends the process."""
     different = False
     with tempfile.TemporaryDirectory() as place:
         other = Path(place, "code")

@@ -1,9 +1,10 @@
-"""`make signals`: Ctrl-C and SIGTERM while the default preset trains, at many moments.
+"""`make signals`: Ctrl-C and SIGTERM at many moments of a training with the default preset.
 
-How long until it has saved and is gone? Each time a process of its own with an empty compiler cache
-begins a run, or goes on with it. It gets the signal: itself, or with all of its children, as Ctrl-C
-in a terminal does it; and a second one soon after. The exit code must be 130 or 143, and the run
-must be one that goes on.
+It measures how long a training takes to save and to end after a signal. Each training is a process
+of its own, with an empty compiler cache. It begins a run or resumes it. Half of the signals go to
+the process only. The others also go to its child processes, as Ctrl-C in a terminal does. A second
+signal follows within 2 seconds, unless the process has ended. The exit code must be 130 or 143, and
+the next training must be able to resume the run.
 """
 
 from __future__ import annotations
@@ -21,13 +22,15 @@ from pathlib import Path
 from undiffuse.runs.folder import Run
 from undiffuse.training.records import SessionStarted
 
-PATIENCE = 60.0
+PATIENCE = 60.0  # seconds until a training that does not end counts as hanging
 
 
 def interrupted(folder: Path, after: float, number: int, everyone: bool, again: float) -> float:
-    """Seconds from the signal to the exit.
+    """Train in `folder`, send a signal and wait: the seconds from the signal to the exit.
 
-    Exits with a message where the exit code is another, or the folder is spoilt."""
+    after: seconds from the start to the signal. number: the signal. everyone: send it to the child
+    processes too, as a terminal does. again: seconds until a second signal. Ends the script with a
+    message for a wrong exit code, and raises UserError for a damaged checkpoint."""
     name = f"after {after:.1f} s, {signal.Signals(number).name}"
     with tempfile.TemporaryDirectory() as cache, tempfile.TemporaryFile() as output:
 
@@ -45,7 +48,10 @@ def interrupted(folder: Path, after: float, number: int, everyone: bool, again: 
         )
         time.sleep(after)
         if process.poll() is not None:
-            sys.exit(f"signals: it ended by itself with {process.returncode}: {said()}")
+            sys.exit(
+                f"signals: the training ended before the signal, with exit code "
+                f"{process.returncode}: {said()}"
+            )
         sent, send = time.monotonic(), os.killpg if everyone else os.kill
         send(process.pid, number)
         try:
@@ -56,10 +62,10 @@ def interrupted(folder: Path, after: float, number: int, everyone: bool, again: 
                 code = process.wait(PATIENCE)
             except subprocess.TimeoutExpired:
                 os.killpg(process.pid, signal.SIGKILL)
-                sys.exit(f"signals: {name}: no answer within {PATIENCE:.0f} s")
+                sys.exit(f"signals: {name}: the process did not end within {PATIENCE:.0f} s")
         seconds = time.monotonic() - sent
         begun = bool(Run(folder).of(SessionStarted))
-        # Before there is a run, the system may end it.
+        # Before the run exists, the process may still have the system's own signal handler.
         if code != 128 + number and (begun or code != -number):
             sys.exit(f"signals: {name}: exit code {code}: {said()}")
     if Run(folder).checkpoint_path.is_file():
@@ -71,7 +77,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n\n")[0])
     parser.add_argument("--times", type=int, default=20)
     parser.add_argument(
-        "--longest", type=float, default=90.0, help="seconds after which the last signal comes"
+        "--longest", type=float, default=90.0, help="seconds from a start to the latest signal"
     )
     parser.add_argument("--seed", type=int, default=0)
     chosen = parser.parse_args()
@@ -85,7 +91,7 @@ def main() -> None:
             seconds = interrupted(Path(place) / "run", after, number, k % 4 < 2, again)
             took.append(seconds)
             print(f"{after:6.1f} s  {number.name:8} {seconds:5.2f} s", flush=True)
-    print(f"{len(took)} signals, the slowest answered in {max(took):.2f} s")
+    print(f"{len(took)} signals; the slowest exit took {max(took):.2f} s")
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""`make torture`: kill -9 at random moments, then go on.
+"""`make torture`: kill a training with SIGKILL at random moments and resume it.
 
-The end must be that of an undisturbed run, to the byte. A tiny run saves after every step. At least
-half of the kills wait for a write to begin, as a write is short and would seldom be hit by chance.
-Each training is a fork of this process, which imports everything and computes nothing. So a kill
-costs a second, and not a start of Python.
+A run must end in the same bytes as a run that was not disturbed. The run is tiny and saves after
+every step. A write is short, so a random kill seldom hits one. Therefore at least half of the kills
+wait until a write begins. Each training is a fork of this process, which has imported everything
+and computed nothing, so a kill costs about one second.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ OPTIONS = SessionOptions(compile="off", checkpoint_every=1)
 
 
 def begin(config: Config, folder: Path) -> int:
-    """Train in a child process: its number."""
+    """Train in a child process. Returns the process id."""
     child = os.fork()
     if child:
         return child
@@ -52,7 +52,7 @@ def begin(config: Config, folder: Path) -> int:
 
 
 def written(path: Path | None) -> int:
-    """When a file was last written to, 0 where there is none: an earlier kill may have left one."""
+    """The time at which a file was last written, in nanoseconds; 0 where there is no file."""
     try:
         return path.stat().st_mtime_ns if path else 0
     except FileNotFoundError:
@@ -60,9 +60,10 @@ def written(path: Path | None) -> int:
 
 
 def ended(child: int, seconds: float, writes: Path | None = None) -> bool:
-    """Whether the child ended by itself within so many seconds. If not, it is killed.
+    """Whether the child ended by itself within so many seconds. Otherwise it is killed.
 
-    That is at once, or when the file `writes` is written to. Exits where the child failed."""
+    writes: kill it only when this file is being written. Ends the script where the child failed."""
+    # The file may be left from an earlier kill: it counts once it is written again.
     until, before = time.monotonic() + seconds, written(writes)
     while True:
         number, status = os.waitpid(child, os.WNOHANG)
@@ -78,12 +79,12 @@ def ended(child: int, seconds: float, writes: Path | None = None) -> bool:
 
 
 def unfinished(folder: Path) -> set[tuple[Path, int]]:
-    """The files that are being written, and since when."""
+    """The files that were being written: (path, time of the last write in nanoseconds)."""
     return {(path, written(path)) for path in folder.rglob("*.tmp")}
 
 
 def remains(folder: Path) -> dict[str, Any]:
-    """All that a run leaves, without the times, durations and the number of sessions."""
+    """The content of a run folder, without times, durations and the number of sessions."""
     found: dict[str, Any] = {
         str(path.relative_to(folder)): path.read_bytes()
         for path in sorted(folder.rglob("*"))
@@ -99,9 +100,9 @@ def remains(folder: Path) -> dict[str, Any]:
 
 
 def torture(kills: int, seed: int, place: Path) -> tuple[int, int, int]:
-    """(kills, of which fell into a write, whole runs).
+    """(kills, those of them within a write, finished runs).
 
-    Exits with a message where a run ends otherwise than the undisturbed one."""
+    Ends the script with a message where a run does not end as the undisturbed one."""
     config, chance = make_config(**TINY), random.Random(seed)
     start = time.monotonic()
     assert ended(begin(config, place / "whole"), 600)
@@ -120,7 +121,7 @@ def torture(kills: int, seed: int, place: Path) -> tuple[int, int, int]:
                 break
             killed += 1
             writing += bool(unfinished(folder) - before)
-            so_far = f"\r{killed} of {kills} kills, {runs} whole runs"
+            so_far = f"\r{killed} of {kills} kills, {runs} finished runs"
             print(so_far, end="", file=sys.stderr, flush=True)
             aim = chance.choice([None, "checkpoint.safetensors.tmp"])
         runs += 1
@@ -128,7 +129,7 @@ def torture(kills: int, seed: int, place: Path) -> tuple[int, int, int]:
         names = sorted(expected.keys() | found.keys())
         wrong = [name for name in names if expected.get(name) != found.get(name)]
         if wrong:
-            sys.exit(f"torture: after {killed} kills a run ended with another {', '.join(wrong)}")
+            sys.exit(f"torture: after {killed} kills these differ: {', '.join(wrong)}")
     print(file=sys.stderr)
     return killed, writing, runs
 
@@ -141,8 +142,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as place:
         killed, writing, runs = torture(chosen.kills, chosen.seed, Path(place))
     print(
-        f"{killed} kills, {writing} of them within a write; {runs} runs ended with the bytes of "
-        "the undisturbed one"
+        f"{killed} kills, {writing} of them within a write; {runs} runs ended in the bytes of the "
+        "undisturbed run"
     )
 
 

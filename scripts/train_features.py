@@ -1,9 +1,11 @@
-"""`make features`: trains the feature network `digits-64` of the metrics anew, and says how good it is.
+"""`make features`: trains the metrics' feature network `digits-64` again and prints its accuracy.
 
-The weights in the package came from this script. They are pinned by their SHA-256 in features.py: on another machine
-rounding differs, so a new training gives another network, and figures measured with another network do not compare.
-With --check-recipe it trains on 55,000 images and scores the other 5,000: that is how the recipe was chosen. The test
-set is looked at once, at the end.
+The weights in the package came from this script. Their SHA-256 is pinned in measuring/features.py.
+On another machine rounding differs, so a new training gives another network. Figures of different
+networks cannot be compared.
+
+With --check-recipe the script trains on 55,000 of the training images and prints the accuracy on
+the other 5,000. The recipe was chosen in this way. The test set is used once, at the end.
 """
 
 from __future__ import annotations
@@ -21,10 +23,11 @@ from undiffuse.data.loading import load_dataset
 from undiffuse.measuring import features
 from undiffuse.measuring.scorer import stored_scorer
 
-SEED = 0
+SEED = 0  # of the package's network
 
 
 def main() -> None:
+    """Train the network, write its files into the folder of the first argument, print figures."""
     mnist = load_dataset("mnist")
     begin = time.monotonic()
     if sys.argv[1:] == ["--check-recipe"]:

@@ -1,12 +1,13 @@
 """The command `undiffuse`.
 
 train.py     the verb `train`
-verbs.py     the verbs on a run
-output.py    what is printed, and how the command ends
+verbs.py     the verbs on a run: sample, evaluate, study, report, info
+output.py    printing, and the ways to end
 """
 
 from __future__ import annotations
 
+import inspect
 import os
 import re
 import signal
@@ -21,12 +22,14 @@ from undiffuse import __version__
 from undiffuse.base import engine
 from undiffuse.base.errors import UserError
 from undiffuse.cli.output import STOPPED, fail, leave
-from undiffuse.cli.train import flags_of, preset_of, train_verb, with_flags
+from undiffuse.cli.train import NETWORK, flags_of, preset_of, train_verb, with_flags
 from undiffuse.cli.verbs import evaluate, info, report, sample, study
+
+__all__ = ["NETWORK", "evaluate", "info", "main", "report", "sample", "study"]
 
 
 def main() -> None:
-    """Run the command. A user's mistake is one sentence and exit code 2."""
+    """Run the command. For a user's mistake it prints one sentence and ends with exit code 2."""
     arguments = sys.argv[1:]
     if arguments == ["--version"]:
         print(f"undiffuse {__version__}")
@@ -38,13 +41,15 @@ def main() -> None:
         if end.code in (STOPPED + signal.SIGINT, STOPPED + signal.SIGTERM):
             sys.stdout.flush()
             sys.stderr.flush()
-            # All is saved. Python's own way out waits 10 s and more for compilers in threads.
+            # Everything is saved. Python's usual exit waits 10 s and more for compilers in threads.
             os._exit(int(end.code))
         raise
 
 
 def run_verb(arguments: list[str]) -> None:
-    """Run the verb that the arguments name. Every way to end leads to SystemExit."""
+    """Run the verb that the arguments name.
+
+    Raises SystemExit for help, for a user's mistake, after a signal and after a closed pipe."""
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, lambda number, frame: leave(number))
     try:
@@ -62,7 +67,7 @@ def run_verb(arguments: list[str]) -> None:
             verbs,
             prog="undiffuse",
             description="Understand, train and trust a small diffusion model on a CPU. "
-            "'undiffuse train' begins; see 'undiffuse VERB --help'.",
+            "Begin with 'undiffuse train'. 'undiffuse VERB --help' lists the flags of a verb.",
             args=arguments,
         )
     except UserError as error:
@@ -86,5 +91,8 @@ def run_verb(arguments: list[str]) -> None:
 
 
 def unwrapped(text: str) -> str:
-    """A verb's docstring with the text of each argument in one line: the terminal wraps it."""
-    return re.sub(r"\n {12,}(?=\S)", " ", text)
+    """A verb's docstring, where each paragraph and each argument's text is one line.
+
+    The terminal wraps the lines. Arguments are indented by 4 spaces, their further lines by 8."""
+    body, args, rest = inspect.cleandoc(text).partition("\n\nArgs:\n")
+    return re.sub(r"(?<!\n)\n(?!\n)", " ", body) + args + re.sub(r"\n {8,}(?=\S)", " ", rest)

@@ -16,7 +16,7 @@ from tyro.conf import OmitArgPrefixes
 from undiffuse.base import engine
 from undiffuse.base.errors import UserError
 from undiffuse.base.lazy import lazy
-from undiffuse.cli.output import leave, say, stdout
+from undiffuse.cli.output import by_default, leave, say, stdout
 from undiffuse.training.config import FORMER, Config
 from undiffuse.training.options import SessionOptions, make_options
 from undiffuse.training.presets import make_config
@@ -34,23 +34,24 @@ else:
 NETWORK = {
     "channels": (
         tuple[int, ...],
-        "channels of each level of the network: --net NAME:channels=64/128",
+        "channels of each level, as in --net NAME:channels=64/128",
     ),
     "blocks": (tuple[int, ...], "residual blocks of each level"),
     "attention": (tuple[bool, ...], "attention at each level"),
     "heads": (int, "attention heads"),
     "dropout": (float, "dropout inside the blocks"),
 }
-"""Flags that stand for options of the network's spec."""
+"""Flags for options of the network: name -> (type, description). They are part of --net's spec."""
 
 FORMER_FLAGS = {new: f"--{old.replace('_', '-')}" for old, new in FORMER.items()}
+"""The flags' names in version 0.1, which are still accepted."""
 
 
 def flags_of(preset: Config) -> Any:
     """The flags of `train` as a plain dataclass: hyperparameters, network and session options.
 
-    The parser sees to their types only: what fits together is the configuration's business, and its
-    complaint one sentence."""
+    preset: the default values. The parser checks types only. The configuration checks whether the
+    values fit together, so that an error is one sentence."""
 
     def flag(name: str, kind: Any, text: str | None, default: Any) -> tuple[str, Any, Any]:
         aliases = [FORMER_FLAGS[name]] if name in FORMER_FLAGS else None
@@ -73,7 +74,9 @@ def flags_of(preset: Config) -> Any:
 
 
 def chosen(flags: Any) -> tuple[Config, SessionOptions]:
-    """(the configuration, the session's options) of the flags. Raises UserError."""
+    """(the configuration, the session's options) of the flags.
+
+    Raises UserError for values that do not fit."""
     values = asdict(flags)
     options = {name: values.pop(name) for name in SessionOptions.model_fields}
     preset = values.pop("preset")
@@ -81,20 +84,20 @@ def chosen(flags: Any) -> tuple[Config, SessionOptions]:
 
 
 def train_verb(preset: Any) -> Callable[..., None]:
-    """The verb `train`, whose flags have the values of `preset` as defaults."""
+    """The verb `train`. preset: the flags with their default values, from `flags_of`."""
 
     def train(
         flags: Any = preset,
-        out: Path | None = None,
-        replay: Path | None = None,
+        out: Annotated[Path | None, by_default("runs/PRESET")] = None,
+        replay: Annotated[Path | None, by_default("none")] = None,
         plan: bool = False,
     ) -> None:
-        """Train a diffusion model, or go on with a run: the same command again resumes it.
+        """Train a diffusion model. The same command again resumes an unfinished run.
 
         Args:
-            out: the run folder (default: runs/PRESET)
+            out: the run folder
             replay: repeat this finished run step by step, to the same weights; needs --out
-            plan: time a few steps, print what the budget allows, and train nothing
+            plan: time a few steps and print what the budget allows, without training
         """
         config, options = chosen(flags)
         if replay is not None:
@@ -118,16 +121,19 @@ def train_verb(preset: Any) -> Callable[..., None]:
         assert end is not None
         state = "was already finished" if done else "finished"
         say(f"{path}: {state}, {end.step:,} steps in {end.time / 60:.1f} minutes")
-        say(f"  {path}/samples/step_{end.step:06d}.png  its last samples")
+        say(f"  {path}/samples/step_{end.step:06d}.png")
         say(f"  {path}/timeline.png, {path}/loss.png")
-        say(f"  {sys.argv[0] if '/' in sys.argv[0] else 'undiffuse'} sample {path}  samples more")
+        command = sys.argv[0] if "/" in sys.argv[0] else "undiffuse"
+        say(f"  more samples: {command} sample {path}")
 
     train.__annotations__["flags"] = OmitArgPrefixes[type(preset)]  # type: ignore[misc]
     return train
 
 
 def replayed(run: Path, asked: Config, out: Path | None, plan: bool) -> Config:
-    """The configuration of a run to replay. UserError for flags that do not go with that."""
+    """The configuration of a run to replay.
+
+    asked, out, plan: the other flags. Raises UserError for flags that do not go with --replay."""
     if out is None:
         raise UserError("--replay needs --out, a new folder for the repeated run")
     if plan or asked != make_config():
@@ -139,7 +145,9 @@ def replayed(run: Path, asked: Config, out: Path | None, plan: bool) -> Config:
 
 
 def preset_of(arguments: list[str]) -> Config:
-    """The preset that `--preset NAME` chooses, without minutes where another budget is given."""
+    """The configuration of the preset that `--preset NAME` chooses.
+
+    Its minutes are None where the arguments give --epochs or --steps."""
     name = "fast"
     for flag, value in pairwise([*arguments, ""]):
         if flag.startswith("--preset="):
@@ -155,7 +163,7 @@ def preset_of(arguments: list[str]) -> Config:
 
 
 def with_flags(sentence: str) -> str:
-    """An error of the library, which names parameters, with the names of the flags."""
+    """An error's sentence with the names of flags. The library's errors name parameters."""
     fields = "|".join((*Config.model_fields, *SessionOptions.model_fields))
 
     def flag(name: str) -> str:

@@ -11,7 +11,7 @@ from tyro.conf import Positional
 
 from undiffuse.base.errors import UserError
 from undiffuse.base.lazy import lazy
-from undiffuse.cli.output import leave, say, stdout
+from undiffuse.cli.output import by_default, leave, say, stdout
 from undiffuse.study import STUDIES, make_study
 from undiffuse.training.config import among
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from undiffuse import report as reports
     from undiffuse.console import info as info_table
     from undiffuse.console import live, results
+    from undiffuse.model import Request
     from undiffuse.runs import destinations, evaluation, folder, signals
 else:
     torch, api = lazy("torch"), lazy("undiffuse.api")
@@ -31,44 +32,44 @@ else:
     evaluation, signals = lazy("undiffuse.runs.evaluation"), lazy("undiffuse.runs.signals")
 
 
+OF_RUN = by_default("the run's")
+WITHIN_CALLS = by_default("as many as the run's sample_calls allow")
+
+
 def sample(
     run: Positional[Path],
     n: int = 64,
-    sampler: Annotated[
-        str | None, tyro.conf.arg(help=f"{among('sampler')} (default: the run's)")
-    ] = None,
-    steps: int | None = None,
+    sampler: Annotated[str | None, tyro.conf.arg(help=among("sampler")), OF_RUN] = None,
+    steps: Annotated[int | None, WITHIN_CALLS] = None,
     grid: Annotated[
-        str | None,
-        tyro.conf.arg(help=f"{among('grid', 'the times visited: ')} (default: the run's)"),
+        str | None, tyro.conf.arg(help=among("grid", "times of the steps: ")), OF_RUN
     ] = None,
-    classes: Annotated[tuple[str, ...] | None, tyro.conf.arg(aliases=["--label"])] = None,
-    guidance: float | None = None,
+    classes: Annotated[
+        tuple[str, ...] | None, tyro.conf.arg(aliases=["--label"]), by_default("all classes")
+    ] = None,
+    guidance: Annotated[float | None, OF_RUN] = None,
     clip: bool = True,
     seed: int = 0,
     batch_size: int = 256,
     precision: Literal["fp32", "bf16"] = "fp32",
-    out: str | None = None,
-    trajectory: Path | None = None,
+    out: Annotated[str | None, by_default("RUN/samples.png")] = None,
+    trajectory: Annotated[Path | None, by_default("none")] = None,
 ) -> None:
     """Sample new images from a run.
 
     Args:
         run: the run folder
-        n: how many images
-        steps: sampling steps, any number; each is one network call (heun: two, the last
-            one) (default: as many as the run's sample_calls allow)
-        classes: only these classes, by name or number, in a conditional run (default: all in turn)
-        guidance: classifier-free guidance, 1 is none; two network calls a step (default:
-            the run's)
+        n: number of images
+        steps: number of sampling steps; a step is one network call, with heun two except the last
+        classes: only these classes, by name or number, in turn; for conditional runs
+        guidance: classifier-free guidance; 1 is none, other values double the network calls
         clip: clip the denoised image to the range of images
-        seed: the same seed gives the same images, whatever the batch size
-        batch_size: images at a time
-        precision: bf16 is faster where the CPU has it, and moves 8-bit values by a few
-        out: a grid FILE.png, an archive FILE.npz (images, labels), or FOLDER/ for one PNG
-            an image (default: RUN/samples.png)
-        trajectory: also show the way from noise to image of the first ten, as FILE.gif or
-            as FILE.png
+        seed: the same seed gives the same images with any batch size
+        batch_size: images that are sampled at once
+        precision: bf16 is faster where the CPU has it, and changes some 8-bit values by a few units
+        out: FILE.png for a grid, FILE.npz for an archive of images and labels, or FOLDER/ for a
+            PNG file of each image
+        trajectory: also write the steps from noise to image of the first ten: FILE.gif or FILE.png
     """
     request = api.load(run).request(
         n, classes, sampler=sampler, steps=steps, grid=grid, guidance=guidance, clip=clip,
@@ -78,79 +79,77 @@ def sample(
     if trajectory is not None:
         destinations.check_trajectory(trajectory, to)
     begin = time.monotonic()
-    images: list[torch.Tensor] = []
-    with stdout().status(f"sampling {n} images") as status:
-        for batch in request.batches():
-            images.append(batch)
-            status.update(f"sampled {sum(map(len, images)):,} of {n:,}")
+    images = sampled(request)
     seconds = time.monotonic() - begin
-    names = request.model.classes
-    destinations.save_images(to, torch.cat(images), request.classes, names, request.note)
+    destinations.save_images(to, images, request.classes, request.model.classes, request.note)
     say(
         f"{to}: {n:,} images by {request.sampling.sampler}, {request.steps} steps, "
         f"{request.calls} network calls each, in {seconds:.1f} s"
     )
     if trajectory is not None:
         destinations.save_trajectory(trajectory, request.stages(10))
-        say(f"{trajectory}: the way from noise of the first {min(n, 10)}")
+        say(f"{trajectory}: the steps from noise to image of the first {min(n, 10)}")
+
+
+def sampled(request: Request) -> torch.Tensor:
+    """The images of a request, uint8 (n, C, H, W). The terminal shows how many there are."""
+    images: list[torch.Tensor] = []
+    with stdout().status(f"sampling {request.n:,} images") as status:
+        for batch in request.batches():
+            images.append(batch)
+            status.update(f"sampled {sum(map(len, images)):,} of {request.n:,}")
+    return torch.cat(images)
 
 
 def evaluate(
-    run: Positional[Path | None] = None,
-    images: Path | None = None,
+    run: Annotated[Positional[Path | None], by_default("none, with --images")] = None,
+    images: Annotated[Path | None, by_default("the run's samples")] = None,
     n: int = 10_000,
-    sampler: str | None = None,
-    steps: int | None = None,
-    grid: str | None = None,
-    guidance: float | None = None,
+    sampler: Annotated[str | None, OF_RUN] = None,
+    steps: Annotated[int | None, WITHIN_CALLS] = None,
+    grid: Annotated[str | None, OF_RUN] = None,
+    guidance: Annotated[float | None, OF_RUN] = None,
     seed: int = 0,
     precision: Literal["fp32", "bf16"] = "fp32",
     quality: bool = True,
     likelihood: bool = True,
     novelty: bool = True,
-    bits_images: int | None = None,
+    bits_images: Annotated[int | None, by_default("all")] = None,
     ode_images: int = 500,
-    save: str | None = None,
-    data: str | None = None,
-    size: int | None = None,
-    out: Path | None = None,
+    save: Annotated[str | None, by_default("none")] = None,
+    data: Annotated[str | None, OF_RUN] = None,
+    size: Annotated[int | None, by_default("the size in the data set")] = None,
+    out: Annotated[Path | None, by_default("RUN/metrics.json")] = None,
 ) -> None:
-    """Measure a run's images, likelihood and novelty, into RUN/metrics.json; or any .npz
-    file's images.
+    """Measure the quality, likelihood and novelty of a run, or of the images of a file.
 
     Args:
         run: the run folder
-        images: in place of a run: FILE.npz with `images`, uint8 (n, H, W) or (n, H, W, 3), and
-            maybe `labels`; needs --data, --out
-        n: how many images to sample
-        sampler: as for undiffuse sample (default: the run's)
-        steps: sampling steps (default: as many as the run's sample_calls allow)
-        grid: the times visited (default: the run's)
-        guidance: classifier-free guidance (default: the run's)
-        seed: of the samples, and of every random choice in the measurements
-        precision: of the sampling; bf16 is faster where the CPU has it
-        quality: Frechet and kernel distances, precision and recall, class balance,
-            classification accuracy score
+        images: FILE.npz with `images`, uint8 (n, H, W) or (n, H, W, 3), and optionally `labels`
+        n: number of images to sample
+        sampler: as for undiffuse sample
+        steps: number of sampling steps
+        grid: times of the steps, as for undiffuse sample
+        guidance: classifier-free guidance; 1 is none
+        seed: seed of the samples and of every random choice in the measurements
+        precision: precision of sampling; bf16 is faster where the CPU has it
+        quality: Frechet and kernel distances, precision, recall, class balance and other metrics
         likelihood: bits per dimension: the variational bounds and the ODE's
-        novelty: the audit for copies of training images. Quality and novelty are of the
-            same images: where only one is measured, what metrics.json had of the other
-            goes
-        bits_images: test images for the bounds (default: all)
-        ode_images: test images for the ODE's likelihood, 0 for none
-        save: also keep the samples: FILE.npz, FILE.png or FOLDER/
-        data: the data set to compare --images with
-        size: resize that data set, as in training
-        out: where the metrics of --images go
+        novelty: the audit for copies of training images, on the same images as quality; where only
+            one of the two is measured, metrics.json loses the other
+        bits_images: test images for the bounds
+        ode_images: test images for the ODE's likelihood; 0 leaves it out
+        save: also write the samples: FILE.npz, FILE.png or FOLDER/
+        data: data set to compare --images with
+        size: resize the images of that data set to SIZE x SIZE pixels
+        out: file for the results of --images
     """
     parts = evaluation.Parts(quality, likelihood, novelty)
     if (run is None) == (images is None):
         raise UserError("give either a run folder, or --images FILE.npz with --data and --out")
     if run is not None:
-        if data is not None or size is not None or out is not None:
-            raise UserError(
-                "--data, --size and --out go with --images; a run knows its data, and keeps its "
-                "metrics.json"
-            )
+        if (data, size, out) != (None, None, None):
+            raise UserError("--data, --size and --out go with --images; leave them out for a run")
         with live.Stages(stdout()) as stages:
             found = evaluation.evaluate_run(
                 run, n, sampler=sampler, steps=steps, grid=grid, guidance=guidance, seed=seed,
@@ -161,7 +160,7 @@ def evaluate(
         of_a_run = (n, sampler, steps, grid, guidance, bits_images, ode_images, save, precision)
         found = evaluate_file(images, data, size, out, parts, seed, of_a_run)
     stdout().print(results.figures_table(found))
-    say(f"{out or f'{run}/metrics.json'}: all of it")
+    say(f"{out or f'{run}/metrics.json'}: all results")
 
 
 def evaluate_file(
@@ -173,10 +172,13 @@ def evaluate_file(
     seed: int,
     of_a_run: tuple[Any, ...],
 ) -> dict[str, Any]:
-    """Measure the images of a file. of_a_run: flags that must have their defaults here."""
+    """Measure the images of a file. of_a_run: values of flags that only runs have.
+
+    Raises UserError where --data or --out is missing, or where one of those flags is given."""
     if data is None or out is None:
         raise UserError(
-            "--images needs --data, what to compare with, and --out, the file for the metrics"
+            "--images needs --data, the data set to compare with, and --out, the file for the "
+            "metrics"
         )
     if of_a_run != (10_000, None, None, None, None, None, 500, None, "fp32"):
         raise UserError(
@@ -192,20 +194,20 @@ def evaluate_file(
 def study(
     what: Positional[Literal[STUDIES]],  # type: ignore[valid-type]  # names of a table
     run: Positional[Path],
-    minutes: float | None = None,
+    minutes: Annotated[float | None, by_default("2 for samplers, 30 for the others")] = None,
     seeds: int = 1,
     seed: int = 0,
 ) -> None:
-    """Compare choices, everything else being the same, into RUN/study/; the report takes it
-    in. Goes on where it was interrupted.
+    """Compare choices while everything else stays the same, into RUN/study/. The report shows the
+    results. The same command resumes an interrupted study.
 
     Args:
-        what: samplers: (7), (8) as printed, (8), DDIM, Heun and DPM-Solver++ at several
-            numbers of steps, from the same noise | schedules, predictions, or sizes of a
-            subset of the data: a training for each, with the run's other hyperparameters
+        what: samplers: (7), (8) as printed, (8), DDIM, Heun and DPM-Solver++, each with several
+            numbers of steps, from the same noise | the others: a training for each schedule,
+            prediction or size of the data set, with the run's other hyperparameters
         run: the run folder
-        minutes: how long it may take in all (default: 2 for samplers, 30 for the others)
-        seeds: trainings with each choice
+        minutes: minutes for the whole study
+        seeds: number of trainings for each choice
         seed: the first seed
     """
     ready = make_study(what, run, minutes, seeds, seed)
@@ -216,12 +218,13 @@ def study(
                 stages(doing, done)
     except signals.Interrupted as stop:
         leave(stop.signal, f"{run}: study stopped by {stop}; the same command goes on from here")
-    say(f"{ready.sheet.path}: all of it; undiffuse report {run} takes it in")
+    say(f"{ready.sheet.path}: all results")
+    say(f"  in the report: undiffuse report {run}")
 
 
 def report(run: Positional[Path]) -> None:
-    """Write the report of a run: what it is, its code beside its equations, every
-    hyperparameter, and all that was measured.
+    """Write the report of a run: its equations beside their code, every hyperparameter with its
+    reason, and all measurements.
 
     Args:
         run: the run folder
@@ -231,7 +234,7 @@ def report(run: Positional[Path]) -> None:
 
 
 def info(run: Positional[Path]) -> None:
-    """Show what a run is: its state, its data, and every hyperparameter with its reason.
+    """Show a run: its state, its data, and every hyperparameter with its reason.
 
     Args:
         run: the run folder
