@@ -21,7 +21,7 @@ from undiffuse.base.errors import UserError
 from undiffuse.base.images import as_array
 from undiffuse.base.pixels import from_array, to_float, to_uint8
 from undiffuse.base.rng import normal_each
-from undiffuse.base.tensors import load_tensors, save_tensors
+from undiffuse.base.tensors import load_tensors, not_finite, save_tensors
 from undiffuse.diffusion.conditioning import Conditioning
 from undiffuse.diffusion.denoiser import Denoiser
 from undiffuse.diffusion.likelihood import CHAIN, variational_bound
@@ -122,6 +122,8 @@ class Model:
         if not path.is_file():
             raise UserError(f"{path} does not exist; give a file that Model.save wrote")
         tensors, metadata = load_tensors(path)
+        if strange := not_finite(tensors):
+            raise UserError(f"{path} is damaged: its {strange} is not finite")
         try:
             found = TypeAdapter(Description).validate_json(metadata.get("model", ""))
             return cls.of_tensors(found, tensors, path)
@@ -137,7 +139,10 @@ class Model:
 
         Raises UserError where names or shapes of the weights do not fit the description."""
         # Compared before memory is allocated: a damaged description may ask for any size.
-        promised = description.build(device="meta").state_dict()
+        try:
+            promised = cls(description, description.build(device="meta")).network.state_dict()
+        except UserError as error:
+            raise UserError(f"{source} is not a model: {error}") from error
         found = {name: value.shape for name, value in tensors.items()}
         if found != {name: value.shape for name, value in promised.items()}:
             raise UserError(f"the weights in {source} do not fit its description of the network")
@@ -173,12 +178,17 @@ class Model:
             if not self.description.conditioning.unconditional:
                 raise UserError(unguidable(self.denoiser))
             return self.denoiser(x_t, t)
+        numbers = self.one_each(classes, count)
+        indices = range(count) if samples is None else samples
+        condition = self.description.conditioning.sample(numbers, indices, seed)
+        return self.denoiser(x_t, t, condition=condition)
+
+    def one_each(self, classes: Any, count: int) -> Tensor:
+        """The class number (count,) of each image: of `classes`, one for all or one each."""
         numbers = torch.tensor(self.description.conditioning.class_numbers(classes))
         if len(numbers) not in (1, count):
             raise UserError(f"classes has {len(numbers)} entries for {count} images; give one each")
-        indices = range(count) if samples is None else samples
-        condition = self.description.conditioning.sample(numbers.expand(count), indices, seed)
-        return self.denoiser(x_t, t, condition=condition)
+        return numbers.expand(count)
 
     def noised(
         self, images: NDArray[np.uint8] | Tensor, t: Tensor | float, *, seed: int = 0
@@ -246,7 +256,7 @@ class Model:
                 "model; leave classes out"
             )
         if classes is not None:
-            numbers = torch.tensor(conditioning.class_numbers(classes)).expand(len(batch))
+            numbers = self.one_each(classes, len(batch))
         elif not conditioning.unconditional:
             raise UserError(unguidable(self.denoiser))
         chain = self.description.chain or CHAIN

@@ -75,7 +75,10 @@ def network_options(net: str) -> Iterator[tuple[str, str, str]]:
     network = NETWORKS.function(net.partition(":")[0])
     chosen = NETWORKS.options(net)
     for option, default in NETWORKS.defaults(net.partition(":")[0]).items():
-        why = getattr(network, "reasons", {}).get(option, "").partition(" - ")[2]
+        why = (
+            getattr(network, "reasons", {}).get(option, "").partition(" - ")[2]
+            or "the network's default"
+        )
         value = chosen.get(option, default)
         shown = " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
         yield f"  {option}", shown, why if value == default else "chosen for this run"

@@ -194,7 +194,9 @@ def visits_of(schedule: Schedule, nodes: Nodes, u: Tensor, *, continuous: bool) 
     node, snr, steps = nodes.log_snr, nodes.snr, len(nodes.snr)
     # The step i in {2..T} in whose interval of log-SNR, from node i to node i - 1, the level lies.
     i = (torch.searchsorted(-node, -level).clamp(1, steps - 1)) + 1
-    return Visits(level, i.double() / steps, (snr[i - 2] - snr[i - 1]) / (node[i - 2] - node[i - 1]) / 2)
+    return Visits(
+        level, i.double() / steps, (snr[i - 2] - snr[i - 1]) / (node[i - 2] - node[i - 1]) / 2
+    )
 
 
 def bound_of_batch(
