@@ -1,4 +1,4 @@
-"""What the tests share: tiny images, a configuration that trains on them in a second, and runs of it."""
+"""What the tests share: tiny images, a configuration that trains in a second, runs of it."""
 
 from __future__ import annotations
 

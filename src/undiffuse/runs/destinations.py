@@ -8,6 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import torch
+
 from undiffuse.base.errors import UserError
 from undiffuse.base.files import cannot_write, write_atomic
 from undiffuse.base.images import (
@@ -35,8 +38,9 @@ class Destination:
 
 
 def destination(text: str, flag: str = "--out") -> Destination:
-    """FILE.png, FILE.npz, or FOLDER/ (a slash at its end, or a folder that exists). Raises UserError, which names the flag, for
-    anything else."""
+    """What FILE.png, FILE.npz or FOLDER/ stands for. A folder has a slash at its end, or exists.
+
+    Raises UserError, which names the flag, for anything else."""
     path = Path(text)
     if text.endswith("/") or path.is_dir():
         kind = "folder"
@@ -44,13 +48,15 @@ def destination(text: str, flag: str = "--out") -> Destination:
         kind = path.suffix.lower()[1:]
     else:
         raise UserError(
-            f"{flag} {text}: write FILE.png for a grid, FILE.npz for an archive, or FOLDER/ for one PNG an image"
+            f"{flag} {text}: write FILE.png for a grid, FILE.npz for an archive, or FOLDER/ for one "
+            "PNG an image"
         )
     if kind == "folder" and path.exists() and not path.is_dir():
         raise UserError(f"{flag} {text}: {path} is a file, not a folder; choose another name")
     if kind == "folder" and path.exists() and any(path.iterdir()):
         raise UserError(
-            f"{flag} {text}: the folder is not empty; choose a new one, so that old images don't mix with new ones"
+            f"{flag} {text}: the folder is not empty; choose a new one, so that old images don't mix "
+            "with new ones"
         )
     if kind != "folder" and not path.parent.is_dir():
         raise UserError(f"{flag} {text}: there is no folder {path.parent}")
@@ -58,9 +64,9 @@ def destination(text: str, flag: str = "--out") -> Destination:
 
 
 def classes_in_turn(labels: Tensor | None) -> int:
-    """How many classes take turns in labels (N,), so that a grid can have a row for each; 0 where they do not, or are more than 20."""
-    import torch
+    """How many classes take turns in labels (N,): a grid then has a row for each.
 
+    0 where they do not take turns, or are more than 20."""
     if labels is None:
         return 0
     asked = len(set(labels.tolist()))
@@ -75,15 +81,15 @@ def save_images(
     classes: tuple[str, ...],
     note: dict[str, Any] | None = None,
 ) -> None:
-    """Write images uint8 (N, C, H, W), and their class numbers (N,) with the classes' names where there are some. A file is written whole or
-    not at all; a folder is filled when all of its images are made. note: on a grid, what it is."""
+    """Write images uint8 (N, C, H, W), with their class numbers (N,) and the classes' names, if any.
+
+    A file is written whole or not at all. A folder is filled when all of its images are made.
+    note: what a grid shows, kept in the PNG."""
     if to.kind == "png":
         rows = classes_in_turn(labels)
         sheet = image_grid(images, rows or columns_for(len(images)), down=rows > 0)
         write_atomic(to.path, png_bytes(sheet, {**note, "rows": rows} if note else None))
     elif to.kind == "npz":
-        import numpy as np
-
         arrays: dict[str, Any] = {"images": as_array(images)}
         if labels is not None:
             arrays |= {"labels": labels.numpy(), "classes": np.array(classes)}
@@ -125,7 +131,9 @@ def check_trajectory(path: Path, images: Destination) -> None:
 
 
 def save_trajectory(path: Path, stages: list[Tensor]) -> None:
-    """Write the stages from noise to images, uint8 (N, C, H, W) each: as a GIF, or as a PNG with a row an image."""
+    """Write the stages from noise to images, uint8 (N, C, H, W) each.
+
+    FILE.gif is an animation; FILE.png has a row for each image."""
     if path.suffix.lower() == ".gif":
         frames = [
             image_grid(stage, columns=len(stage)).convert("P" if stage.shape[1] == 3 else "L")
@@ -133,8 +141,6 @@ def save_trajectory(path: Path, stages: list[Tensor]) -> None:
         ]
         write_atomic(path, animation_bytes(frames))
     else:
-        import torch
-
         shown = (
             [stages[round(k * (len(stages) - 1) / 11)] for k in range(12)]
             if len(stages) > 12

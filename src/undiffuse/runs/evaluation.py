@@ -1,7 +1,7 @@
-"""Evaluation: how good generated images are, how likely the model holds real ones, and whether it copies.
+"""Evaluating a run, or a file of images: metrics.json and its pictures.
 
-Every figure comes with its 95% interval, and beside it the same figure of real images that were not trained on, at the
-same number of images: its control, or floor. What cannot be given for a data set is listed with the reason.
+Every figure has its 95% interval and its control: the same figure of as many real images that were
+not trained on. What cannot be given for a data set is listed with the reason.
 """
 
 from __future__ import annotations
@@ -73,8 +73,8 @@ def evaluate_run(
 
     sampling: options of `Model.request`, such as steps=12. The classes of a conditional run are
     sampled at random from the training labels, as real images have theirs: exact proportions would
-    make its figures better than those of as many real images, their control. Raises UserError before
-    anything is written; where the images can't be saved, when the figures are."""
+    make its figures better than those of as many real images, their control. Raises UserError
+    before anything is written; where the images can't be saved, when the figures are."""
     watch = stopwatch = Stopwatch(watch)
     run = Run(path)
     config = run.about().config
@@ -142,7 +142,9 @@ def evaluate_images(
     seed: int = 0,
     watch: Watch = unwatched,
 ) -> dict[str, Any]:
-    """Measure the images of an .npz file, from whatever program, against the data set `spec`; write the metrics to `out`."""
+    """Measure the images of an .npz file, from whatever program, against the data set `spec`.
+
+    The metrics are written to the file `out`, pictures beside it."""
     parts = replace(parts, likelihood=False)  # there is no model to ask
     check(parts, FEWEST, seed, None, 0)
     if out.is_dir() or not out.name or out.resolve() == file.resolve():
@@ -278,12 +280,14 @@ def check(parts: Parts, n: int, seed: int, bits_images: int | None, ode_images: 
     """UserError for numbers that make no evaluation."""
     if not (parts.quality or parts.likelihood or parts.novelty):
         raise UserError(
-            "with neither quality nor likelihood nor novelty there is nothing to measure; leave one of them on"
+            "with neither quality nor likelihood nor novelty there is nothing to measure; leave one "
+            "of them on"
         )
     if n < FEWEST:
         raise UserError(f"{n} images are too few for a statistic; give at least {FEWEST}")
     check_numbers(n, seed)
     if (bits_images is not None and bits_images < 2) or ode_images < 0 or ode_images == 1:
         raise UserError(
-            "--bits-images must be at least 2, and --ode-images 0 or at least 2: one image gives no interval"
+            "--bits-images must be at least 2, and --ode-images 0 or at least 2: one image gives no "
+            "interval"
         )

@@ -5,13 +5,18 @@ from __future__ import annotations
 import io
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
+from PIL import Image
+
 from undiffuse.base.images import columns_for, image_grid, png_bytes, tiles
 from undiffuse.runs.folder import Run
 from undiffuse.training.records import Quality, Snapshot, StepTaken, Validation
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
     from undiffuse.data.dataset import Dataset
 
@@ -20,8 +25,6 @@ COLOURS = ("#9ab3c9", "#1f4e79", "#c8501e")  # told apart in grey too
 
 def new_figure(width: float, height: float) -> Figure:
     """A figure without a window: no global state, no display."""
-    from matplotlib.figure import Figure
-
     return Figure(figsize=(width, height), layout="constrained", dpi=120)
 
 
@@ -33,8 +36,6 @@ def png(figure: Figure) -> bytes:
 
 def in_decimals(axis: Axes) -> None:
     """A logarithmic axis of y with numbers as one says them."""
-    from matplotlib.ticker import LogLocator, NullFormatter
-
     low, high = axis.get_ylim()
     axis.yaxis.set_major_locator(
         LogLocator(subs=(1, 2, 5) if high > 3 * low else (*range(1, 10), 1.1, 1.2, 1.3, 1.4, 1.5))
@@ -44,82 +45,71 @@ def in_decimals(axis: Axes) -> None:
 
 
 def loss_curve(run: Run) -> None:
-    """loss.png: the training loss of each step and its running mean, the validation loss, and that by noise level; and the
-    quality of samples, where it was scored."""
-    import numpy as np
+    """loss.png: losses by step, the held-out loss by noise level, and the quality of samples."""
+    steps, validations, qualities = run.of(StepTaken), run.of(Validation), run.of(Quality)
+    figure = new_figure(7.2, 4.7 if qualities else 2.9)
+    panels = figure.subplot_mosaic("LR;QQ" if qualities else "LR")
+    losses_by_step(panels["L"], steps, validations)
+    loss_by_level(panels["R"], validations)
+    if qualities:
+        quality_by_step(panels["Q"], qualities)
+    for axis in panels.values():
+        in_decimals(axis)
+    run.write("loss.png", png(figure))
 
-    steps, validations, scores = run.of(StepTaken), run.of(Validation), run.of(Quality)
-    figure = new_figure(7.2, 4.7 if scores else 2.9)
-    panels = figure.subplot_mosaic("LR;QQ" if scores else "LR")
-    left, right = panels["L"], panels["R"]
-    x = np.array([e.step for e in steps])
-    y = np.array([e.loss for e in steps])
+
+def losses_by_step(axis: Axes, steps: list[StepTaken], validations: list[Validation]) -> None:
+    """The training loss of each step with its running mean, and the held-out loss."""
+    x, y = np.array([e.step for e in steps]), np.array([e.loss for e in steps])
     window = max(1, len(y) // 50)
-    left.plot(x, y, color=COLOURS[0], linewidth=0.6, label="training loss of a step")
+    axis.plot(x, y, color=COLOURS[0], linewidth=0.6, label="training loss of a step")
     if len(y) > window:
         smooth = np.convolve(y, np.ones(window) / window, mode="valid")
-        left.plot(x[window - 1 :], smooth, color=COLOURS[1], label=f"mean of {window} steps")
+        axis.plot(x[window - 1 :], smooth, color=COLOURS[1], label=f"mean of {window} steps")
     if validations:
-        left.plot(
-            [e.step for e in validations],
-            [e.loss for e in validations],
-            "o-",
-            color=COLOURS[2],
-            markersize=3,
-            label="held-out images",
-        )
-    left.set(xlabel="step", ylabel="weighted loss", yscale="log", title="Loss")
-    left.legend(fontsize=8)
+        at, loss = [e.step for e in validations], [e.loss for e in validations]
+        axis.plot(at, loss, "o-", color=COLOURS[2], markersize=3, label="held-out images")
+    axis.set(xlabel="step", ylabel="weighted loss", yscale="log", title="Loss")
+    axis.legend(fontsize=8)
+
+
+def loss_by_level(axis: Axes, validations: list[Validation]) -> None:
+    """The held-out loss against the log-SNR: a line for each snapshot, the last one black."""
     shown = [e for e in validations if e.step > 0] or validations
-    for i, event in enumerate(shown):
-        levels = sorted(event.levels)
+    for i, validation in enumerate(shown):
+        log_snr, loss = zip(*sorted(validation.levels), strict=True)
         shade = str(round(0.85 - 0.85 * (i + 1) / len(shown), 3))
-        ends = i in (0, len(shown) - 1)
-        right.plot(
-            [a for a, _ in levels],
-            [b for _, b in levels],
-            ".-",
-            color=shade,
-            label=f"step {event.step}" if ends else None,
-        )
-    right.set(
+        label = f"step {validation.step}" if i in (0, len(shown) - 1) else None
+        axis.plot(log_snr, loss, ".-", color=shade, label=label)
+    axis.set(
         xlabel="log-SNR (left: noise, right: image)",
         ylabel="held-out loss",
         yscale="log",
         title="Loss by noise level",
     )
     if shown:
-        right.legend(fontsize=8)
-    else:
-        right.text(0.5, 0.5, "no held-out images", ha="center", transform=right.transAxes)
-    if scores:
-        axis = panels["Q"]
-        axis.plot(
-            [e.step for e in scores],
-            [e.frechet for e in scores],
-            "o-",
-            color=COLOURS[1],
-            label="samples",
-        )
-        axis.axhline(
-            scores[0].floor, color=COLOURS[2], linestyle="--", label="floor: as many real images"
-        )
-        axis.set(
-            xlabel="step",
-            ylabel="Fréchet distance",
-            yscale="log",
-            title=f"Quality of {scores[0].n:,} quick samples",
-        )
         axis.legend(fontsize=8)
-    for axis in panels.values():
-        in_decimals(axis)
-    run.write("loss.png", png(figure))
+    else:
+        axis.text(0.5, 0.5, "no held-out images", ha="center", transform=axis.transAxes)
+
+
+def quality_by_step(axis: Axes, qualities: list[Quality]) -> None:
+    """The Frechet distance of quick samples, with its floor."""
+    at, distance = [e.step for e in qualities], [e.frechet for e in qualities]
+    axis.plot(at, distance, "o-", color=COLOURS[1], label="samples")
+    floor = qualities[0].floor
+    axis.axhline(floor, color=COLOURS[2], linestyle="--", label="floor: as many real images")
+    axis.set(
+        xlabel="step",
+        ylabel="Fréchet distance",
+        yscale="log",
+        title=f"Quality of {qualities[0].n:,} quick samples",
+    )
+    axis.legend(fontsize=8)
 
 
 def examples(training: Dataset, classes: tuple[str, ...], count: int = 40) -> bytes:
     """data.png: some training images; a column a class, where there are not too many."""
-    import torch
-
     columns = columns_for(count, len(classes))
     chosen = torch.arange(min(count, len(training)))
     if training.labels is not None and len(classes) > 1 and columns % len(classes) == 0:
@@ -135,9 +125,7 @@ def examples(training: Dataset, classes: tuple[str, ...], count: int = 40) -> by
 
 
 def timeline(run: Run, each: int = 10) -> None:
-    """timeline.png: the first images of every snapshot, a row a snapshot: the same noise, as training goes on."""
-    from PIL import Image
-
+    """timeline.png: a row for each snapshot, all from the same noise."""
     _, height, width = run.about().facts.shape
     rows = []
     for event in run.of(Snapshot):
@@ -168,7 +156,7 @@ def timeline(run: Run, each: int = 10) -> None:
 
 
 def bits_by_level(found: dict[str, Any]) -> bytes:
-    """bits.png: where on the log-SNR axis the bits of the bound are spent, from `bits_per_dim` of metrics.json."""
+    """bits.png: the bits of the bound by log-SNR, from `bits_per_dim` of metrics.json."""
     figure = new_figure(5.2, 3.2)
     axis = figure.subplots()
     levels = [level for level, *_ in found["levels"]]

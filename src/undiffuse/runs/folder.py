@@ -51,7 +51,7 @@ if TYPE_CHECKING:
 Where: TypeAlias = str | os.PathLike[str]
 R = TypeVar("R", bound=Record)
 
-FORMAT = 3
+FORMAT, FORMATS_OF_0_1 = 3, (1, 2)
 LARGEST_CONFIG = 2**20  # bytes
 
 
@@ -131,7 +131,8 @@ class Run:
                 fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise UserError(
-                    f"{self.path} is being trained by another process; wait for it to end, or stop it"
+                    f"{self.path} is being trained by another process; wait for it to end, or "
+                    "stop it"
                 ) from None
             except OSError as error:
                 raise UserError(
@@ -174,6 +175,11 @@ class Run:
             if path.stat().st_size > LARGEST_CONFIG:
                 raise ValueError(f"it is larger than the {LARGEST_CONFIG:,} bytes that are read")
             content = json.loads(path.read_bytes())
+            if content["format"] in FORMATS_OF_0_1:
+                raise UserError(
+                    f"{self.path} is a run folder of version 0.1, which this version cannot read; "
+                    "train a new run, or use undiffuse 0.1"
+                )
             if content["format"] != FORMAT:
                 raise UserError(
                     f"it has format {content['format']}, and this version reads format {FORMAT}"
@@ -206,7 +212,7 @@ class Run:
         return as_command(about.config, self.path)
 
     def command_for(self, *verb: str, after: Sequence[str] = ()) -> str:
-        """Another command on the run, such as `undiffuse study samplers RUN`, with flags `after`."""
+        """Another command on the run, such as `undiffuse evaluate RUN`, with flags `after`."""
         return shlex.join(["undiffuse", *verb, str(self.path), *after])
 
     # --- log.jsonl ---
@@ -267,7 +273,7 @@ class Run:
     # --- weights ---
 
     def load_tensors(self, path: Path, prefix: str = "") -> tuple[dict[str, Tensor], int]:
-        """(the tensors whose names begin with `prefix`, without it; their step). They are finite."""
+        """(the tensors whose names begin with `prefix`, without it; their step). All are finite."""
         tensors, metadata = load_tensors(path, prefix)
         if strange := not_finite(tensors):
             raise UserError(f"{path} is damaged or no checkpoint: its {strange} is not finite")

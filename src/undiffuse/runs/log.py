@@ -1,4 +1,4 @@
-"""log.jsonl: the records of a run, one a line. Each is checked when it is written and when it is read."""
+"""log.jsonl: the records of a run, one a line, checked when they are written and read."""
 
 from __future__ import annotations
 

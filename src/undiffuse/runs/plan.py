@@ -53,8 +53,8 @@ def plan(config: Config, options: SessionOptions = SessionOptions()) -> str:
         f"{config.batch_size / pace:,.0f} images/s ({how})",
         f"starting takes {starting:.0f} s{compiling}; {config.snapshots} snapshots take "
         f"{snapshots:.0f} s{quality}",
-        f"in {minutes:.1f} minutes: {steps:,} steps, {seen:,} images, {seen / images:.2f} epochs of "
-        f"{images:,} images",
+        f"in {minutes:.1f} minutes: {steps:,} steps, {seen:,} images, {seen / images:.2f} epochs "
+        f"of {images:,} images",
         largest_subset(seen, images),
     ]
     return "\n".join(lines)

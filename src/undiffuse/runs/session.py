@@ -208,7 +208,7 @@ class Session:
         return clock
 
     def save(self) -> None:
-        """Write a checkpoint. The log is on the disk first: the weights follow from its decisions."""
+        """Write a checkpoint, the log first: the weights follow from its decisions."""
         self.run.sync_log()
         self.run.save_checkpoint(self.state.tensors(), self.state.step)
         self.saved = time.monotonic()

@@ -8,10 +8,10 @@ from typing import Any
 
 
 class Interrupted(BaseException):
-    """A signal ended the session before the run was finished; the run can go on. signal: its number.
+    """A signal ended the session before the run was finished. The run can go on.
 
-    A BaseException, like KeyboardInterrupt, since it may be raised inside of the compiler, which
-    catches others."""
+    signal: its number. It is a BaseException, like KeyboardInterrupt, since it may be raised inside
+    of the compiler, which catches others."""
 
     def __init__(self, number: int) -> None:
         super().__init__(signal.Signals(number).name)

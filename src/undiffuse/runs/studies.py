@@ -1,4 +1,4 @@
-"""The schema of the files that studies leave, RUN/study/NAME.json. Checked on writing and reading."""
+"""The schema of the files of studies, RUN/study/NAME.json, checked on writing and reading."""
 
 from __future__ import annotations
 

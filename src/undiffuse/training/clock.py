@@ -40,7 +40,7 @@ def cooldown_factor(step: int, cooldowns: Sequence[Cooldown]) -> float:
 
 
 def snapshot_steps(steps: int, count: int) -> list[int]:
-    """`count` step numbers from 0 to `steps`, at evenly growing intervals: most is to be seen early on."""
+    """`count` step numbers from 0 to `steps`. The intervals grow: most changes early on."""
     triangle = [k * (k + 1) // 2 for k in range(count)]
     return sorted({round(steps * k / triangle[-1]) for k in triangle})
 
@@ -143,7 +143,7 @@ class Clock:
         return self.cooldowns[-1]
 
     def roll_back(self, step: int, failed: int, reason: str) -> Rollback:
-        """Training goes on from `step` again: later decisions are taken anew, the rate is halved."""
+        """Training goes on from `step`: later decisions are taken anew, the rate is halved."""
         if self.steps is None and not self.replayed:
             self.cooldowns[:] = [cooldown for cooldown in self.cooldowns if cooldown.start <= step]
             if self.projection and self.projection.step > step:

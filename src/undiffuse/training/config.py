@@ -121,9 +121,9 @@ class Config(BaseModel):
     )
     clusters: int = hyper(
         200,
-        "clusters of similar images, found by k-means, that the network is conditioned on; parts of "
-        "the classes where the run is conditional; 0 for none",
-        "a network that knows roughly what to denoise learns faster and keeps the data's proportions",
+        "clusters of similar images, found by k-means, that the network is conditioned on; parts "
+        "of the classes where the run is conditional; 0 for none",
+        "halves the Frechet distance of runs without labels",
         ge=0,
         le=1000,
     )
@@ -157,7 +157,8 @@ class Config(BaseModel):
     times: str = hyper(
         "logit-normal:mean=0.4,std=1.2",
         among("times", "how training samples t: "),
-        "with the cosine schedule most where shapes are decided, and few where hardly any noise is left; the handout's is uniform",
+        "with the cosine schedule, most where shapes are decided and few where hardly any noise is "
+        "left; the handout's is uniform",
     )
     stratified: bool = hyper(
         True,
@@ -179,11 +180,13 @@ class Config(BaseModel):
         "halves the Frechet distance of short runs; a step takes a sixth longer",
     )
     lr: float = hyper(4e-3, "peak learning rate", "Muon bears it, and short runs need it", gt=0)
-    beta_1: float = hyper(0.9, "AdamW's momentum", "its usual value", ge=0, lt=1)
+    beta_1: float = hyper(0.9, "AdamW's momentum", "the optimiser's default; not tuned", ge=0, lt=1)
     beta_2: float = hyper(
         0.99, "AdamW's decay of squared gradients", "short, for short runs", ge=0, lt=1
     )
-    weight_decay: float = hyper(0.01, "AdamW's decoupled weight decay", "its usual value", ge=0)
+    weight_decay: float = hyper(
+        0.01, "AdamW's decoupled weight decay", "the optimiser's default; not tuned", ge=0
+    )
     grad_clip: float = hyper(
         1.0,
         "gradients are scaled down to this norm",
@@ -210,14 +213,12 @@ class Config(BaseModel):
         gt=0,
         le=0.25,
     )
-    seed: int = hyper(
-        0, "all of the run's randomness follows from it", "any will do", ge=0, lt=2**63
-    )
+    seed: int = hyper(0, "all of the run's randomness follows from it", "not tuned", ge=0, lt=2**63)
 
     # What is kept.
     snapshots: int = hyper(
         12,
-        "grids drawn and held-out losses taken, first and last step included",
+        "grids of samples and held-out losses, the first and the last step included",
         "enough to see the digits form",
         ge=2,
         le=10_000,
@@ -242,8 +243,10 @@ class Config(BaseModel):
     )
     sample_calls: int = hyper(
         24,
-        "network calls an image may take: as many sampling steps as that allows, at two calls a step with guidance",
-        "twelve guided steps of the default sampler are as good as any more, for networks trained for minutes",
+        "network calls an image may take: as many sampling steps as that allows, at two calls a "
+        "step with guidance",
+        "more than twelve guided steps of the default sampler brought nothing for networks trained "
+        "for minutes",
         ge=1,
         le=10_000,
     )

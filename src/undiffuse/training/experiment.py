@@ -121,7 +121,7 @@ class Experiment:
 
 
 def hide(condition: Tensor, unconditional: int, config: Config, step: int) -> Tensor:
-    """The conditions, each hidden, as `unconditional`, with probability config.condition_dropout."""
+    """The conditions, each replaced by `unconditional` with probability condition_dropout."""
     uniform = rng.stream(config.seed, "label dropout", step).random(len(condition))
     return condition.masked_fill(
         torch.from_numpy(uniform < config.condition_dropout), unconditional

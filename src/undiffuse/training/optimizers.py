@@ -1,7 +1,8 @@
 """Optimisers: how the gradient becomes a step.
 
-To add one: a function (network, config) -> torch.optim.Optimizer with `@OPTIMIZERS.add`. Training sets each step's learning
-rate in all of its groups. Its state must be tensors, which checkpoints hold by parameter name.
+To add one: a function (network, config) -> torch.optim.Optimizer with `@OPTIMIZERS.add`. Training sets
+each step's learning rate in all of its groups. Its state must be tensors, which checkpoints hold by
+parameter name.
 """
 
 from __future__ import annotations
@@ -52,11 +53,13 @@ def adamw_options(config: Settings) -> dict[str, Any]:
 
 @OPTIMIZERS.add
 def muon(network: nn.Module, config: Settings, *, momentum: float = 0.9) -> torch.optim.Optimizer:
-    """Jordan et al. 2024 (kellerjordan.github.io/posts/muon) for the weights of linear layers and convolutions, AdamW for the rest.
+    """Jordan et al. 2024 (kellerjordan.github.io/posts/muon), with AdamW for the rest.
 
-    The momentum of each weight, as a matrix of output by all input values, is replaced by the nearest orthogonal one: every direction is
-    learnt at the same pace. It is scaled to an entry's root mean square of 0.2, about AdamW's, so that one learning rate serves both:
-    Liu et al. 2025 (arXiv:2502.16982), (4). Matrices with fewer than 16 rows or columns are left to AdamW."""
+    For the weights of linear layers and convolutions. The momentum of each weight, as a matrix of
+    output by all input values, is replaced by the nearest orthogonal one: every direction is learnt
+    at the same pace. It is scaled to a root mean square of 0.2 an entry, about AdamW's, so that one
+    learning rate serves both: Liu et al. 2025 (arXiv:2502.16982), (4). Matrices with fewer than 16
+    rows or columns are left to AdamW."""
     from torch import nn
 
     if not 0 <= momentum < 1:
@@ -115,9 +118,11 @@ NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 
 
 def orthogonal(matrices: Tensor, iterations: int = 5) -> Tensor:
-    """About the nearest orthogonal matrix to each of (K, R, C): singular values of more than a few hundredths of the matrix's norm
-    are moved to about 0.7 to 1.2, by the quintic Newton-Schulz iteration X <- a X + (b S + c S^2) X, S = X X^T, in bfloat16 where the
-    processor has it."""
+    """About the nearest orthogonal matrix to each of (K, R, C).
+
+    Singular values of more than a few hundredths of the matrix's norm are moved to about 0.7 to 1.2,
+    by the quintic Newton-Schulz iteration X <- a X + (b S + c S^2) X, S = X X^T. It runs in bfloat16
+    where the CPU has it."""
     a, b, c = NEWTON_SCHULZ
     tall = matrices.shape[1] > matrices.shape[2]
     x = matrices.mT if tall else matrices

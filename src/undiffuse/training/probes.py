@@ -69,7 +69,7 @@ def usual_sampling(config: Config, denoiser: Denoiser, step: int) -> Sampling:
 
 
 def snapshot(denoiser: Denoiser, config: Config, step: int) -> Tensor:
-    """Samples by the run's own sampler, uint8 (N, C, H, W); classes, where there are some, cycle."""
+    """Samples by the run's own sampler, uint8 (N, C, H, W). Classes, if any, take turns."""
     count = config.snapshot_images
     classes = cycle(count, len(denoiser.conditioning.classes))
     sampling = usual_sampling(config, denoiser, step)

@@ -1,16 +1,16 @@
 """Records: what happens in a run.
 
-`training/loop.py` yields them, `runs/log.py` writes them to log.jsonl and reads them back as the same
-types. `console/live.py` shows them in the terminal, `report/sections/training.py` in the report; both
-pass over records that they do not know.
+`training/loop.py` yields them. `runs/log.py` writes them to log.jsonl and reads them back as the
+same types. `console/live.py` shows them in the terminal, `report/sections/training.py` in the
+report; both pass over records that they do not know.
 
 Each is one dataclass. `step` is the number of steps taken when it holds, `time` the seconds of the
 run so far over all its sessions. `scalars` is for programs that draw curves of their own, such as
 the `watch` of `undiffuse.train`.
 
 To add one: a dataclass below, with its own `event`, and its name in `Record`. Then yield it in the
-loop. A record of step n that comes before `StepTaken` of step n + 1 is kept when a run is resumed at
-n, and may be written twice; one of a later step is dropped and written anew.
+loop. A record of step n that comes before `StepTaken` of step n + 1 is kept when a run is resumed
+at n, and may be written twice; one of a later step is dropped and written anew.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class Projection(Line):
 
 @dataclass(frozen=True)
 class Cooldown(Line):
-    """From step `start` on the learning rate falls linearly to 0 at step `end`, where training ends."""
+    """From step `start` on the learning rate falls linearly to 0 at step `end`, the last one."""
 
     start: Steps
     end: Steps

@@ -41,7 +41,8 @@ class State:
             return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
 
         def laid_out_like(parameter: Tensor, moment: Tensor) -> Tensor:
-            # Files hold contiguous tensors; the fused optimiser walks parameter and moments in memory order.
+            # Files hold contiguous tensors. The fused optimiser walks parameter and moments in
+            # memory order.
             return torch.empty_like(parameter).copy_(moment) if moment.ndim else moment.clone()
 
         self.network.load_state_dict(part("weights/"))
