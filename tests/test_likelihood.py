@@ -124,7 +124,7 @@ def test_levels_are_stratified() -> None:
 
 
 def test_the_prior_is_the_divergence_of_two_normals() -> None:
-    """KL(N(alpha x_0, sigma^2) | N(0, alpha^2 + sigma^2)) with the numbers of torch.distributions."""
+    """KL(N(alpha x_0, sigma^2) | N(0, alpha^2 + sigma^2)) by torch.distributions."""
     alpha, sigma = torch.tensor([0.3, 0.9]).double()
     x_0 = torch.tensor([[[[0.5, -1.0]]]]).double()
     q = torch.distributions.Normal(alpha * x_0, sigma)

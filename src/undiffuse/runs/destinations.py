@@ -48,15 +48,15 @@ def destination(text: str, flag: str = "--out") -> Destination:
         kind = path.suffix.lower()[1:]
     else:
         raise UserError(
-            f"{flag} {text}: write FILE.png for a grid, FILE.npz for an archive, or FOLDER/ for one "
-            "PNG an image"
+            f"{flag} {text}: write FILE.png for a grid, FILE.npz for an archive, or FOLDER/ for "
+            "one PNG an image"
         )
     if kind == "folder" and path.exists() and not path.is_dir():
         raise UserError(f"{flag} {text}: {path} is a file, not a folder; choose another name")
     if kind == "folder" and path.exists() and any(path.iterdir()):
         raise UserError(
-            f"{flag} {text}: the folder is not empty; choose a new one, so that old images don't mix "
-            "with new ones"
+            f"{flag} {text}: the folder is not empty; choose a new one, so that old images don't "
+            "mix with new ones"
         )
     if kind != "folder" and not path.parent.is_dir():
         raise UserError(f"{flag} {text}: there is no folder {path.parent}")
@@ -81,7 +81,7 @@ def save_images(
     classes: tuple[str, ...],
     note: dict[str, Any] | None = None,
 ) -> None:
-    """Write images uint8 (N, C, H, W), with their class numbers (N,) and the classes' names, if any.
+    """Write images uint8 (N, C, H, W), with class numbers (N,) and the classes' names, if any.
 
     A file is written whole or not at all. A folder is filled when all of its images are made.
     note: what a grid shows, kept in the PNG."""

@@ -280,14 +280,14 @@ def check(parts: Parts, n: int, seed: int, bits_images: int | None, ode_images: 
     """UserError for numbers that make no evaluation."""
     if not (parts.quality or parts.likelihood or parts.novelty):
         raise UserError(
-            "with neither quality nor likelihood nor novelty there is nothing to measure; leave one "
-            "of them on"
+            "with neither quality nor likelihood nor novelty there is nothing to measure; leave "
+            "one of them on"
         )
     if n < FEWEST:
         raise UserError(f"{n} images are too few for a statistic; give at least {FEWEST}")
     check_numbers(n, seed)
     if (bits_images is not None and bits_images < 2) or ode_images < 0 or ode_images == 1:
         raise UserError(
-            "--bits-images must be at least 2, and --ode-images 0 or at least 2: one image gives no "
-            "interval"
+            "--bits-images must be at least 2, and --ode-images 0 or at least 2: one image gives "
+            "no interval"
         )

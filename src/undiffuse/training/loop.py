@@ -62,7 +62,7 @@ def fit(
     the snapshots that an earlier session took. insist: raise UserError where compiling fails.
 
     Where a loss, a gradient or a weight is not finite, training is rolled back by up to KEPT_EVERY
-    steps and goes on with half of the learning rate. After MOST_ROLLBACKS times UserError is raised.
+    steps and goes on with half of the learning rate. UserError after MOST_ROLLBACKS times.
     (Not further than to where this session began: a run that was also resumed in between may be
     rolled back to another step than one that was not.) The state is finite whenever a record is
     read."""

@@ -1,8 +1,8 @@
 """Optimisers: how the gradient becomes a step.
 
-To add one: a function (network, config) -> torch.optim.Optimizer with `@OPTIMIZERS.add`. Training sets
-each step's learning rate in all of its groups. Its state must be tensors, which checkpoints hold by
-parameter name.
+To add one: a function (network, config) -> torch.optim.Optimizer with `@OPTIMIZERS.add`. Training
+sets each step's learning rate in all of its groups. Its state must be tensors, which checkpoints
+hold by parameter name.
 """
 
 from __future__ import annotations
@@ -120,9 +120,9 @@ NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 def orthogonal(matrices: Tensor, iterations: int = 5) -> Tensor:
     """About the nearest orthogonal matrix to each of (K, R, C).
 
-    Singular values of more than a few hundredths of the matrix's norm are moved to about 0.7 to 1.2,
-    by the quintic Newton-Schulz iteration X <- a X + (b S + c S^2) X, S = X X^T. It runs in bfloat16
-    where the CPU has it."""
+    Singular values of more than a few hundredths of the matrix's norm are moved to about 0.7 to
+    1.2, by the quintic Newton-Schulz iteration X <- a X + (b S + c S^2) X, S = X X^T. It runs in
+    bfloat16 where the CPU has it."""
     a, b, c = NEWTON_SCHULZ
     tall = matrices.shape[1] > matrices.shape[2]
     x = matrices.mT if tall else matrices
