@@ -43,6 +43,9 @@ NETWORK = {
 }
 """Flags for options of the network: name -> (type, description). They are part of --net's spec."""
 
+WRITTEN = "out|save|trajectory"
+"""Flags for what is written, which errors of the library name as well."""
+
 FORMER_FLAGS = {new: f"--{old.replace('_', '-')}" for old, new in FORMER.items()}
 """The flags' names in version 0.1, which are still accepted."""
 
@@ -106,7 +109,10 @@ def train_verb(preset: Any) -> Callable[..., None]:
             say(plans.plan(config, options))
             return
         path = out or Path("runs") / config.preset
-        done = folder.Run(path).exists() and folder.Run(path).finished()
+        run = folder.Run(path)
+        if run.exists():
+            run.about()  # refuses a folder of another version before its log is read
+        done = run.finished()
         try:
             with live.Watcher(config, path, stdout()) as watcher:
                 api.train_config(
@@ -117,7 +123,7 @@ def train_verb(preset: Any) -> Callable[..., None]:
                 stop.signal,
                 f"{path}: stopped by {stop} and saved; the same command goes on from here",
             )
-        end = folder.Run(path).finished()
+        end = run.finished()
         assert end is not None
         state = "was already finished" if done else "finished"
         say(f"{path}: {state}, {end.step:,} steps in {end.time / 60:.1f} minutes")
@@ -172,6 +178,6 @@ def with_flags(sentence: str) -> str:
     def given(match: re.Match[str]) -> str:
         return flag(match[1]) + ("" if match[2] == "True" else f" {match[2]}")
 
-    sentence = re.sub(rf"\b({fields})=([\w.]*\w)", given, sentence)
-    names = f"{fields}|{'|'.join(NETWORK)}|n|classes"
+    sentence = re.sub(rf"\b({fields}|{WRITTEN})=(\S+?)(?=[:;,)]?(?:\s|$))", given, sentence)
+    names = f"{fields}|{'|'.join(NETWORK)}|n|classes|bits_images|ode_images"
     return re.sub(rf"^({names})(?=:| must )", lambda match: flag(match[1]), sentence)
