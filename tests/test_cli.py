@@ -590,7 +590,7 @@ def test_info_of_an_unfinished_run_says_how_to_go_on(
     copy = Path(shutil.copytree(run, tmp_path / "copy"))
     lines = (copy / "log.jsonl").read_bytes().splitlines(keepends=True)
     (copy / "log.jsonl").write_bytes(b"".join(lines[:-1]))
-    assert "unfinished; the same command goes on" in command("info", copy).words
+    assert "unfinished; the same command continues it" in command("info", copy).words
 
 
 def test_sample_makes_what_the_python_function_makes(command: Command, labelled_run: Path) -> None:

@@ -377,15 +377,21 @@ BROKEN: dict[str, tuple[Callable[[Path], Any], str]] = {
     "objects": (lambda p: np.savez(p, images=np.array([{}] * 200, dtype=object)), "Python objects"),
     "a text": (lambda p: zip_of(p, b"hello"), "can't be read"),
     "a bomb": (lambda p: zip_of(p, header((10**6, 100, 100)) + bytes(1000)), "more than the"),
-    "cut short": (lambda p: zip_of(p, header((200, 8, 8)) + bytes(1000)), "another length"),
-    "too long": (lambda p: zip_of(p, header((200, 8, 8)) + bytes(20_000)), "another length"),
+    "cut short": (
+        lambda p: zip_of(p, header((200, 8, 8)) + bytes(1000)),
+        "does not have the length",
+    ),
+    "too long": (
+        lambda p: zip_of(p, header((200, 8, 8)) + bytes(20_000)),
+        "does not have the length",
+    ),
     "labels of another number": (
         lambda p: np.savez(p, images=np.zeros((200, 8, 8), np.uint8), labels=np.zeros(100, int)),
         "one whole number for each",
     ),
     "labels out of range": (
         lambda p: np.savez(p, images=np.zeros((200, 8, 8), np.uint8), labels=np.full(200, 7)),
-        "there are 3 classes",
+        "with 3 classes",
     ),
 }
 

@@ -79,7 +79,7 @@ def test_the_continuous_bound_of_the_exact_denoiser_is_the_entropy(schedule: str
 
     It is -log2 of the data's own density, but for the last step, where a discretised decoder
     replaces the posterior."""
-    images = gaussian_images(400)
+    images = gaussian_images(4000)
     bound = variational_bound(
         exact_denoiser(schedule), images, steps=1000, continuous=True, levels=64, clip=False
     )

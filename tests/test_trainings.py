@@ -116,7 +116,7 @@ def test_a_study_goes_on_where_it_was_interrupted(run: Path, tmp_path: Path) -> 
     more = training_study(base, "schedules", minutes=50)  # the minutes of before are kept
     assert more.minutes == again.minutes
     assert "0 of 2 trainings" in more.plan()
-    assert "begun with: for 25.0 each, remove" in more.plan()
+    assert "started with; for 25.0 minutes each, remove" in more.plan()
     other = training_study(base, "schedules", 0.1, seed=1)
     assert [row["value"] for *_, row in other.rows() if row] == ["cosine", "flow"]
     kept = json.loads((base / "study" / "schedules.json").read_text())["rows"]
@@ -126,7 +126,11 @@ def test_a_study_goes_on_where_it_was_interrupted(run: Path, tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("what", "options", "message"),
     [
-        ("schedules", {"minutes": 1.0}, "5 trainings, and measuring each, take at least 5 minutes"),
+        (
+            "schedules",
+            {"minutes": 1.0},
+            "5 trainings and their measurements take at least 5 minutes",
+        ),
         ("predictions", {"minutes": float("nan")}, "must be a finite number above 0, not nan"),
         ("predictions", {"minutes": float("inf")}, "must be a finite number above 0, not inf"),
         ("subset", {"seeds": 0}, "at least one seed"),
@@ -149,7 +153,7 @@ def test_what_cannot_be_trained_is_left_out_before_anything_is_trained(
     run = train(predict="eps", schedule="linear", steps=2, snapshots=2)
     study = training_study(run, "schedules", minutes=1)
     assert study.trainings == [("linear", 0), ("log-linear", 0)]
-    assert "schedule cosine is left out, as it can't be trained here" in study.plan()
+    assert "schedule cosine is left out, because it can't be trained here" in study.plan()
     monkeypatch.setitem(QUESTIONS, "schedules", Question("schedule", ("cosine", "flow")))
     with pytest.raises(UserError, match="there is nothing to compare: schedule cosine"):
         training_study(run, "schedules", minutes=1)
@@ -160,7 +164,7 @@ def test_a_run_without_unconditional_predictions_is_refused(train: Callable[...,
     for what in QUESTIONS:
         with pytest.raises(
             UserError,
-            match=r"--condition-dropout 0, and unconditional predictions are compared"
+            match=r"--condition-dropout 0, so it has no unconditional predictions"
             r".*study a run with --condition-dropout 0\.1",
         ):
             training_study(run, what)

@@ -1,4 +1,4 @@
-"""The functions of `import undiffuse`: train, sample, load. The command does the same through them."""
+"""The functions of `import undiffuse`: train, sample and load. The command uses them too."""
 
 from __future__ import annotations
 
@@ -26,15 +26,16 @@ def train(
     watch: Callable[[Record], None] | None = None,
     **fields: Any,
 ) -> Path:
-    """Train a run in folder `out` (runs/PRESET), or go on with it; returns the folder.
+    """Train a run in folder `out`, or continue it. Returns the folder.
 
-    The command `undiffuse train` in Python. fields: any of `Config`'s, such as minutes=3 or
-    data="photos/", of `SessionOptions`', such as compile="off", and of the network's own options,
-    such as channels=(64, 128). watch: called with each record as it happens.
+    It is the command `undiffuse train` in Python. out: runs/PRESET by default. fields: those of
+    `Config`, such as minutes=3 or data="photos/"; those of `SessionOptions`, such as compile="off";
+    the network's own options, such as channels=(64, 128). watch: called with each record as it
+    happens.
 
-    A finished run is left as it is. Raises UserError for anything that does not fit, before anything
-    is written. After Ctrl-C or SIGTERM, when all is saved, it raises `runs.signals.Interrupted`,
-    which like KeyboardInterrupt is no Exception."""
+    A finished run stays as it is. Raises UserError for values that do not fit, before anything is
+    written. After Ctrl-C or SIGTERM it saves the run, then raises `runs.signals.Interrupted`. Like
+    KeyboardInterrupt, that is not an Exception."""
     own = {name: fields.pop(name) for name in SessionOptions.model_fields if name in fields}
     config, options = make_config(preset, **fields), make_options(**own)
     return train_config(config, Path(out or f"runs/{preset}"), options, watch=watch)
@@ -49,7 +50,7 @@ def train_config(
     started: float | None = None,
     watch: Callable[[Record], None] | None = None,
 ) -> Path:
-    """`train` for a whole configuration. started: see `train_session`."""
+    """`train` for a whole configuration. replay, started: see `train_session`."""
     for record in train_session(config, path, options, replay=replay, started=started):
         if watch:
             watch(record)
@@ -57,15 +58,16 @@ def train_config(
 
 
 def load(run: Where) -> Model:
-    """The model of a run folder: its averaged weights. Raises UserError where there is none.
+    """The model of a run folder, with its averaged weights. It can be used many times.
 
-    Loaded once, it can be used many times."""
+    Raises UserError where the folder has no model."""
     return Run(Path(run)).model()
 
 
 def sample(run: Where, n: int = 64, classes: Any = None, **options: Any) -> NDArray[np.uint8]:
     """Sample n images from a run: uint8 (n, H, W), or (n, H, W, 3) in colour.
 
-    classes: numbers or names, which take turns. options: `Model.request`'s. The same seed gives the
-    same images, whatever the batch size. Raises UserError for what the run cannot do."""
+    classes: numbers or names; the images take them in turn. options: see `Model.request`. The same
+    seed gives the same images with any batch size. Raises UserError for options that the run does
+    not support."""
     return load(run).sample(n, classes, **options)

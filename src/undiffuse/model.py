@@ -1,4 +1,4 @@
-"""`Model`: a network with all that is needed to use it. It needs no run folder.
+"""`Model`: a network with everything that is needed to use it. It needs no run folder.
 
 model = Model.load("runs/digits/model.safetensors")
 model.sample(n=8, classes="7")      # uint8 images
@@ -21,7 +21,7 @@ from undiffuse.base.errors import UserError
 from undiffuse.base.images import as_array
 from undiffuse.base.pixels import from_array, to_float, to_uint8
 from undiffuse.base.rng import normal_each
-from undiffuse.base.tensors import load_tensors, save_tensors
+from undiffuse.base.tensors import load_tensors, not_finite, save_tensors
 from undiffuse.diffusion.conditioning import Conditioning
 from undiffuse.diffusion.denoiser import Denoiser
 from undiffuse.diffusion.likelihood import CHAIN, variational_bound
@@ -42,18 +42,18 @@ if TYPE_CHECKING:
 
     from undiffuse.diffusion.walk import Frame
 
-MOST_IMAGES = 10_000_000  # of one request: 8 GB of digits
+MOST_IMAGES = 10_000_000  # images of one request: 8 GB of MNIST's size
 
 Side: TypeAlias = Annotated[int, Field(ge=1, le=4096)]
 
 
 @dataclass(frozen=True)
 class Description:
-    """What a model is, without its weights.
+    """A model without its weights.
 
     net, schedule, predict: specs such as "unet:heads=4", "cosine" and "v". shape: (C, H, W) of an
-    image. sampling: how it samples where nothing else is asked for. chain: T of the chain that it
-    was trained on, None for continuous time. step: how many steps it was trained."""
+    image. sampling: the default options of sampling. chain: T of the chain that the model was
+    trained on, None for continuous time. step: the number of training steps."""
 
     __pydantic_config__ = ConfigDict(extra="forbid")
 
@@ -67,7 +67,9 @@ class Description:
     step: Annotated[int, Field(ge=0)] = 0
 
     def build(self, *, seed: int = 0, device: str = "cpu") -> nn.Module:
-        """The network, with random weights. On the device "meta" it takes no memory."""
+        """The network with random weights. On the device "meta" it takes no memory.
+
+        Raises UserError where the network and the prediction do not fit."""
         network = build_network(
             self.net, self.shape, self.conditioning.count, seed=seed, device=device
         )
@@ -81,7 +83,7 @@ class Model:
     Raises UserError for a prediction that the schedule makes impossible."""
 
     def __init__(self, description: Description, network: nn.Module | None = None) -> None:
-        """network: with the weights; a new one, untrained, where it is None."""
+        """network: it has the weights. None: a new network that is not trained."""
         self.description = description
         self.network = (network if network is not None else description.build()).eval()
         self.denoiser = Denoiser(
@@ -94,11 +96,11 @@ class Model:
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """The names of the classes that can be asked for."""
+        """The names of the classes that the model is conditioned on; () for none."""
         return self.description.conditioning.classes
 
     def describe(self) -> dict[str, Any]:
-        """What the model is, as plain data."""
+        """The description as plain data."""
         return asdict(self.description)
 
     # --- Files ---
@@ -115,28 +117,35 @@ class Model:
     def load(cls, path: str | Path) -> Model:
         """The model that `save` wrote, or a finished run's model.safetensors.
 
-        Raises UserError, which names the file, for one that is damaged or no model."""
+        Raises UserError for a file that is missing, damaged or not a model. The error names it."""
         path = Path(path)
         if not path.is_file():
             raise UserError(f"{path} does not exist; give a file that Model.save wrote")
         tensors, metadata = load_tensors(path)
+        if strange := not_finite(tensors):
+            raise UserError(f"{path} is damaged: its {strange} is not finite")
         try:
             found = TypeAdapter(Description).validate_json(metadata.get("model", ""))
             return cls.of_tensors(found, tensors, path)
         except ValidationError as error:
             first = error.errors()[0]
-            raise UserError(f"{path} is no model: {first['msg']}") from error
+            raise UserError(f"{path} is not a model: {first['msg']}") from error
 
     @classmethod
     def of_tensors(
         cls, description: Description, tensors: dict[str, Tensor], source: Path
     ) -> Model:
-        """A model of these weights, from the file `source`, which an error names."""
-        # Compared before there is memory for them: the description may say anything.
-        promised = description.build(device="meta").state_dict()
+        """A model with these weights. source: their file, for errors.
+
+        Raises UserError where names or shapes of the weights do not fit the description."""
+        # Compared before memory is allocated: a damaged description may ask for any size.
+        try:
+            promised = cls(description, description.build(device="meta")).network.state_dict()
+        except UserError as error:
+            raise UserError(f"{source} is not a model: {error}") from error
         found = {name: value.shape for name, value in tensors.items()}
         if found != {name: value.shape for name, value in promised.items()}:
-            raise UserError(f"{source} does not fit the network that it is said to be of")
+            raise UserError(f"the weights in {source} do not fit its description of the network")
         network = description.build()
         network.load_state_dict(tensors)
         return cls(description, network)
@@ -153,31 +162,41 @@ class Model:
         samples: Sequence[int] | None = None,
         seed: int = 0,
     ) -> Tensor:
-        """x_0_hat: noisy images x_t (B, C, H, W) at times t, () or (B,), in (0, 1], denoised.
+        """x_0_hat (B, C, H, W): noisy images x_t (B, C, H, W), denoised.
 
-        classes: numbers or names, one for all images or one each; None for the unconditional
-        prediction. Where a class has clusters, one is sampled for each image in proportion to its
-        size, as in sampling: a function of seed and `samples`, the images' indices (0 to B - 1 by
-        default). The same images keep the same clusters from call to call."""
+        t: times in (0, 1], () or (B,). classes: numbers or names, one for all images or one each;
+        None for the unconditional prediction.
+
+        Where a class has clusters, one of them is sampled for each image, in proportion to its
+        size. The cluster is a function of seed and of the image's index, so an image keeps its
+        cluster from call to call. samples: the indices, 0 to B - 1 by default.
+
+        Raises UserError for unknown classes, or where the model cannot predict without a class."""
         count = len(x_t)
         t = torch.as_tensor(t, dtype=torch.float64).expand(count)
         if classes is None:
             if not self.description.conditioning.unconditional:
                 raise UserError(unguidable(self.denoiser))
             return self.denoiser(x_t, t)
+        numbers = self.one_each(classes, count)
+        indices = range(count) if samples is None else samples
+        condition = self.description.conditioning.sample(numbers, indices, seed)
+        return self.denoiser(x_t, t, condition=condition)
+
+    def one_each(self, classes: Any, count: int) -> Tensor:
+        """The class number (count,) of each image: of `classes`, one for all or one each."""
         numbers = torch.tensor(self.description.conditioning.class_numbers(classes))
         if len(numbers) not in (1, count):
             raise UserError(f"classes has {len(numbers)} entries for {count} images; give one each")
-        indices = range(count) if samples is None else samples
-        condition = self.description.conditioning.sample(numbers.expand(count), indices, seed)
-        return self.denoiser(x_t, t, condition=condition)
+        return numbers.expand(count)
 
     def noised(
         self, images: NDArray[np.uint8] | Tensor, t: Tensor | float, *, seed: int = 0
     ) -> Tensor:
-        """x_t (n, C, H, W): images at times t, () or (n,), by the jump (3).
+        """x_t (n, C, H, W): images with noise, by the jump (3).
 
-        images: as for `bits`. The noise of an image is a function of seed and number."""
+        images: as for `bits`. t: times, () or (n,). The noise of an image is a function of seed
+        and of the image's index."""
         x_0 = to_float(from_array(images, self.description.shape))
         level = self.denoiser.noise_level(torch.as_tensor(t, dtype=torch.float64))
         noise = normal_each(range(len(x_0)), self.description.shape, seed, "noised", 0)
@@ -186,10 +205,11 @@ class Model:
     def request(
         self, n: int = 64, classes: Any = None, *, batch_size: int = 256, **sampling: Any
     ) -> Request:
-        """A request for n images, checked. sampling: fields of `Sampling`; else the model's own.
+        """A request for n images, with all options checked.
 
-        classes: numbers or names, which take turns; by default all classes take turns. Raises
-        UserError for what the model cannot do."""
+        classes: numbers or names; the images take them in turn. By default they take all classes in
+        turn. batch_size: images that are sampled at once. sampling: fields of `Sampling`; the
+        others are the model's own. Raises UserError for options that the model does not support."""
         given = {name: value for name, value in sampling.items() if value is not None}
         if unknown := given.keys() - Sampling.__dataclass_fields__.keys():
             known = ", ".join(Sampling.__dataclass_fields__)
@@ -213,7 +233,7 @@ class Model:
     def sample(self, n: int = 64, classes: Any = None, **options: Any) -> NDArray[np.uint8]:
         """n new images, uint8 (n, H, W), or (n, H, W, 3) in colour. See `request` for the options.
 
-        The same seed gives the same images, whatever the batch size."""
+        The same seed gives the same images with any batch size."""
         return as_array(torch.cat(list(self.request(n, classes, **options).batches())))
 
     def bits(
@@ -221,9 +241,12 @@ class Model:
     ) -> NDArray[np.float64]:
         """Bits per dimension (n,) of images: an upper bound on their code length.
 
-        images: uint8 (n, H, W), (n, H, W, 3) or (n, C, H, W). classes: one each, for a model that
-        is conditioned on classes; a model with clusters is measured without conditions. The bound
-        is that of a chain of T steps (`diffusion/likelihood.py`)."""
+        images: uint8 (n, H, W), (n, H, W, 3) or (n, C, H, W). classes: one for all images or one
+        each, for a model that is conditioned on classes. A model with clusters is measured without
+        conditions. The bound is that of a chain of T steps (`diffusion/likelihood.py`).
+
+        Raises UserError for classes that the model does not know, or where it cannot predict
+        without a class."""
         batch = from_array(images, self.description.shape)
         conditioning = self.description.conditioning
         numbers = None
@@ -233,7 +256,7 @@ class Model:
                 "model; leave classes out"
             )
         if classes is not None:
-            numbers = torch.tensor(conditioning.class_numbers(classes)).expand(len(batch))
+            numbers = self.one_each(classes, len(batch))
         elif not conditioning.unconditional:
             raise UserError(unguidable(self.denoiser))
         chain = self.description.chain or CHAIN
@@ -243,10 +266,10 @@ class Model:
 
 @dataclass(frozen=True)
 class Request:
-    """A request for images, made ready.
+    """A request for n images, ready to be sampled.
 
-    classes: the class number (n,) of each image, or None. usual: sampled as the model does it where
-    nothing else is asked for."""
+    classes: the class number (n,) of each image, or None. batch_size: images that are sampled at
+    once. usual: whether the options are the model's own, apart from seed and precision."""
 
     model: Model
     n: int
@@ -268,7 +291,7 @@ class Request:
 
     @property
     def note(self) -> dict[str, Any]:
-        """What a picture of these images is."""
+        """The metadata of a picture of these images."""
         names = ("sampler", "grid", "guidance", "clip", "seed", "steps")
         return {
             "step": self.model.description.step,
@@ -277,7 +300,7 @@ class Request:
         }
 
     def frames(self, first: int, count: int) -> Iterator[Frame]:
-        """The steps of the images with numbers first..first + count - 1, as one batch."""
+        """The sampling steps of the images first to first + count - 1, as one batch."""
         own = None if self.classes is None else self.classes[first : first + count]
         samples = range(first, first + count)
         return trajectory(self.model.denoiser, samples, self.sampling, classes=own)
@@ -297,7 +320,7 @@ class Request:
 
 
 def check_numbers(n: int, seed: int) -> None:
-    """Raises UserError for more images than one request may have, or for what is no seed."""
+    """Raises UserError for more images than a request may have, or for a seed out of range."""
     if n > MOST_IMAGES:
         raise UserError(f"n must be at most {MOST_IMAGES:,}, not {n:,}; use another seed for more")
     if not (hasattr(seed, "__index__") and 0 <= seed < 2**63):

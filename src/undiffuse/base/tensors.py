@@ -83,3 +83,8 @@ def verify_checksum(path: Path) -> None:
             digest.update(piece)
     if digest.hexdigest().encode() != found[1]:
         raise ValueError("its content does not match its checksum")
+
+
+def not_finite(tensors: dict[str, Tensor]) -> str | None:
+    """The name of a tensor that is not finite, None if all are."""
+    return next((name for name, value in tensors.items() if not value.isfinite().all()), None)

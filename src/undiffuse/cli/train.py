@@ -17,7 +17,7 @@ from undiffuse.base import engine
 from undiffuse.base.errors import UserError
 from undiffuse.base.lazy import lazy
 from undiffuse.cli.output import by_default, leave, say, stdout
-from undiffuse.training.config import FORMER, Config
+from undiffuse.training.config import FORMER, Config, described
 from undiffuse.training.options import SessionOptions, make_options
 from undiffuse.training.presets import make_config
 
@@ -65,7 +65,7 @@ def flags_of(preset: Config) -> Any:
         )
 
     own = [
-        flag(name, hyper.annotation, hyper.description, getattr(preset, name))
+        flag(name, hyper.annotation, described(name), getattr(preset, name))
         for name, hyper in Config.model_fields.items()
     ]
     network = [flag(name, kind | None, text, None) for name, (kind, text) in NETWORK.items()]

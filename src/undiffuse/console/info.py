@@ -1,4 +1,4 @@
-"""What `undiffuse info` shows: a run's state, data and hyperparameters."""
+"""The output of `undiffuse info`: a run's state, data and hyperparameters."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ def describe(run: Run) -> Group:
 
 
 def state_of(run: Run, about: About) -> dict[str, str]:
-    """What a run is, by heading."""
+    """A run's state and data: heading -> text."""
     facts, conditioning = about.facts, about.conditioning
     steps, end = run.of(StepTaken), run.finished()
     spent = max((record.time for record in run.records()), default=0.0)
-    state = "finished" if end else "unfinished; the same command goes on with it"
+    state = "finished" if end else "unfinished; the same command continues it"
     shape = "x".join(str(n) for n in (*facts.shape[1:], facts.shape[0]))
-    within = ", parts of the classes" if conditioning.class_of_cluster else ""
+    within = ", within the classes" if conditioning.class_of_cluster else ""
     clusters = f"{len(conditioning.clusters)} of similar images{within}"
     lines = {
         "state": f"{state}; {len(steps):,} steps in {spent / 60:.1f} minutes",
@@ -55,7 +55,7 @@ def state_of(run: Run, about: About) -> dict[str, str]:
 
 
 def hyperparameters(run: Run, about: About) -> Iterator[tuple[str, str, str]]:
-    """(name, value, reason) of each, the network's own options below it."""
+    """(name, value, reason) of each. The network's own options follow the network."""
     config = about.config
     steps = run.of(StepTaken)
     usual = config.sampling(steps[-1].step if steps else 0, about.conditioning)
@@ -75,7 +75,10 @@ def network_options(net: str) -> Iterator[tuple[str, str, str]]:
     network = NETWORKS.function(net.partition(":")[0])
     chosen = NETWORKS.options(net)
     for option, default in NETWORKS.defaults(net.partition(":")[0]).items():
-        why = getattr(network, "reasons", {}).get(option, "").partition(" - ")[2]
+        why = (
+            getattr(network, "reasons", {}).get(option, "").partition(" - ")[2]
+            or "the network's default"
+        )
         value = chosen.get(option, default)
         shown = " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
         yield f"  {option}", shown, why if value == default else "chosen for this run"

@@ -1,6 +1,7 @@
-"""What the terminal shows while something runs.
+"""What the terminal shows during training and during long measurements.
 
-A live line where there is a terminal, a line now and then where there is none.
+In a terminal it is one live line. Elsewhere, such as in a log file, training prints a line every 20
+seconds and a measurement a line for each stage.
 """
 
 from __future__ import annotations
@@ -31,21 +32,22 @@ if TYPE_CHECKING:
 
     from undiffuse.training.config import Config
 
-LINE_SECONDS = 20.0  # between lines where there is no terminal
+LINE_SECONDS = 20.0  # seconds between lines where there is no terminal
 
 
 def duration(seconds: float) -> str:
+    """Seconds as minutes:seconds."""
     minutes, seconds = divmod(max(0, round(seconds)), 60)
     return f"{minutes}:{seconds:02d}"
 
 
 def say(console: Console, line: str, style: str | None = None) -> None:
-    """Print a line as one line, however long, so that a path in it can be copied."""
+    """Print a line without breaking it, so that a path in it can be copied."""
     console.print(line, style=style, highlight=False, soft_wrap=True)
 
 
 class Watcher:
-    """Shows the records of one session. Call it with each; use it as a context manager."""
+    """Shows the records of one session. Use it as a context manager. Call it with each record."""
 
     def __init__(self, config: Config, path: Path, console: Console) -> None:
         self.config, self.path, self.console = config, path, console
@@ -91,8 +93,8 @@ class Watcher:
                 )
             case CompileFallback():
                 self.say(
-                    f"note: torch.compile failed ({record.reason}); training goes on without it, "
-                    "more slowly",
+                    f"note: torch.compile failed ({record.reason}); training continues without "
+                    "it and is slower",
                     style="yellow",
                 )
             case Rollback():
@@ -109,6 +111,7 @@ class Watcher:
                 )
 
     def started(self, record: SessionStarted) -> None:
+        """Show what is trained on what, and the session's notes."""
         facts = Run(self.path).about().facts
         self.progress.images = facts.training
         c, h, w = facts.shape
@@ -118,7 +121,8 @@ class Watcher:
             self.console,
             f"{self.path}: {facts.training:,} images of '{facts.name}' ({h}x{w}x{c}), "
             f"{facts.validation:,} held out; {self.config.net}, "
-            f"{record.parameters / 1e6:.2f} million parameters, {machine.get('precision')}{compiled}",
+            f"{record.parameters / 1e6:.2f} million parameters, "
+            f"{machine.get('precision')}{compiled}",
         )
         for note in record.notes:
             self.say(f"note: {note}", style="yellow")
@@ -128,6 +132,7 @@ class Watcher:
         self.bar.update(self.task, words=words)
 
     def stepped(self) -> None:
+        """Show the progress after a step."""
         words = "  ".join(self.fitting(self.words()))
         self.bar.update(self.task, completed=self.progress.share, words=words)
         if not self.console.is_terminal and time.monotonic() - self.printed > LINE_SECONDS:
@@ -135,7 +140,7 @@ class Watcher:
             self.say(words)
 
     def words(self) -> list[str]:
-        """What there is to say of a step, the most wanted first."""
+        """The parts of the progress line, the most important first."""
         now = self.progress
         held_out = [] if now.held_out is None else [f"held-out {now.held_out:.4f}"]
         return [
@@ -149,7 +154,7 @@ class Watcher:
         ]
 
     def fitting(self, words: list[str]) -> list[str]:
-        """As many as the terminal has room for."""
+        """The first of the parts, as many as fit the terminal."""
         room = self.console.width - self.wide - len(" 100% ")
         lengths = accumulate(len(word) + 2 for word in words)
         return [word for word, length in zip(words, lengths, strict=True) if length <= room]
@@ -158,7 +163,8 @@ class Watcher:
 class Stages:
     """Shows the stages of a long measurement. Call it with (stage, share done).
 
-    A bar where there is a terminal, else a line for each stage."""
+    It shows a bar in a terminal. Elsewhere it prints a line for each stage. Use it as a context
+    manager."""
 
     def __init__(self, console: Console) -> None:
         self.console = console

@@ -1,4 +1,4 @@
-"""The figures of metrics.json, for the terminal."""
+"""The figures of metrics.json as a table, for the terminal."""
 
 from __future__ import annotations
 
@@ -15,7 +15,9 @@ Row: TypeAlias = tuple[str, str, str, str]
 
 
 def figures_table(found: dict[str, Any]) -> Group:
-    """Each figure, its 95% interval, and the same of real images; then what is to be said."""
+    """A table of the figures, their 95% intervals and their controls. Remarks follow it.
+
+    found: the content of metrics.json."""
     control = f"real ({found['reference']['control']})"
     table = Table("figure", "value", "95% interval", control, box=box.SIMPLE_HEAD)
     for rows in (quality_rows, bits_rows, novelty_rows):
@@ -25,25 +27,29 @@ def figures_table(found: dict[str, Any]) -> Group:
 
 
 def number(x: float | None) -> str:
+    """A number with 4 significant digits; "-" for None."""
     return "-" if x is None else f"{x:.4g}"
 
 
 def row(name: str, figure: dict[str, Any], control: float | None = None) -> Row:
+    """The row of a figure that has `value`, `low` and `high`."""
     interval = f"{number(figure['low'])} to {number(figure['high'])}"
     return name, number(figure["value"]), interval, number(control)
 
 
 def quality_rows(found: dict[str, Any]) -> Iterator[Row]:
+    """The rows of the metrics of quality."""
     for name in filter(found.__contains__, METRICS):
         figure = found[name]
         yield row(metric_of(name).heading, figure, figure.get("floor", figure.get("control")))
         if "ratio" in figure:
             ratio = {"value": figure["ratio"], "low": figure["ratio_low"]}
             high = {"high": figure["ratio_high"]}
-            yield row("  over that of real images, its floor", ratio | high, 1)
+            yield row("  divided by that of real images (the floor)", ratio | high, 1)
 
 
 def bits_rows(found: dict[str, Any]) -> Iterator[Row]:
+    """The rows of the likelihood."""
     bits = found.get("bits_per_dim")
     if not bits:
         return
@@ -58,32 +64,34 @@ def bits_rows(found: dict[str, Any]) -> Iterator[Row]:
 
 
 def novelty_rows(found: dict[str, Any]) -> Iterator[Row]:
+    """The rows of the audit for copies."""
     audit = found.get("novelty") or {}
     for what in ("pixels", "features"):
         if what not in audit:
             continue
         near, c_t = audit[what]["nearer"], audit[what]["c_t"]
-        name = f"share nearer to training images than 99% of real ones, {what}"
+        name = f"share nearer to training images than 99% of real images, {what}"
         yield row(name, near, near["control"])
         values = number(c_t["value"]), "", number(c_t["control"])
         yield f"C_T, {what} (far below 0: copies)", *values
 
 
 def remarks(found: dict[str, Any]) -> Iterator[str]:
-    """What is to be said of the figures."""
+    """The assumptions, the audit's verdict, the warnings and what was not measured."""
     if bits := found.get("bits_per_dim"):
-        yield f"the bound is that of {bits['assumes']}"
+        yield f"the bound assumes {bits['assumes']}"
         if "ode" in bits:
-            yield f"the ODE's is that of {bits['ode']['assumes']}: neither bounds the other"
+            yield f"the ODE assumes {bits['ode']['assumes']}"
+            yield "the ODE is another model of the images, so neither value bounds the other"
     if audit := found.get("novelty"):
         verdict = (
             "ALARM: some images are copies of training images"
             if audit["alarm"]
-            else f"no copies found; {audit['detectable']:.2%} of them would have been"
+            else f"no copies found; copies are found from a share of {audit['detectable']:.2%} on"
         )
         yield (
             f"novelty: {verdict} (d1/d2 below {audit['threshold']:.3f}: {audit['share']:.2%} of "
-            f"them, {audit['expected']:.2%} of real ones; p = {audit['p_value']:.2g})"
+            f"generated and {audit['expected']:.2%} of real images; p = {audit['p_value']:.2g})"
         )
     yield from (f"note: {warning}" for warning in found["warnings"])
-    yield from (f"not given: {name}, as {why}" for name, why in found["missing"].items())
+    yield from (f"not measured: {name}, because {why}" for name, why in found["missing"].items())

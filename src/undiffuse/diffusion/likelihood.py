@@ -131,7 +131,8 @@ def variational_bound(
     for first in range(0, len(images), batch_size):
         x_0 = to_float(images[first : first + batch_size])
         own = None if condition is None else condition[first : first + batch_size]
-        u = torch.from_numpy(rng.stream(seed, "bound levels", first).random((len(x_0), levels)))
+        rows = range(first, first + len(x_0))
+        u = rng.uniform_each(rows, (levels,), seed, "bound levels")
         found.append(
             bound_of_batch(
                 denoiser,
@@ -139,7 +140,7 @@ def variational_bound(
                 x_0,
                 nodes,
                 visits_of(schedule, nodes, u, continuous=continuous),
-                partial(rng.normal, x_0.shape, seed, "bound noise", first),
+                partial(rng.normal_each, rows, x_0.shape[1:], seed, "bound noise"),
                 partial(progress, first),
             )
         )
@@ -193,7 +194,9 @@ def visits_of(schedule: Schedule, nodes: Nodes, u: Tensor, *, continuous: bool) 
     node, snr, steps = nodes.log_snr, nodes.snr, len(nodes.snr)
     # The step i in {2..T} in whose interval of log-SNR, from node i to node i - 1, the level lies.
     i = (torch.searchsorted(-node, -level).clamp(1, steps - 1)) + 1
-    return Visits(level, i / steps, (snr[i - 2] - snr[i - 1]) / (node[i - 2] - node[i - 1]) / 2)
+    return Visits(
+        level, i.double() / steps, (snr[i - 2] - snr[i - 1]) / (node[i - 2] - node[i - 1]) / 2
+    )
 
 
 def bound_of_batch(
@@ -280,9 +283,10 @@ def ode_bits(
     for first in range(0, len(images), batch_size):
         batch = images[first : first + batch_size]
         own = None if condition is None else condition[first : first + batch_size]
-        u = torch.from_numpy(rng.stream(seed, "dequantisation", first).random(batch.shape))
+        rows, shape = range(first, first + len(batch)), batch.shape[1:]
+        u = rng.uniform_each(rows, shape, seed, "dequantisation")
         z = to_float(batch) + BIN * (u.float() - 0.5)
-        coin = torch.from_numpy(rng.stream(seed, "Hutchinson", first).integers(0, 2, batch.shape))
+        coin = rng.uniform_each(rows, shape, seed, "Hutchinson") < 0.5
         probe = coin.float() * 2 - 1
 
         def progress(done: float, first: int = first, count: int = len(batch)) -> None:

@@ -1,4 +1,8 @@
-"""Generated images beside real ones: what the metrics of quality are computed from, each part once."""
+"""Generated images beside real images.
+
+The metrics of quality are computed from a `Comparison`. Each part of it is computed once, when a
+metric first needs it.
+"""
 
 from __future__ import annotations
 
@@ -21,18 +25,18 @@ if TYPE_CHECKING:
     from undiffuse.measuring.reference import Reference
 
 MANIFOLD = 10_000
-"""Most images that neighbours are compared among: the distances take 4 bytes for every pair."""
+"""Most images of each kind for precision and recall. A distance takes 4 bytes for each pair."""
 
 
 class Seen(NamedTuple):
-    """What the feature network makes of images: features (N, D), class probabilities (N, K)."""
+    """What the feature network computes: features (N, D), class probabilities (N, K)."""
 
     features: Tensor
     probabilities: Tensor
 
     @property
     def predicted(self) -> Tensor:
-        """The likeliest class (N,) of each image."""
+        """The most probable class (N,) of each image."""
         return self.probabilities.argmax(dim=1)
 
     @property
@@ -43,8 +47,10 @@ class Seen(NamedTuple):
 
 @dataclass
 class Comparison:
-    """Images uint8 (n, C, H, W), with the classes that they were asked to have, if any, beside real
-    images."""
+    """Generated images beside real images.
+
+    images: uint8 (n, C, H, W). classes: the class (n,) that each was conditioned on, or None.
+    real: the real images. network: the feature network. watch: called with (stage, share done)."""
 
     images: Tensor
     classes: Tensor | None
@@ -74,7 +80,7 @@ class Comparison:
 
     @cached_property
     def control(self) -> Tensor:
-        """The rows of the test images that are the control: n at random, or all of them."""
+        """The rows of the test images that are the control: n at random, at most all."""
         return random_rows(len(self.real.test), self.n, self.seed)
 
     @cached_property
@@ -87,7 +93,9 @@ class Comparison:
 
     @cached_property
     def manifolds(self) -> tuple[int, Manifold, Manifold]:
-        """(images of each, precision and so on of the generated images, those of the control)."""
+        """(m, precision to coverage of m generated images, the same of m test images).
+
+        Both are compared with the same m training images."""
         x, y, z = self.generated.features, self.training.features, self.test.features
         m = min(self.n, len(y), len(z), MANIFOLD)
         seed = self.seed
@@ -100,16 +108,17 @@ class Comparison:
 
     @cached_property
     def expected(self) -> Tensor:
-        """How many training images each class (K,) has."""
+        """The number of training images of each class (K,)."""
         labels = labels_of(self.real.training)
         return torch.bincount(labels, minlength=len(self.network.classes))
 
 
 def random_rows(total: int, n: int, seed: int) -> Tensor:
-    """n of `total` numbers at random, or all of them."""
+    """n different numbers from 0 to total - 1, at random; all of them where n is larger."""
     return torch.from_numpy(rng.stream(seed, "rows").permutation(total)[:n].copy())
 
 
 def labels_of(dataset: Dataset) -> Tensor:
+    """The class numbers (n,) of a data set that has them."""
     assert dataset.labels is not None
     return dataset.labels

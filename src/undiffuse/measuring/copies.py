@@ -1,7 +1,7 @@
-"""Evaluation: how good generated images are, how likely the model holds real ones, and whether it copies.
+"""The audit for copies: are generated images new, or copies of training images?
 
-Every figure comes with its 95% interval, and beside it the same figure of real images that were not trained on, at the
-same number of images: its control, or floor. What cannot be given for a data set is listed with the reason.
+This module computes the audit's figures and finds the images to show. The distances and the tests
+are in `novelty`.
 """
 
 from __future__ import annotations
@@ -24,13 +24,19 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 PAIRS = 20
-"""The likeliest copies that are shown."""
+"""Generated images that are shown: those most likely to be copies."""
 
 
 def novelty_figures(
     generated: Tensor, real: Reference, network: FeatureNetwork | None, *, watch: Watch = unwatched
 ) -> tuple[dict[str, Any], Tensor]:
-    """(the audit's figures; the likeliest copies, each followed by its nearest training image, uint8 (2 PAIRS, C, H, W))."""
+    """(the audit's figures, pairs of images).
+
+    generated: uint8 (n, C, H, W). network: None where the data set has no feature network; then the
+    figures in feature space are left out.
+
+    The pairs are uint8 (2 PAIRS, C, H, W), fewer where n is less than PAIRS: the generated images
+    most likely to be copies, each followed by its nearest training image."""
     stage = "nearest training images"
     of_generated = novelty.nearest_images(
         generated, real.seen.images, lambda done: watch(stage, done / 2)
@@ -81,7 +87,7 @@ def novelty_figures(
 
 
 def quantiles(values: Tensor, control: Tensor) -> dict[str, list[float]]:
-    """The 1st, 10th, 50th and 90th percentiles."""
+    """The 1st, 10th, 50th and 90th percentiles of values (n,) and of the control (m,)."""
     at = torch.tensor([0.01, 0.1, 0.5, 0.9], dtype=torch.float64)
     return {
         "quantiles": at.tolist(),
@@ -97,7 +103,11 @@ def nearness(
     test_cells: Tensor | None,
     halves: tuple[Tensor, ...],
 ) -> dict[str, Any]:
-    """C_T and the share nearer than 99% of real images, each with the same of one half of the real images against the other."""
+    """C_T, and the share of images nearer to the training images than 99% of real images.
+
+    near, test: the distance to the nearest training image of each generated image (n,) and of each
+    test image (m,). cells, test_cells: their classes, or None. halves: the rows of two halves of
+    the test images. The control compares one half with the other."""
     both = None if cells is None or test_cells is None else (cells, test_cells)
     a, b = halves
     control_cells = None if test_cells is None else (test_cells[a], test_cells[b])
@@ -113,7 +123,9 @@ def nearness(
 
 
 def control_neighbours(real: Reference, watch: Callable[[float], None]) -> novelty.Neighbours:
-    """The nearest training images of the unseen real images, from the cache if they were found before."""
+    """The nearest training images of the unseen real images.
+
+    They are kept in the cache. watch: called with the share done."""
     keys = "-".join(features.dataset_key(part)[:16] for part in (real.seen, real.unseen))
     name = f"neighbours-{novelty.RECIPE}-{keys}.safetensors"
     found = from_cache(

@@ -1,11 +1,14 @@
-"""Distances between two sets of images, as functions of their features: X (n, D) generated, Y (m, D) real.
+"""Distances between two sets of images, computed from their features.
 
-A figure from a finite sample is uncertain, and some are biased too, so each comes with an interval. It is made by
-subsampling without replacement: the statistic of a random half of the sample varies about as much, given the sample,
-as that of the whole sample varies from one sample to the next (the delete-d jackknife with d = n/2: Shao & Wu 1989,
-"A general theory for jackknife variance estimation"). A bootstrap would draw images twice, which a Frechet distance
-mistakes for a narrower distribution. The intervals say what other draws of generated images would give; the real
-images are held fixed.
+X (n, D) are features of generated images, Y (m, D) those of real images.
+
+A figure from a finite sample is uncertain, and some figures are biased, so each has an interval.
+The intervals come from subsampling without replacement. Given the sample, a statistic of a random
+half of it varies about as much as the statistic of the whole sample varies between samples. This is
+the delete-d jackknife with d = n/2 (Shao & Wu 1989, "A general theory for jackknife variance
+estimation"). A bootstrap would contain images twice, and the Frechet distance would take that for a
+narrower distribution. An interval covers other samples of generated images. The real images are
+held fixed.
 """
 
 from __future__ import annotations
@@ -23,11 +26,13 @@ Z = 1.959964
 
 
 HALVES = 60
-"""Random halves from which an interval is made."""
+"""Random halves from which an interval is computed."""
 
 
 class Interval(NamedTuple):
-    """A figure with its 95% interval. of_halves: the mean of the same figure over random halves of the sample."""
+    """A figure with its 95% interval.
+
+    of_halves: the mean of the same figure over random halves of the sample."""
 
     value: float
     low: float
@@ -36,7 +41,7 @@ class Interval(NamedTuple):
 
 
 def random_halves(n: int, seed: int, count: int = HALVES) -> Tensor:
-    """Membership in `count` random halves of n things, bool (count, n)."""
+    """Membership in `count` random halves of n items, bool (count, n)."""
     halves = torch.zeros(count, n, dtype=torch.bool)
     for i, half in enumerate(halves):
         half[torch.from_numpy(rng.stream(seed, "halves", i).permutation(n)[: n // 2])] = True
@@ -50,7 +55,9 @@ def with_interval(
     high: float = math.inf,
     least: float = 0.0,
 ) -> Interval:
-    """value +- 1.96 standard deviations of the figures of random halves, but at least +- `least`; within [low, high]."""
+    """value +- 1.96 standard deviations of the figures of random halves, within [low, high].
+
+    least: the smallest half width."""
     figures = torch.tensor(of_halves, dtype=torch.float64)
     half_width = max(least, Z * figures.std().item())
     return Interval(
@@ -59,7 +66,7 @@ def with_interval(
 
 
 class Moments(NamedTuple):
-    """Mean (D,) and covariance (D, D), with the divisor n - 1, of n features; float64."""
+    """Mean (D,) and covariance (D, D) of n feature vectors, float64. The divisor is n - 1."""
 
     n: int
     mean: Tensor
@@ -67,6 +74,7 @@ class Moments(NamedTuple):
 
 
 def moments(features: Tensor) -> Moments:
+    """The moments of features (n, D)."""
     x = features.double()
     mean = x.mean(dim=0)
     centred = x - mean
@@ -74,10 +82,11 @@ def moments(features: Tensor) -> Moments:
 
 
 def frechet(a: Moments, b: Moments) -> float:
-    """|mu_a - mu_b|^2 + Tr(S_a + S_b - 2 (S_a S_b)^(1/2)): Dowson & Landau 1982, Heusel et al. 2017 (arXiv:1706.08500), (6).
+    """|mu_a - mu_b|^2 + Tr(S_a + S_b - 2 (S_a S_b)^(1/2)).
 
-    The trace of the root is the sum of the square roots of the eigenvalues of S_a^(1/2) S_b S_a^(1/2), which is
-    symmetric, unlike the product."""
+    Dowson & Landau 1982, Heusel et al. 2017 (arXiv:1706.08500), (6). The trace of the root is the
+    sum of the square roots of the eigenvalues of S_a^(1/2) S_b S_a^(1/2). That matrix is symmetric;
+    the product S_a S_b is not."""
     values, vectors = torch.linalg.eigh(a.covariance)
     root = vectors * values.clamp(min=0).sqrt() @ vectors.T
     cross = torch.linalg.eigvalsh(root @ b.covariance @ root).clamp(min=0).sqrt().sum()
@@ -88,14 +97,18 @@ def frechet(a: Moments, b: Moments) -> float:
 
 
 def frechet_interval(x: Tensor, real: Moments, seed: int = 0, count: int = HALVES) -> Interval:
-    """The distance of generated features X to the real moments at this n. The interval is for its expectation at this n."""
+    """The distance of generated features X (n, D) to the real moments.
+
+    The distance depends on n. The interval is for its expectation at this n."""
     x = x.double()
     halves = [frechet(moments(x[half]), real) for half in random_halves(len(x), seed, count)]
     return with_interval(frechet(moments(x), real), halves, low=0.0)
 
 
 def frechet_floor(z: Tensor, real: Moments, n: int, seed: int = 0) -> Interval:
-    """The distance of n of the real features Z (m, D), n <= m: the mean over the m/n disjoint parts of Z."""
+    """The distance of n of the real features Z (m, D) to the real moments, n <= m.
+
+    It is the mean over the m // n disjoint parts of Z."""
     order = torch.from_numpy(rng.stream(seed, "floor").permutation(len(z)))
     parts = order[: len(z) // n * n].split(n)
     first = frechet_interval(z[parts[0]], real, seed)
@@ -107,12 +120,16 @@ def frechet_floor(z: Tensor, real: Moments, n: int, seed: int = 0) -> Interval:
 
 
 def extrapolated(interval: Interval) -> float:
-    """A figure with bias c/n, at infinite n: twice that of n less that of n/2. Chong & Forsyth 2020 (arXiv:1911.07023)."""
+    """A figure with bias c/n, extrapolated to infinite n: twice that of n minus that of n/2.
+
+    Chong & Forsyth 2020 (arXiv:1911.07023)."""
     return 2 * interval.value - interval.of_halves
 
 
 class Powers(NamedTuple):
-    """Sums over n features of x, x x^T and x x^T x^T (Kronecker powers), and of k(x, x): all that the cubic kernel needs."""
+    """Sums over n feature vectors, from which sums of the cubic kernel are computed.
+
+    sums: of x, x x^T and x x^T x^T (Kronecker powers). diagonal: of k(x, x)."""
 
     n: int
     sums: tuple[Tensor, ...]
@@ -120,7 +137,9 @@ class Powers(NamedTuple):
 
 
 def powers(features: Tensor) -> Powers:
-    """The kernel k(x, y) = (x.y / D + 1)^3 = sum_p binom(3, p) <x^p, y^p> / D^p has finitely many features."""
+    """The sums of features (n, D) for the kernel k(x, y) = (x.y / D + 1)^3.
+
+    k(x, y) = sum_p binom(3, p) <x^p, y^p> / D^p, so a sum over all pairs follows from the sums."""
     x = features.double() / math.sqrt(features.shape[1])
     d = x.shape[1]
     third = torch.zeros(d, d * d, dtype=torch.float64)
@@ -131,7 +150,7 @@ def powers(features: Tensor) -> Powers:
 
 
 def kernel_sum(a: Powers, b: Powers) -> float:
-    """Sum of k(x, y) over all pairs."""
+    """The sum of k(x, y) over all pairs (x, y)."""
     terms = [
         math.comb(3, p) * (s * t).sum().item()
         for p, (s, t) in enumerate(zip(a.sums, b.sums, strict=True), 1)
@@ -140,19 +159,21 @@ def kernel_sum(a: Powers, b: Powers) -> float:
 
 
 def kid(a: Powers, b: Powers) -> float:
-    """The unbiased squared maximum mean discrepancy with the cubic kernel: Binkowski et al. 2018 (arXiv:1801.01401), (4)."""
+    """The unbiased squared maximum mean discrepancy with the cubic kernel.
+
+    Binkowski et al. 2018 (arXiv:1801.01401), (4)."""
     within = [(kernel_sum(p, p) - p.diagonal) / (p.n * (p.n - 1)) for p in (a, b)]
     return sum(within) - 2 * kernel_sum(a, b) / (a.n * b.n)
 
 
 def kid_interval(x: Tensor, real: Powers, seed: int = 0, count: int = HALVES // 2) -> Interval:
-    """The kernel distance, as `frechet_interval`."""
+    """The kernel distance of generated features X (n, D), as `frechet_interval`."""
     halves = [kid(powers(x[half]), real) for half in random_halves(len(x), seed, count)]
     return with_interval(kid(powers(x), real), halves)
 
 
 class Manifold(NamedTuple):
-    """Each an `Interval`: precision, recall, density, coverage."""
+    """Precision, recall, density and coverage. See `manifold`."""
 
     precision: Interval
     recall: Interval
@@ -163,12 +184,20 @@ class Manifold(NamedTuple):
 def manifold(
     x: Tensor, y: Tensor, k_precision: int = 3, k_density: int = 5, seed: int = 0, count: int = 30
 ) -> Manifold:
-    """Improved precision and recall (Kynkaanniemi et al. 2019, arXiv:1904.06991, k = 3); density and coverage (Naeem et
-    al. 2020, arXiv:2002.09797, k = 5).
+    """Precision, recall, density and coverage of generated features X (n, D) beside Y (m, D).
 
-    Precision is the share of generated images within the k-th neighbour's distance of a real one, recall the share of
-    real ones so near a generated one, coverage the share of real images with a generated one within their own radius,
-    density the number of real balls around a generated image over k. All depend on n and m; compare at equal ones."""
+    Improved precision and recall: Kynkaanniemi et al. 2019 (arXiv:1904.06991), k = 3.
+    Density and coverage: Naeem et al. 2020 (arXiv:2002.09797), k = 5.
+
+    The radius of an image is its distance to its k-th neighbour of its own kind. The ball of an
+    image is what lies within its radius.
+
+    Precision: the share of generated images in the ball of a real image.
+    Recall: the share of real images in the ball of a generated image.
+    Density: the mean number of real balls around a generated image, divided by k.
+    Coverage: the share of real images with a generated image in their ball.
+
+    All four depend on n and m, so compare them at equal n and m."""
     n = len(x)
     x, y = x.float(), y.float()
     to_real = torch.cdist(y, x)  # (m, n)
@@ -178,7 +207,8 @@ def manifold(
     inside = to_real <= y_to_y[:, k_density, None]
     dense = inside.sum(dim=0).double() / k_density
 
-    # Of a half of the generated images, the k-th neighbour is found among the nearest 40 of all: with certainty, near enough.
+    # The k-th neighbour within a half of the images is looked for among the nearest 40 of all
+    # images. That it is not among them is so improbable that it does not matter.
     nearest = torch.cdist(x, x).fill_diagonal_(-1).topk(min(40, n), largest=False)
     near_distance, near_index = nearest.values[:, 1:], nearest.indices[:, 1:]
 
@@ -206,12 +236,12 @@ def manifold(
 
 
 def total_variation(counts: Tensor, expected: Tensor) -> float:
-    """Half the sum of absolute differences of two sets of class frequencies (K,)."""
+    """Half the sum of absolute differences of two class frequencies. counts, expected: (K,)."""
     return ((counts / counts.sum() - expected / expected.sum()).abs().sum() / 2).item()
 
 
 def mean_interval(values: Tensor, low: float = -math.inf, high: float = math.inf) -> Interval:
-    """The mean of independent values with its normal interval, within [low, high]."""
+    """The mean of independent values (n,) with its normal interval, within [low, high]."""
     x = values.double()
     mean, half_width = x.mean().item(), Z * x.std().item() / math.sqrt(len(x))
     return Interval(mean, max(low, mean - half_width), min(high, mean + half_width), mean)
@@ -226,14 +256,18 @@ def share_interval(hits: Tensor) -> Interval:
 
 
 def unseen_share(n: int) -> float:
-    """The largest share, at 95%, of what n images showed none of: where all halves agree, that is not yet certainty."""
+    """The largest share, at 95%, of what none of n images showed.
+
+    It is the smallest half width of a share. Where all halves agree, a share is still uncertain."""
     return share_interval(torch.zeros(n, dtype=torch.bool)).high
 
 
 def class_balance(
     predicted: Tensor, expected: Tensor, seed: int = 0, count: int = HALVES
 ) -> Interval:
-    """Total variation distance between the frequencies of predicted classes (n,) and those `expected` (K,)."""
+    """Total variation distance between the frequencies of predicted classes and expected ones.
+
+    predicted: the class (n,) of each image. expected: the number of images of each class (K,)."""
 
     def of(labels: Tensor) -> float:
         return total_variation(

@@ -1,8 +1,12 @@
-"""The feature network: a small classifier whose 64 penultimate features the metrics compare images by.
+"""The feature network: a small classifier, from which the metrics take their features.
 
-Inception features mean little on digits. For MNIST a trained network is in the package: `digits-64`, pinned by its
-SHA-256; other weights would be another metric, under another name: that of a data set's own network ends in its hash. `train_classifier` made it (`make features`), and
-trains one, once, for any other data set with labels; it is kept in the cache.
+The metrics compare images by the 64 features before the classifier's last layer. Features of an
+Inception network mean little on digits.
+
+For MNIST the package contains a trained network, `digits-64`, pinned by its SHA-256. Other weights
+would be another metric, so they have another name. For any other data set with labels,
+`train_classifier` trains a network once. The cache keeps it. Its name ends in the hash of its
+weights. `train_classifier` also made `digits-64` (`make features`).
 """
 
 from __future__ import annotations
@@ -42,15 +46,21 @@ DIGITS_KEY = "d18cfd466eb143ac1097fde604dba9eec4116885869d04cc648b510949f9e88c"
 
 
 RECIPE = 2
-"""Counts the changes to what `train_classifier` makes, so that an old cache is not taken for a new network."""
+"""The version of `train_classifier`. It is raised when the result changes, so that an old cached
+network is not used."""
 
 
 class Classifier(nn.Module):
-    """Convolutions, batch norms and ReLUs, two to a stage, halving the resolution down to about 7 pixels a side; the mean
-    over all pixels gives the 64 features, and a linear layer the classes. (A linear layer before the features would let
-    them collapse onto as few directions as there are classes: see LOG.md.)
+    """A small convolutional classifier: (B, C, H, W) float in [-1, 1] -> logits (B, K).
 
-    (B, C, H, W) float in [-1, 1] -> logits (B, K)."""
+    A stage is two blocks of convolution, batch norm and ReLU. Each next stage has half the
+    resolution, down to about 7 pixels a side. The mean over all pixels gives the 64 features. A
+    linear layer computes the logits from them.
+
+    There is no linear layer before the features: with one, they collapse onto as few directions as
+    there are classes (see LOG.md).
+
+    shape: (C, H, W) of an image. classes: K. width: channels of the first stage."""
 
     def __init__(self, shape: tuple[int, int, int], classes: int, width: int = 32) -> None:
         super().__init__()
@@ -70,10 +80,11 @@ class Classifier(nn.Module):
                 layers.append(nn.MaxPool2d(2))
         self.convolutions = nn.Sequential(*layers)
         self.classes = nn.Linear(FEATURES, classes)
-        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's annotations
+        # torch's annotations lack this overload.
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def penultimate(self, x: Tensor) -> Tensor:
-        """The features (B, 64)."""
+        """The features (B, 64) of images (B, C, H, W) in [-1, 1]."""
         features: Tensor = self.convolutions(x.contiguous(memory_format=torch.channels_last)).mean(
             dim=(2, 3)
         )
@@ -85,7 +96,10 @@ class Classifier(nn.Module):
 
 
 def random_affine(x: Tensor, seed: int, step: int) -> Tensor:
-    """Images (B, C, H, W), each rotated by up to 10 degrees, scaled and sheared by up to a tenth, moved by up to 7%."""
+    """Images (B, C, H, W), each under its own random affine map.
+
+    It rotates by up to 10 degrees, scales and shears by up to 10%, and moves by up to 7% of the
+    image's side, each way. The map is a function of seed, step and the image's row."""
     u = torch.from_numpy(rng.stream(seed, "augmentation", step).uniform(-1, 1, (len(x), 5))).float()
     angle, scale, shear = u[:, 0] * math.radians(10), 1 + u[:, 1] / 10, u[:, 2] / 10
     matrix = torch.stack(
@@ -110,9 +124,11 @@ def train_classifier(
     augment: bool = True,
     watch: Callable[[float], None] = lambda done: None,
 ) -> Classifier:
-    """A classifier of a labelled data set, in evaluation mode: AdamW, one cycle of the learning rate. At least 300 steps.
+    """A classifier trained on a data set with labels, in evaluation mode.
 
-    watch: called now and then with the share that is done."""
+    AdamW with one cycle of the learning rate. epochs: passes over the data; at least 300 steps are
+    taken. augment: whether images go through `random_affine`. watch: called every 20 steps with the
+    share done."""
     assert dataset.labels is not None
     torch.manual_seed(seed)
     network = Classifier(dataset.shape, len(dataset.classes), width).train()
@@ -138,7 +154,10 @@ def train_classifier(
 
 @dataclass(frozen=True)
 class FeatureNetwork:
-    """A trained classifier with its name, the SHA-256 of its weights' file, and the class names."""
+    """A trained classifier.
+
+    sha256: of the weights' file for the network in the package, of the weights for any other.
+    classes: the class names."""
 
     name: str
     sha256: str
@@ -155,11 +174,11 @@ class FeatureNetwork:
 
 
 def correct(network: Classifier, dataset: Dataset) -> Tensor:
-    """Which images of a labelled data set the classifier gets right, bool (N,)."""
+    """Which images of a data set with labels the classifier gets right, bool (N,)."""
     assert dataset.labels is not None
     with torch.no_grad():
-        guesses = [network(to_float(images)).argmax(dim=1) for images in dataset.chunks()]
-    return torch.cat(guesses) == dataset.labels
+        predicted = [network(to_float(images)).argmax(dim=1) for images in dataset.chunks()]
+    return torch.cat(predicted) == dataset.labels
 
 
 def network_from(
@@ -176,6 +195,7 @@ def network_from(
 
 
 def stored_network(network: Classifier, dataset: Dataset, name: str, seed: int) -> Stored:
+    """A network as it is kept in a file. dataset: what it was trained on."""
     metadata = {
         "name": name,
         "seed": str(seed),
@@ -193,20 +213,23 @@ def dataset_key(dataset: Dataset) -> str:
 
 
 def digits_network() -> FeatureNetwork:
-    """The network in the package. Raises UserError where it isn't the pinned one."""
+    """The network in the package.
+
+    Raises UserError where the file is missing or does not have the pinned SHA-256."""
     with resources.as_file(
         resources.files("undiffuse.measuring") / "weights" / f"{DIGITS_NAME}.safetensors"
     ) as path:
         found = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "none"
         if found != DIGITS_SHA256:
             raise UserError(
-                f"the installed package is damaged ({DIGITS_NAME}.safetensors is not the pinned one); install it again"
+                f"the installed package is damaged ({DIGITS_NAME}.safetensors does not have the "
+                "expected SHA-256); install it again"
             )
         return network_from(*load_tensors(path, checksum=False), shape=(1, 28, 28), sha256=found)
 
 
 def own_network(key: str, shape: tuple[int, int, int]) -> FeatureNetwork | None:
-    """The network of another data set, by its key, if the cache has it."""
+    """The network of the data set with this key, from the cache; None where the cache has none."""
 
     def read(tensors: dict[str, Tensor], metadata: dict[str, str]) -> FeatureNetwork:
         return network_from(tensors, metadata, shape, digest_of(tensors))
@@ -215,13 +238,14 @@ def own_network(key: str, shape: tuple[int, int, int]) -> FeatureNetwork | None:
 
 
 def digest_of(tensors: dict[str, Tensor]) -> str:
-    """The SHA-256 of tensors, in the order of their names."""
+    """The SHA-256 of the tensors' bytes, in the order of their names."""
     return hashlib.sha256(
         b"".join(tensors[name].numpy().tobytes() for name in sorted(tensors))
     ).hexdigest()
 
 
 def network_file(key: str) -> str:
+    """The name in the cache of the network of the data set with this key."""
     return f"features-{RECIPE}-{key[:32]}.safetensors"
 
 
@@ -230,8 +254,11 @@ def feature_network(
     training: Dataset | None = None,
     watch: Callable[[float], None] = lambda done: None,
 ) -> FeatureNetwork | None:
-    """The feature network for a data set: the pinned one for MNIST's training images, else one trained, once, on its part
-    `training` (by default all of it), and kept in the cache; None without labels, or with one class."""
+    """The feature network for the data set `whole`; None without labels or with only one class.
+
+    For MNIST's training images it is the network in the package. For any other data set a network
+    is trained once on `training`, all of `whole` by default, and kept in the cache. watch: called
+    with the share done while it trains."""
     if whole.labels is None or len(whole.classes) < 2:
         return None
     key = dataset_key(whole)
@@ -248,7 +275,7 @@ def feature_network(
 
 
 def reference_features(network: FeatureNetwork, dataset: Dataset) -> tuple[Tensor, Tensor]:
-    """(features, probabilities) of a data set's images, from the cache if they were computed before."""
+    """(features (N, 64), class probabilities (N, K)) of a data set. They are kept in the cache."""
     name = f"reference-{network.sha256[:16]}-{dataset_key(dataset)[:32]}.safetensors"
     found = from_cache(
         name, lambda tensors, metadata: (tensors["features"], tensors["probabilities"])

@@ -1,8 +1,4 @@
-"""Evaluation: how good generated images are, how likely the model holds real ones, and whether it copies.
-
-Every figure comes with its 95% interval, and beside it the same figure of real images that were not trained on, at the
-same number of images: its control, or floor. What cannot be given for a data set is listed with the reason.
-"""
+"""Generated images from a file: an .npz file is read and checked."""
 
 from __future__ import annotations
 
@@ -23,13 +19,53 @@ if TYPE_CHECKING:
 
 
 def read_images(file: Path, training: Dataset) -> tuple[Tensor, Tensor | None]:
-    """(images uint8 (n, C, H, W), labels (n,) or None) of an .npz file with `images`, (n, H, W) or (n, H, W, C), and maybe `labels`.
+    """(images uint8 (n, C, H, W), classes (n,) or None) of an .npz file.
 
-    Raises UserError for anything that cannot be compared with the training images."""
+    The file has an array `images`, uint8 (n, H, W) or (n, H, W, C). It may have an array `labels`,
+    whole numbers (n,): the class of each image.
+
+    Raises UserError for images that cannot be compared with the training images."""
     import numpy as np
 
     channels, height, width = training.shape
-    arrays: dict[str, Any] = {}
+    arrays = read_arrays(file)
+    pixels, labels = arrays["images"], arrays.get("labels")
+    if pixels.dtype.kind == "f" and not np.isfinite(pixels).all():
+        raise UserError(f"{file}: images hold NaN or infinity; save them as uint8, 0 to 255")
+    if pixels.dtype != np.uint8:
+        raise UserError(f"{file}: images are {pixels.dtype}; save them as uint8, 0 to 255")
+    if pixels.ndim == 3:
+        pixels = pixels[..., None]
+    if pixels.ndim != 4 or pixels.shape[1:] != (height, width, channels):
+        raise UserError(
+            f"{file}: images have shape {pixels.shape}; those of '{training.name}' are (n, "
+            f"{height}, {width}{f', {channels}' if channels > 1 else ''})"
+        )
+    if len(pixels) < FEWEST:
+        raise UserError(
+            f"{file}: {len(pixels)} images are too few for a statistic; give at least {FEWEST}"
+        )
+    generated = torch.from_numpy(np.array(pixels.transpose(0, 3, 1, 2), order="C"))
+    if labels is None or not training.classes:
+        return generated, None
+    if labels.shape != (len(pixels),) or labels.dtype.kind not in "iu":
+        raise UserError(
+            f"{file}: labels are {labels.dtype} {labels.shape}; save one whole number for "
+            f"each of the {len(pixels)} images"
+        )
+    if labels.min() < 0 or labels.max() >= len(training.classes):
+        raise UserError(
+            f"{file}: labels go from {labels.min()} to {labels.max()}; with "
+            f"{len(training.classes)} classes they must be from 0 to {len(training.classes) - 1}"
+        )
+    return generated, torch.from_numpy(labels.astype(np.int64))
+
+
+def read_arrays(file: Path) -> dict[str, NDArray[Any]]:
+    """The arrays `images` and, if there is one, `labels` of an .npz file.
+
+    Raises UserError where the file can't be read or has no `images`."""
+    arrays: dict[str, NDArray[Any]] = {}
     try:
         with zipfile.ZipFile(file) as archive:
             members = {name.removesuffix(".npy"): name for name in archive.namelist()}
@@ -47,42 +83,18 @@ def read_images(file: Path, training: Dataset) -> tuple[Tensor, Tensor | None]:
         raise UserError(
             f"{file} does not exist; give an .npz file with an array 'images'"
         ) from None
-    except Exception as error:  # whatever a broken archive makes the reader trip over
+    except Exception as error:  # a broken archive can raise almost anything
         raise UserError(
             f"{file} can't be read as an .npz file ({error or type(error).__name__})"
         ) from error
-    pixels, labels = arrays["images"], arrays.get("labels")
-    if pixels.dtype.kind == "f" and not np.isfinite(pixels).all():
-        raise UserError(f"{file}: images hold NaN or infinity; save them as uint8, 0 to 255")
-    if pixels.dtype != np.uint8:
-        raise UserError(f"{file}: images are {pixels.dtype}; save them as uint8, 0 to 255")
-    if pixels.ndim == 3:
-        pixels = pixels[..., None]
-    if pixels.ndim != 4 or pixels.shape[1:] != (height, width, channels):
-        raise UserError(
-            f"{file}: images have shape {pixels.shape}; those of '{training.name}' are (n, {height}, {width}"
-            f"{f', {channels}' if channels > 1 else ''})"
-        )
-    if len(pixels) < FEWEST:
-        raise UserError(
-            f"{file}: {len(pixels)} images are too few for a statistic; give at least {FEWEST}"
-        )
-    generated = torch.from_numpy(np.array(pixels.transpose(0, 3, 1, 2), order="C"))
-    if labels is None or not training.classes:
-        return generated, None
-    if labels.shape != (len(pixels),) or labels.dtype.kind not in "iu":
-        raise UserError(
-            f"{file}: labels are {labels.dtype} {labels.shape}; save one whole number for each of the {len(pixels)} images"
-        )
-    if labels.min() < 0 or labels.max() >= len(training.classes):
-        raise UserError(
-            f"{file}: labels go from {labels.min()} to {labels.max()}, and there are {len(training.classes)} classes"
-        )
-    return generated, torch.from_numpy(labels.astype(np.int64))
+    return arrays
 
 
 def read_array(member: IO[bytes], what: str) -> NDArray[Any]:
-    """One array of an .npz file: its header is read, and its size compared with what is sensible, before its content."""
+    """One array of an .npz file. what: its name in errors.
+
+    The header is read first, so that an array that is too large is not read. Raises UserError for
+    an array that is too large, is damaged or holds Python objects."""
     import numpy as np
 
     version = np.lib.format.read_magic(member)
@@ -97,10 +109,11 @@ def read_array(member: IO[bytes], what: str) -> NDArray[Any]:
     size = math.prod(shape) * dtype.itemsize
     if size > MAX_BYTES:
         raise UserError(
-            f"{what} needs {size:,} bytes, more than the {MAX_BYTES:,} that are read; give fewer images"
+            f"{what} needs {size:,} bytes, more than the limit of {MAX_BYTES:,} bytes; give fewer "
+            "images"
         )
     content = member.read(size + 1)
     if len(content) != size:
-        raise UserError(f"{what} has another length than its header says; save it again")
+        raise UserError(f"{what} does not have the length that its header gives; save it again")
     array = np.frombuffer(content, dtype).reshape(shape[::-1] if fortran else shape)
     return array.T if fortran else array

@@ -1,11 +1,12 @@
-"""Novelty: are generated images new, or copies of the training images?
+"""Novelty: are generated images new, or copies of training images?
 
-For every image, the nearest and second-nearest (other) training images are found; d_1 and d_2 are its distances to them, in
-grey levels (root mean square over all values), the smallest over shifts of the image by up to one pixel. Real images
-that were not trained on are the control: MNIST is full of near-identical digits, so closeness alone says little.
+For every image the nearest and the second-nearest training image are found. d_1 and d_2 are its
+distances to them, in 8-bit values. A distance is the root mean square difference over all values,
+the smallest over shifts of the image by up to one pixel.
 
-A copy is close to its original and far from everything else, so d_1/d_2 is small, whatever its shape. The alarm compares these ratios
-with the control's.
+A copy is close to its original and far from every other image, so d_1/d_2 is small. The alarm
+compares these ratios with those of the control: real images that were not trained on. Closeness
+alone says little, because MNIST has many nearly identical digits.
 """
 
 from __future__ import annotations
@@ -21,28 +22,30 @@ from torch import Tensor
 from undiffuse.base.pixels import images_at_once
 from undiffuse.data.clusters import coarse
 
-CANDIDATES = 12  # for which distances are computed at full resolution
+CANDIDATES = 12  # training images per query, compared at full resolution
 
 
-SAME = 2.0  # grey levels: training images no farther apart count as one
+SAME = 2.0  # 8-bit values: training images no farther apart count as one image
 
 
-RECIPE = 2  # counts the changes to what is found, so that an old cache is not used
+RECIPE = 2  # raised when `nearest_images` finds other images, so that an old cache is not used
 
 
 SHIFTS = [(dy, dx) for dy in (-1, 0, 1) for dx in (-1, 0, 1)]
 
 
 ALPHA = 0.01
-"""The audit's false alarms on real images are at most this share of all draws."""
+"""The probability of a false alarm on real images is at most this."""
 
 
 TAILS = (0.001, 0.01)
-"""Quantiles of the control's ratios below which audited ones are counted."""
+"""The quantiles of the control's ratios. Audited ratios below each are counted."""
 
 
 class Neighbours(NamedTuple):
-    """For each image the numbers (n, 2) of its two nearest training images, and the distances (n, 2)."""
+    """The two nearest training images of each image.
+
+    nearest: their numbers (n, 2). distance: the distances (n, 2), in 8-bit values."""
 
     nearest: Tensor
     distance: Tensor
@@ -55,7 +58,9 @@ class Neighbours(NamedTuple):
 
 
 def shifted(images: Tensor) -> Tensor:
-    """Images (n, C, H, W) moved by -1, 0 and 1 pixels each way, borders repeated: (9, n, C, H, W)."""
+    """Images (n, C, H, W) moved by -1, 0 and 1 pixels each way: (9, n, C, H, W).
+
+    The pixels at the border are repeated."""
     _, _, height, width = images.shape
     padded = F.pad(images, (1, 1, 1, 1), mode="replicate")
     return torch.stack(
@@ -68,9 +73,11 @@ def nearest_images(
 ) -> Neighbours:
     """The two nearest training images (N, C, H, W) of each query (n, C, H, W), uint8.
 
-    Candidates are found at a resolution of 14 to 27 pixels a side, and compared at full resolution. Duplicates of the
-    nearest do not count as the second, or copies of images that were trained on twice would not be seen. There must be
-    at least two training images."""
+    Candidates are found at a resolution of 14 to 27 pixels a side and compared at full resolution.
+    A duplicate of the nearest image does not count as the second nearest. Otherwise a copy of an
+    image that is in the training set twice would have a ratio near 1 and would not be found.
+
+    There must be at least two training images. watch: called with the share done."""
     everything = coarse(training)
     squares = everything.square().sum(dim=1)
     count = min(CANDIDATES, len(training))
@@ -97,9 +104,8 @@ def nearest_images(
             dim=(2, 3, 4)
         ).sqrt() > SAME  # (b, count)
         another[:, -1] = True
-        second = another.int().argmax(
-            dim=1, keepdim=True
-        )  # the first of the others, or the last of all
+        # The first that is no duplicate, or the last candidate where all are duplicates.
+        second = another.int().argmax(dim=1, keepdim=True)
         chosen = torch.cat([torch.zeros_like(second), second], dim=1)
         nearest.append(candidates.gather(1, order.indices).gather(1, chosen))
         distance.append(order.values.gather(1, chosen).sqrt())
@@ -108,17 +114,19 @@ def nearest_images(
 
 
 def nearest_features(queries: Tensor, training: Tensor) -> Tensor:
-    """The distance of each query's features (n, D) to the nearest of training's (N, D): (n,)."""
+    """The distance (n,) of each query's features (n, D) to the nearest training features (N, D)."""
     return torch.cat([torch.cdist(batch, training).amin(dim=1) for batch in queries.split(500)])
 
 
 def chance_of_as_many(count: int, audited: int, control: int, rank: int) -> float:
-    """The chance that at least `count` of `audited` values lie below the `rank`-th smallest of `control` ones, where all
-    are draws of one distribution.
+    """The probability of `count` or more audited values below the control's `rank`-th smallest.
 
-    Exact and free of what distribution that is: `count` or more do if among the smallest count + rank - 1 of all there
-    are at most rank - 1 of the control, which is a hypergeometric probability."""
-    drawn, total = count + rank - 1, audited + control
+    There are `audited` and `control` values, all sampled from one distribution.
+
+    The result is exact for every continuous distribution. At least `count` audited values lie below
+    if at most rank - 1 of the count + rank - 1 smallest of all values are of the control. That is a
+    hypergeometric probability."""
+    smallest, total = count + rank - 1, audited + control
     if count <= 0:
         return 1.0
 
@@ -129,16 +137,21 @@ def chance_of_as_many(count: int, audited: int, control: int, rank: int) -> floa
         1.0,
         sum(
             math.exp(
-                log_choose(control, j) + log_choose(audited, drawn - j) - log_choose(total, drawn)
+                log_choose(control, j)
+                + log_choose(audited, smallest - j)
+                - log_choose(total, smallest)
             )
-            for j in range(max(0, drawn - audited), min(rank - 1, control, drawn) + 1)
+            for j in range(max(0, smallest - audited), min(rank - 1, control, smallest) + 1)
         ),
     )
 
 
 class Alarm(NamedTuple):
-    """raised: whether copies were found. p_value: the chance of so many small ratios in real images. share: of audited
-    images whose ratio is below `threshold`, which the share `expected` of the control's is."""
+    """The result of an audit.
+
+    raised: whether copies were found. p_value: the probability of so many small ratios in real
+    images. share: of audited images whose ratio is below `threshold`. expected: the same share in
+    the control."""
 
     raised: bool
     p_value: float
@@ -148,9 +161,10 @@ class Alarm(NamedTuple):
 
 
 def audit(ratios: Tensor, control: Tensor, alpha: float = ALPHA) -> Alarm:
-    """Whether there are more ratios d_1/d_2 in the lower tail than among real images (m,), at level `alpha`.
+    """Whether small ratios d_1/d_2 are more frequent than among real images, at level `alpha`.
 
-    Tests at each of TAILS, alpha being divided between them; the least likely one is reported."""
+    ratios: of the audited images (n,). control: of real images (m,). There is one test for each of
+    TAILS, at level alpha / len(TAILS). The result is the one with the smaller p-value."""
     found = []
     for tail in TAILS:
         rank = max(1, round(tail * len(control)))
@@ -170,8 +184,10 @@ def audit(ratios: Tensor, control: Tensor, alpha: float = ALPHA) -> Alarm:
 
 
 def detectable_share(audited: int, control: int, alpha: float = ALPHA) -> float:
-    """The smallest share of copies that raises the alarm, where all copies have ratios below the control's tail and the other
-    images are as real ones on average; 1 where even all would not."""
+    """The smallest share of copies that raises the alarm.
+
+    All copies are assumed to have ratios below the control's tail, and the other images to be like
+    real images on average. 1 where even copies alone would not raise it."""
     shares = [1.0]
     for tail in TAILS:
         rank = max(1, round(tail * control))
@@ -184,12 +200,16 @@ def detectable_share(audited: int, control: int, alpha: float = ALPHA) -> float:
 
 
 def c_t(generated: Tensor, test: Tensor, cells: tuple[Tensor, Tensor] | None = None) -> float:
-    """C_T of Meehan, Chaudhuri & Dasgupta 2020 (arXiv:2004.05675): the Mann-Whitney z-score of "a generated image is nearer to
-    the training set than a test image is", averaged over cells weighted by their test images.
+    """C_T of Meehan, Chaudhuri & Dasgupta 2020 (arXiv:2004.05675).
 
-    generated, test: distances (n,), (m,) to the nearest training image. cells: each one's cell (here: its class). Far below 0 is
-    data-copying, far above 0 is generated images being farther away than real ones. Cells with fewer than 20 of
-    either are left out; nan if there are no others."""
+    It compares the distances to the training set of generated images and of test images. In each
+    cell it takes the Mann-Whitney z-score. C_T is the mean over the cells, weighted by their number
+    of test images. Far below 0, images are copied. Far above 0, generated images are farther from
+    the training images than real images are.
+
+    generated, test: distances (n,), (m,) to the nearest training image. cells: the cell of each
+    image, here its class. Cells with fewer than 20 generated or 20 test images are left out. nan
+    where no cell is left."""
     if cells is None:
         cells = torch.zeros(len(generated)), torch.zeros(len(test))
     total, weight = 0.0, 0
@@ -202,7 +222,9 @@ def c_t(generated: Tensor, test: Tensor, cells: tuple[Tensor, Tensor] | None = N
 
 
 def mann_whitney(q: Tensor, p: Tensor) -> float:
-    """The z-score of the number of pairs with q > p (ties count half): positive where q is larger."""
+    """The z-score of the number of pairs with q > p, positive where q (n,) is larger than p (m,).
+
+    Ties count one half."""
     ordered = p.sort().values
     below = torch.searchsorted(ordered, q, right=False).double()
     equal = torch.searchsorted(ordered, q, right=True).double() - below
@@ -212,10 +234,12 @@ def mann_whitney(q: Tensor, p: Tensor) -> float:
 
 
 def nearer_share(generated: Tensor, test: Tensor, quantile: float = 0.01) -> float:
-    """The share of generated images nearer to the training set than all but `quantile` of the test images are."""
+    """The share of generated images whose distance is below this quantile of the test images'.
+
+    generated, test: distances (n,), (m,) to the nearest training image."""
     return (generated < test.double().quantile(quantile)).double().mean().item()
 
 
 def closest(neighbours: Neighbours, count: int) -> Tensor:
-    """The numbers (count,) of the images with the smallest d_1/d_2: the likeliest copies."""
+    """The numbers (count,) of the images with the smallest d_1/d_2, the likeliest copies."""
     return neighbours.ratio.argsort()[:count]

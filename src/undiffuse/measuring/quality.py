@@ -1,10 +1,10 @@
-"""The metrics of quality: each one function, with its name, caption, unit and direction.
+"""The metrics of quality. Each is one function with a name, a caption, a unit and a direction.
 
-A metric takes a `Comparison` and returns a figure: the value of the generated images with its 95%
-interval, and that of as many real images, its control. The console, the report and metrics.json take
-what they say of it from here.
+A metric takes a `Comparison` and returns a figure: the value of the generated images, its 95%
+interval, and its control. The control is the value of as many real images. The console, the report
+and metrics.json take a metric's name, caption and unit from here.
 
-To add one: a function with `@metric(...)` in this file, or in a script of your own.
+To add a metric, write a function with `@metric(...)` in this file or in your own script.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 WORST = 20
-"""The images that the classifier is least sure of, which are shown."""
+"""Images that are shown: those that the classifier is least sure of."""
 
 Direction: TypeAlias = Literal["lower", "higher", "control"]
 Measure: TypeAlias = "Callable[[Comparison], dict[str, Any] | None]"
@@ -36,9 +36,9 @@ Measure: TypeAlias = "Callable[[Comparison], dict[str, Any] | None]"
 class Metric:
     """A metric of quality.
 
-    name: its key in metrics.json. caption: what it is, for tables. unit: "" for a pure number.
-    better: whether lower or higher values are better, or those nearest to the control's.
-    measure: Comparison -> its figure, None where it cannot be given."""
+    name: its key in metrics.json. caption: its name in tables. unit: "" for a pure number.
+    better: whether lower values, higher values or values near the control's are better.
+    measure: Comparison -> figure; None where the metric does not apply."""
 
     name: str
     caption: str
@@ -60,7 +60,7 @@ METRICS = Table("metric")
 
 
 def metric(caption: str, *, better: Direction, unit: str = "") -> Callable[[Measure], Measure]:
-    """Decorator: register a function as the metric of its name."""
+    """Decorator: register a function as a metric. The function's name is the metric's."""
 
     def register(measure: Measure) -> Measure:
         name = measure.__name__
@@ -78,19 +78,22 @@ def metric_of(name: str) -> Metric:
 
 
 def plain(figure: Interval) -> dict[str, float]:
-    """A value with its interval, as it stands in metrics.json."""
+    """A value with its interval, for metrics.json."""
     return {"value": figure.value, "low": figure.low, "high": figure.high}
 
 
 def entry(
     figure: Interval, control: float | None, n: int, control_n: int, **others: Any
 ) -> dict[str, Any]:
-    """A figure of n images as it stands in metrics.json, with its control of control_n images."""
+    """A figure of n images with its control of control_n images, for metrics.json."""
     return {**plain(figure), "control": control, "n": n, "control_n": control_n, **others}
 
 
 def quality(comparison: Comparison) -> tuple[dict[str, Any], list[str]]:
-    """(the figures by the metrics' names, and the least sure images; warnings)."""
+    """(the figures by the metrics' names and the least sure images, warnings).
+
+    For a data set with its own feature network, the scorer for quality during training is kept in
+    the cache."""
     c = comparison
     warnings, k = [], len(c.control)
     if c.network.name != features.DIGITS_NAME:
@@ -98,13 +101,13 @@ def quality(comparison: Comparison) -> tuple[dict[str, Any], list[str]]:
         to_cache(scorer_file(features.dataset_key(c.real.whole)), stored)
     if k < c.n:
         warnings.append(
-            f"there are {k:,} {c.real.control} only: controls are of {k:,}, not of {c.n:,}, and so "
-            "is the Frechet ratio"
+            f"the control ({c.real.control}) has only {k:,} images: controls and the Frechet ratio "
+            f"are of {k:,} images, not of {c.n:,}"
         )
     if c.n < 2000:
         warnings.append(
             f"n = {c.n:,} is small: Frechet distance and class balance are biased upwards; compare "
-            "them with the real ones, or use `frechet.unbiased`"
+            "them with those of real images, or use `frechet.unbiased`"
         )
     measured = {name: METRICS[name](c) for name in METRICS}
     found: dict[str, Any] = {name: figure for name, figure in measured.items() if figure}
@@ -113,7 +116,7 @@ def quality(comparison: Comparison) -> tuple[dict[str, Any], list[str]]:
 
 
 def least_sure(c: Comparison) -> list[dict[str, Any]]:
-    """The images that the classifier is least sure of."""
+    """The images with the lowest confidence of the classifier, the lowest first."""
     confidence, predicted = c.generated.confidence, c.generated.predicted
     return [
         {
@@ -132,7 +135,8 @@ def least_sure(c: Comparison) -> list[dict[str, Any]]:
 def frechet(c: Comparison) -> dict[str, Any]:
     """Dowson & Landau 1982, Heusel et al. 2017 (arXiv:1706.08500), in the classifier's features.
 
-    floor: that of real images that were not trained on. ratio: over the floor, at the floor's n."""
+    floor: the distance of real images that were not trained on. ratio: the distance divided by the
+    floor, both at floor_n images."""
     x, z, k = c.generated.features, c.test.features, len(c.control)
     c.watch("Frechet and kernel distances", 0)
     distance = distances.frechet_interval(x, c.training_moments, c.seed)
@@ -157,7 +161,7 @@ def frechet(c: Comparison) -> dict[str, Any]:
 
 @metric("Frechet distance to the test images", better="lower")
 def frechet_to_test(c: Comparison) -> dict[str, Any]:
-    """The same to the test images; the control is that of training images."""
+    """The Frechet distance to the test images. The control is that of training images."""
     moments, n = distances.moments(c.test.features), min(c.n, len(c.training.features))
     distance = distances.frechet_interval(c.generated.features, moments, c.seed)
     floor = distances.frechet_floor(c.training.features, moments, n, c.seed)
@@ -166,7 +170,7 @@ def frechet_to_test(c: Comparison) -> dict[str, Any]:
 
 @metric("kernel distance (KID)", better="lower")
 def kid(c: Comparison) -> dict[str, Any]:
-    """Binkowski et al. 2018 (arXiv:1801.01401), (4): without bias, so it may fall below 0."""
+    """Binkowski et al. 2018 (arXiv:1801.01401), (4). It is unbiased, so it may be below 0."""
     c.watch("Frechet and kernel distances", 0.4)
     distance = distances.kid_interval(c.generated.features, c.training_powers, c.seed)
     real = distances.powers(c.test.features[c.control])
@@ -175,35 +179,39 @@ def kid(c: Comparison) -> dict[str, Any]:
 
 @metric("precision (k = 3)", better="higher")
 def precision(c: Comparison) -> dict[str, Any]:
-    """The share of generated images among real ones: Kynkaanniemi et al. 2019 (arXiv:1904.06991)."""
+    """The share of generated images near a real image.
+
+    Kynkaanniemi et al. 2019 (arXiv:1904.06991)."""
     m, ours, theirs = c.manifolds
     return entry(ours.precision, theirs.precision.value, m, m)
 
 
 @metric("recall (k = 3)", better="higher")
 def recall(c: Comparison) -> dict[str, Any]:
-    """The share of real images among generated ones: Kynkaanniemi et al. 2019."""
+    """The share of real images near a generated image: Kynkaanniemi et al. 2019."""
     m, ours, theirs = c.manifolds
     return entry(ours.recall, theirs.recall.value, m, m)
 
 
 @metric("density (k = 5)", better="control")
 def density(c: Comparison) -> dict[str, Any]:
-    """Real neighbourhoods around a generated image: Naeem et al. 2020 (arXiv:2002.09797)."""
+    """The number of real neighbourhoods around a generated image, divided by k.
+
+    Naeem et al. 2020 (arXiv:2002.09797)."""
     m, ours, theirs = c.manifolds
     return entry(ours.density, theirs.density.value, m, m)
 
 
 @metric("coverage (k = 5)", better="higher")
 def coverage(c: Comparison) -> dict[str, Any]:
-    """The share of real images with a generated neighbour: Naeem et al. 2020."""
+    """The share of real images with a generated image in their neighbourhood: Naeem et al. 2020."""
     m, ours, theirs = c.manifolds
     return entry(ours.coverage, theirs.coverage.value, m, m)
 
 
 @metric("class balance: total variation from the data's", better="lower")
 def class_balance(c: Comparison) -> dict[str, Any]:
-    """Half the sum of differences between predicted class frequencies and those of the data."""
+    """Half the sum of absolute differences between predicted class frequencies and the data's."""
     predicted = c.generated.predicted
     control = distances.class_balance(c.test.predicted[c.control], c.expected, c.seed)
     counts = predicted.bincount(minlength=len(c.expected))
@@ -219,7 +227,7 @@ def class_balance(c: Comparison) -> dict[str, Any]:
 
 @metric("classifier's mean confidence", better="control")
 def confidence(c: Comparison) -> dict[str, Any]:
-    """The mean probability of the likeliest class."""
+    """The mean probability of the most probable class."""
     control = c.test.confidence[c.control].double().mean().item()
     mean = distances.mean_interval(c.generated.confidence, 0.0, 1.0)
     return entry(mean, control, c.n, len(c.control))
@@ -227,7 +235,7 @@ def confidence(c: Comparison) -> dict[str, Any]:
 
 @metric("share of images it is less than 90% sure of", better="control")
 def unsure(c: Comparison) -> dict[str, Any]:
-    """Images that look like no class."""
+    """The share of images whose most probable class has a probability below 0.9."""
     control = (c.test.confidence[c.control] < 0.9).double().mean().item()
     share = distances.share_interval(c.generated.confidence < 0.9)
     return entry(share, control, c.n, len(c.control))
@@ -235,7 +243,9 @@ def unsure(c: Comparison) -> dict[str, Any]:
 
 @metric("share with the class that was asked for", better="higher")
 def class_agreement(c: Comparison) -> dict[str, Any] | None:
-    """By the classifier; the control is its accuracy on real images."""
+    """The share of images that the classifier assigns the class they were conditioned on.
+
+    The control is the classifier's accuracy on real images."""
     if c.classes is None:
         return None
     right = (c.test.predicted == labels_of(c.real.test)).double().mean().item()
@@ -247,8 +257,8 @@ def class_agreement(c: Comparison) -> dict[str, Any] | None:
 def classification_accuracy_score(c: Comparison) -> dict[str, Any] | None:
     """The accuracy, on real test images, of a small classifier trained on generated images.
 
-    Ravuri & Vinyals 2019 (arXiv:1905.10887). The control is the same trained on as many real images.
-    The interval is that of the finite test set only."""
+    Ravuri & Vinyals 2019 (arXiv:1905.10887). The control is the accuracy of the same classifier
+    trained on as many real images. The interval covers other test images only."""
     if c.classes is None:
         return None
     training = c.real.training
@@ -260,7 +270,7 @@ def classification_accuracy_score(c: Comparison) -> dict[str, Any] | None:
         hits[1].double().mean().item(),
         c.n,
         min(c.n, len(training)),
-        interval_of="the test images: other ones of the same kind, the classifier being what it is",
+        interval_of="the test images: other images of the same kind, with the same classifier",
     )
 
 

@@ -1,7 +1,7 @@
-"""Evaluation: how good generated images are, how likely the model holds real ones, and whether it copies.
+"""The real images that generated images are compared with.
 
-Every figure comes with its 95% interval, and beside it the same figure of real images that were not trained on, at the
-same number of images: its control, or floor. What cannot be given for a data set is listed with the reason.
+The control of every figure is computed from real images that the run was not trained on: the test
+set, or held-out images where the data set has no test set.
 """
 
 from __future__ import annotations
@@ -17,13 +17,16 @@ from undiffuse.data.loading import load_dataset
 from undiffuse.data.splits import split_dataset
 
 FEWEST = 100
-"""Fewer images than this give no statistic worth the name."""
+"""The fewest images for a statistic."""
 
 
 @dataclass(frozen=True)
 class Reference:
-    """Real images. For quality: the data set as a `whole`, its `training` part, and its `test` part, the control. For
-    novelty and likelihood: those `seen` by the run, and those `unseen`. `control` says what test and unseen ones are."""
+    """Real images.
+
+    whole: the data set. training, test: for quality; test images are the control.
+    seen, unseen: for novelty and likelihood; the images that the run was trained on, and images
+    that it was not trained on. control: what test and unseen images are, in words."""
 
     whole: Dataset
     training: Dataset
@@ -37,12 +40,16 @@ Split: TypeAlias = "Callable[[Dataset], tuple[Dataset, Dataset]]"
 
 
 def reference(spec: str, size: int | None = None, trained_on: Split | None = None) -> Reference:
-    """The real images of a data set, or of a run on it.
+    """The real images of a data set, or of a run that was trained on it.
 
-    trained_on: the whole data set -> (images that the run was trained on, images that it held out).
+    spec, size: as for `load_dataset`. trained_on: the whole data set -> (images that the run was
+    trained on, images that it held out).
 
-    Without a test set, one in twenty is the control of quality, always the same ones; what the run itself held out is
-    that of novelty and likelihood. Raises UserError where the data are not those of the run, or too few."""
+    Without a test set, one image in twenty is the control of quality, always the same images. The
+    control of novelty and likelihood is then what the run itself held out.
+
+    Raises UserError where the data are not the run's, there are too few images, or the test images
+    have another shape."""
     whole = load_dataset(spec, size)
     test, control = real_test_set(spec, size), "test set"
     training, seen = whole, whole
@@ -56,23 +63,25 @@ def reference(spec: str, size: int | None = None, trained_on: Split | None = Non
         unseen = held_out if control == "held-out images" else test
     if test.shape != whole.shape:
         raise UserError(
-            f"'{spec}': its test images are {test.shape}, its training images {whole.shape}; give both one size"
+            f"'{spec}': its test images are {test.shape}, its training images {whole.shape}; give "
+            "both the same size"
         )
     for part, what in ((seen, "training images"), (test, control), (unseen, control)):
         if len(part) < FEWEST:
             more = (
-                f"; of {20 * FEWEST:,} images or more enough are held out"
+                f"; a data set of {20 * FEWEST:,} images or more holds out enough"
                 if control == "held-out images"
                 else ""
             )
             raise UserError(
-                f"'{spec}' has only {len(part)} {what}, too few to compare with: {FEWEST} are needed{more}"
+                f"'{spec}' has only {len(part)} {what}, too few to compare with: {FEWEST} are "
+                f"needed{more}"
             )
     return Reference(whole, training, test, seen, unseen, control)
 
 
 def real_test_set(spec: str, size: int | None) -> Dataset | None:
-    """The test set, None where there is none."""
+    """The test set of a data set; None where it has none."""
     try:
         return load_dataset(spec, size, split="test")
     except NoTestSet:

@@ -1,4 +1,7 @@
-"""The schema of metrics.json: what an evaluation leaves. It is checked when it is written and read."""
+"""The schema of metrics.json, the file of an evaluation's results.
+
+The content is checked when it is written and when it is read.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,7 @@ Images = Annotated[int, Field(ge=0)]
 
 
 class Strict(BaseModel):
-    """A part of the file: all of its names are known."""
+    """A part of the file. Unknown names are an error."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -30,7 +33,7 @@ class Value(Strict):
 
 
 class Figure(BaseModel):
-    """A metric's value with its 95% interval, and that of real images, its control or floor."""
+    """A metric's value with its 95% interval, and the value of real images: control or floor."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -45,7 +48,7 @@ class Figure(BaseModel):
 
 
 class Reference(Strict):
-    """The real images: how many, and what the control is."""
+    """The real images: the data set's name, the number of images of each part, and the control."""
 
     name: str
     training: Images
@@ -56,7 +59,7 @@ class Reference(Strict):
 
 
 class Sampled(Strict):
-    """How the images were sampled. seconds: that it took."""
+    """How the images were sampled. network_calls: for each image. seconds: for all images."""
 
     sampler: str
     steps: int
@@ -71,7 +74,7 @@ class Sampled(Strict):
 
 
 class Unsure(Strict):
-    """An image that the classifier is unsure of."""
+    """An image that the classifier is unsure of. taken_for: its most probable class."""
 
     image: Images
     confidence: Share
@@ -79,6 +82,8 @@ class Unsure(Strict):
 
 
 class CountedValue(Value):
+    """A value of n images with its 95% interval."""
+
     n: Images
 
 
@@ -138,26 +143,32 @@ class Pair(Strict):
 
 
 class Nearness(Strict):
-    """C_T, and the share of images nearer to training images than 99% of real ones are."""
+    """C_T, and the share of images nearer to the training images than 99% of real images."""
 
     c_t: Pair
     nearer: Figure
 
 
 class Quantiles(Strict):
+    """The values at some quantiles, of generated images and of the control."""
+
     quantiles: list[Number]
     value: list[Number]
     control: list[Number]
 
 
 class Audit(Strict):
+    """The audit of one half of the control against the other half."""
+
     alarm: bool
     p_value: Share
     n: Images
 
 
 class Copy(Strict):
-    """A likely copy: the numbers of the image and of its nearest training image, and distances."""
+    """A likely copy: the numbers of the image and of its nearest training image.
+
+    d1, d2: the distances to the nearest and second-nearest training image, in 8-bit values."""
 
     image: Images
     training: Images
@@ -186,7 +197,7 @@ class Novelty(Strict):
 
 
 class Results(Strict):
-    """The content of metrics.json beside the figures, which have the names of the metrics."""
+    """The content of metrics.json without the figures. Each figure has its metric's name."""
 
     format: Literal[2]
     undiffuse: str
@@ -205,7 +216,9 @@ class Results(Strict):
 
 
 def check_results(content: Any) -> dict[str, Any]:
-    """The content of a metrics.json, checked. Raises ValueError, whose first line says where."""
+    """The content of a metrics.json, checked.
+
+    Raises ValueError; its first line names the place."""
     if not isinstance(content, dict):
         raise ValueError("it holds no results")
     Results.model_validate({k: v for k, v in content.items() if k not in METRICS})

@@ -1,8 +1,6 @@
-"""The feature network: a small classifier whose 64 penultimate features the metrics compare images by.
+"""Quality during training: the Frechet distance of a few samples to the training images.
 
-Inception features mean little on digits. For MNIST a trained network is in the package: `digits-64`, pinned by its
-SHA-256; other weights would be another metric, under another name: that of a data set's own network ends in its hash. `train_classifier` made it (`make features`), and
-trains one, once, for any other data set with labels; it is kept in the cache.
+A `Scorer` has all that this needs, so that a training run computes no features of real images.
 """
 
 from __future__ import annotations
@@ -30,30 +28,34 @@ if TYPE_CHECKING:
     from undiffuse.data.dataset import Dataset
 
 SCORE_COUNTS = (500, 1000, 2000)
-"""How many images a score during training may be of."""
+"""The numbers of images that quality during training may be measured with."""
 
 
 @dataclass(frozen=True)
 class Scorer:
-    """What a Frechet distance during training needs: the network, the moments of the real training images' features, and
-    the floor for each of SCORE_COUNTS: the mean distance of so many real images that were not trained on."""
+    """What the Frechet distance during training needs.
+
+    network: the feature network. moments: those of the real training images' features. floors: for
+    each n of SCORE_COUNTS, the mean distance of n real images that were not trained on; an n larger
+    than the test set has none."""
 
     network: FeatureNetwork
     moments: Moments
     floors: dict[int, float]
 
     def __call__(self, images: Tensor) -> float:
-        """The Frechet distance of images uint8 (n, C, H, W)."""
+        """The Frechet distance of images uint8 (n, C, H, W) to the training images."""
         features, _ = self.network(images)
         return frechet(moments(features), self.moments)
 
 
 def scorer_file(key: str) -> str:
+    """The name in the cache of the scorer of the data set with this key."""
     return f"scorer-{RECIPE}-{key[:32]}.safetensors"
 
 
 def stored_scorer(network: FeatureNetwork, training: Tensor, test: Tensor) -> Stored:
-    """What scores during training need, from the features (N, 64) of training and test images."""
+    """A scorer as it is kept in a file, from the features (N, 64) of training and test images."""
     whole = moments(training)
     floors = {}
     for n in SCORE_COUNTS:
@@ -64,8 +66,10 @@ def stored_scorer(network: FeatureNetwork, training: Tensor, test: Tensor) -> St
 
 
 def scorer_for(whole: Dataset) -> Scorer | None:
-    """What is needed to score samples of a data set during training: from the package for MNIST, from the cache where
-    `undiffuse evaluate` was used with the data set before, else None: no network is trained for it here."""
+    """The scorer for a data set; None where there is none yet.
+
+    For MNIST it is in the package. For another data set it is in the cache, once `undiffuse
+    evaluate` has been used with that data set. No network is trained here."""
     key = dataset_key(whole)
     if key == DIGITS_KEY:
         with resources.as_file(
@@ -83,7 +87,7 @@ def scorer_for(whole: Dataset) -> Scorer | None:
 def scorer_from(
     tensors: dict[str, Tensor], metadata: dict[str, str], network: FeatureNetwork
 ) -> Scorer | None:
-    """The scorer that `stored_scorer` describes; None where it is of another network."""
+    """The scorer that `stored_scorer` describes; None where it belongs to another network."""
     if metadata["features"] != network.sha256:
         return None
     floors = {n: float(metadata[f"floor-{n}"]) for n in SCORE_COUNTS if f"floor-{n}" in metadata}

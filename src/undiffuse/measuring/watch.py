@@ -1,8 +1,4 @@
-"""Evaluation: how good generated images are, how likely the model holds real ones, and whether it copies.
-
-Every figure comes with its 95% interval, and beside it the same figure of real images that were not trained on, at the
-same number of images: its control, or floor. What cannot be given for a data set is listed with the reason.
-"""
+"""The progress of an evaluation: the stage, the share done, and how long each stage takes."""
 
 from __future__ import annotations
 
@@ -10,14 +6,15 @@ import time
 from collections.abc import Callable
 
 Watch = Callable[[str, float], None]
+"""Called with (stage, share of the stage that is done)."""
 
 
 def unwatched(stage: str, done: float) -> None:
-    pass
+    """A `Watch` that does nothing."""
 
 
 class Stopwatch:
-    """A `Watch` that passes on what it is told, and knows how long each stage took."""
+    """A `Watch` that passes each call on to another, and measures how long each stage takes."""
 
     def __init__(self, watch: Watch) -> None:
         self.watch = watch
@@ -28,7 +25,9 @@ class Stopwatch:
         self.watch(stage, done)
 
     def seconds(self) -> dict[str, float]:
-        """The seconds of each stage so far, in order: until the next one began, the last one until now."""
+        """The seconds of each stage so far, in order.
+
+        A stage ends when the next one begins. The last one ends now."""
         ends = [*self.begun.values(), time.monotonic()][1:]
         return {
             stage: round(end - self.begun[stage], 1)

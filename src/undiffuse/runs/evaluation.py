@@ -34,7 +34,7 @@ from undiffuse.measuring.quality import METRICS, quality
 from undiffuse.measuring.reference import FEWEST, Reference, reference
 from undiffuse.measuring.results import FORMAT, check_results
 from undiffuse.measuring.watch import Stopwatch, Watch, unwatched
-from undiffuse.model import Request, check_numbers
+from undiffuse.model import Model, Request, check_numbers
 from undiffuse.runs import destinations, figures
 from undiffuse.runs.folder import Run, Where
 from undiffuse.runs.session import trained_on
@@ -78,10 +78,6 @@ def evaluate_run(
     likelihood, 0 for none. save: a destination for the samples. sampling: options of
     `Model.request`, such as steps=12.
 
-    The classes of a conditional run are sampled at random from the training labels. With exact
-    proportions the distance would have less sampling variance than real images have, and would look
-    too good.
-
     Returns the content of metrics.json. Raises UserError before anything is written, except where
     the samples cannot be saved: then metrics.json is written first."""
     watch = stopwatch = Stopwatch(watch)
@@ -91,10 +87,7 @@ def evaluate_run(
     to = None if save is None else destinations.destination(save, "save")
     model = run.model()
     real = reference(config.data, config.size, lambda whole: trained_on(run, whole))
-    classes = None
-    if model.classes:
-        classes = random_labels(real.training, n, seed, "labels").tolist()
-    request = model.request(n, classes, seed=seed, **sampling)
+    request = request_of(model, real, n, seed, **sampling)
     found: dict[str, Any] = {}
     # With clusters the likelihood is that of the unconditional prediction.
     unknown = bool(model.description.conditioning.clusters) and not config.condition_dropout
@@ -125,6 +118,17 @@ def evaluate_run(
     if to is not None and generated is not None:
         destinations.save_images(to, generated, request.classes, model.classes)
     return content
+
+
+def request_of(model: Model, real: Reference, n: int, seed: int, **sampling: Any) -> Request:
+    """A request for n images. Classes are sampled at random from the training labels.
+
+    With exact proportions the distance would have less sampling variance than real images have, and
+    would look too good."""
+    classes = None
+    if model.classes:
+        classes = random_labels(real.training, n, seed, "labels").tolist()
+    return model.request(n, classes, seed=seed, **sampling)
 
 
 def sampled(request: Request, watch: Watch) -> tuple[Tensor, dict[str, Any]]:

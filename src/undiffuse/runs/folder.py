@@ -29,7 +29,7 @@ from pydantic import TypeAdapter, ValidationError
 from undiffuse import __version__
 from undiffuse.base.errors import UserError
 from undiffuse.base.files import cannot_write, write_atomic
-from undiffuse.base.tensors import load_tensors, save_tensors
+from undiffuse.base.tensors import load_tensors, not_finite, save_tensors
 from undiffuse.diffusion.conditioning import Conditioning
 from undiffuse.model import Description, Model
 from undiffuse.runs.log import follow_log, log_line, read_log
@@ -345,11 +345,6 @@ def of_fields(found: object) -> dict[str, str]:
     if strange := given.keys() - Config.model_fields.keys():
         raise ValueError(f"it gives a reason for {min(strange)}, which is no hyperparameter")
     return given
-
-
-def not_finite(tensors: dict[str, Tensor]) -> str | None:
-    """The name of a tensor that is not finite; None if all are finite."""
-    return next((name for name, value in tensors.items() if not value.isfinite().all()), None)
 
 
 def refuse_not_finite(path: Path, tensors: dict[str, Tensor]) -> None:

@@ -1,10 +1,10 @@
-"""Studies: what one choice does, everything else being the same.
+"""Studies: the effect of one choice while everything else stays the same.
 
     samplers     compares samplers on one finished run (samplers.py)
-    QUESTIONS    compares schedules, predictions, ...: a training for each (questions.py)
+    QUESTIONS    compares schedules, predictions, ... with one training for each (questions.py)
 
-A study is RUN/study/NAME.json, and pictures beside it. Each row is written down when it is there, so
-a study goes on where it was interrupted. The report takes in what is there.
+A study is kept in RUN/study/NAME.json, with pictures beside it. Each row is written when it is
+measured, so an interrupted study continues where it stopped. The report shows the rows so far.
 """
 
 from __future__ import annotations
@@ -27,27 +27,28 @@ STUDIES = ("samplers", *QUESTIONS)
 
 
 class Study(Protocol):
-    """A study made ready."""
+    """A study that is ready to run."""
 
     sheet: Sheet
 
     def plan(self) -> str:
-        """What there is to do, in a sentence."""
+        """What is left to do, in one sentence."""
 
     def rows(self) -> Iterator[tuple[str, float, dict[str, Any]]]:
-        """(what is done, the share of all that is done, its row); each is written down first."""
+        """(what is done now, the share of the study that is done, its row or {}).
+
+        Each row is written to the file before it is yielded."""
 
 
 def make_study(
     what: str, run: Path, minutes: float | None = None, seeds: int = 1, seed: int = 0
 ) -> Study:
-    """Make a study of a run ready. minutes: 2 for samplers, 30 for the others by default.
+    """The study called `what` of a run, ready to run.
 
-    Raises UserError where it cannot be."""
+    minutes: the time that it may take; by default 2 for samplers and 30 for the others. seeds: the
+    number of trainings for each value. Raises UserError where the run cannot be studied."""
     if what == "samplers":
         if seeds != 1:
-            raise UserError(
-                "the samplers are compared on one run, so --seeds does not go with them"
-            )
+            raise UserError("samplers are compared on one run; leave --seeds out")
         return samplers.sampler_study(run, 2.0 if minutes is None else minutes, seed)
     return trainings.training_study(run, what, 30.0 if minutes is None else minutes, seeds, seed)

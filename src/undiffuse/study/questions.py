@@ -1,8 +1,8 @@
-"""The studies that train: one training for each value of one hyperparameter, and each seed.
+"""The studies that train: one training for each value of one hyperparameter and each seed.
 
-The other hyperparameters are those of the run that is studied, and the budget is the same for all.
+The other hyperparameters are those of the run that is studied. All trainings have the same time.
 
-To add a study: a row of `QUESTIONS`. The command, its help and the report take it in.
+To add a study, add a row to `QUESTIONS`. The command, its help and the report then show it.
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ from undiffuse.diffusion.schedule import SCHEDULES
 
 @dataclass(frozen=True)
 class Question:
-    """Which field is varied, over which values.
+    """A study that trains.
 
-    also: fields that all of the trainings have different from the run's."""
+    field: the field of `Config` that is varied. values: its values. also: fields that have other
+    values than the run's, the same in all trainings."""
 
     field: str
     values: tuple[Any, ...]
@@ -27,12 +28,12 @@ class Question:
 
 
 QUESTIONS = {
-    # Uniform times, as the usual ones were fitted to the cosine schedule.
+    # Uniform times: the default times were fitted to the cosine schedule.
     "schedules": Question("schedule", tuple(SCHEDULES), {"times": "uniform"}),
-    # The other schedules make eps impossible.
+    # The linear schedule: eps is impossible with the other schedules.
     "predictions": Question(
         "predict", tuple(PREDICTIONS), {"schedule": "linear", "times": "uniform"}
     ),
-    # Without clusters, as fewer images have fewer of them.
+    # Without clusters: their number depends on the number of images.
     "subset": Question("subset", (300, 3000, 30_000, None), {"clusters": 0}),
 }

@@ -1,4 +1,7 @@
-"""The study `samplers`: samplers compared on one run, from the same noise and labels, without guidance."""
+"""The study `samplers`: it compares samplers on one run.
+
+All samplers start from the same noise and classes. They sample without guidance.
+"""
 
 from __future__ import annotations
 
@@ -32,25 +35,25 @@ if TYPE_CHECKING:
     from undiffuse.measuring.scorer import Scorer
 
 COMPARED = ("posterior-mean", "ddpm-printed", "ddpm", "ddim", "heun", "dpmpp-2m", "dpmpp-2m-sde")
-"""(7), (8) as printed and corrected, DDIM, and those of second order."""
+"""(7), (8) as printed, (8) corrected, DDIM, and the samplers of second order."""
 
 
 CALLS = (5, 10, 25)
-"""Network calls an image, for each sampler; Heun's method takes one less of an even number."""
+"""Network calls for each image. Heun's method needs an odd number: for 10 it takes 9."""
 
 
-FEWEST, MOST = 50, 2000  # images of each case
+FEWEST, MOST = 50, 2000  # the fewest and the most images of a case
 
 
-SHOWN = 10
+SHOWN = 10  # images in a case's picture
 
 
-BATCH = 250
+BATCH = 250  # images of the batch that is timed
 
 
 @dataclass(frozen=True)
 class Case:
-    """A sampler with its number of steps, and the network calls that these take."""
+    """A sampler with its number of steps and of network calls for each image."""
 
     sampler: str
     steps: int
@@ -58,6 +61,7 @@ class Case:
 
 
 def cases() -> Iterator[Case]:
+    """All cases: each sampler with each number of network calls."""
     for sampler in COMPARED:
         for calls in CALLS:
             steps = (calls + 1) // 2 if sampler == "heun" else calls
@@ -66,7 +70,9 @@ def cases() -> Iterator[Case]:
 
 @dataclass
 class SamplerStudy:
-    """A comparison of samplers, made ready. seconds: that what is left to do will take, about."""
+    """A comparison of samplers, ready to run.
+
+    whole: the run's data set. seconds: an estimate for the cases that are left."""
 
     sheet: Sheet
     denoiser: Denoiser
@@ -75,7 +81,7 @@ class SamplerStudy:
 
     @property
     def n(self) -> int:
-        """Images of each case."""
+        """The number of images of each case."""
         return int(self.sheet.facts["n"])
 
     @property
@@ -83,14 +89,14 @@ class SamplerStudy:
         return int(self.sheet.facts["seed"])
 
     def plan(self) -> str:
-        """What there is to do, in a sentence."""
+        """What is left to do, in one sentence."""
         return (
             f"samplers: {self.n:,} images of each of {len(list(cases()))} cases, about "
             f"{self.seconds / 60:.1f} minutes"
         )
 
     def rows(self) -> Iterator[tuple[str, float, dict[str, Any]]]:
-        """(what was done, the share of all that is done, its row); each is written down first."""
+        """(what was done, the share of the study that is done, its row). See `Study`."""
         scorer, classes = scorer_for(self.whole), None
         if self.denoiser.conditioning.classes:
             classes = random_labels(self.whole, self.n, self.seed, "study labels")
@@ -108,7 +114,7 @@ class SamplerStudy:
             yield what, done / total, row
 
     def measured(self, case: Case, classes: Tensor | None, scorer: Scorer | None) -> dict[str, Any]:
-        """The row of a case, whose picture is written."""
+        """The row of a case. Its picture is written to a file."""
         begin = time.monotonic()
         grid = self.sheet.run.about().config.grid
         sampling = Sampling(case.sampler, case.steps, grid=grid, seed=self.seed)
@@ -134,7 +140,9 @@ class SamplerStudy:
         return row
 
     def denoising(self, classes: Tensor | None, count: int = 3, columns: int = 11) -> Image.Image:
-        """Some images on their way from noise, by (8): a row of x_t, and below it one of x_0_hat."""
+        """Some images on their way from noise, by (8).
+
+        For each image there are two rows: x_t, and below it x_0_hat. classes: (n,), or None."""
         own = None if classes is None else classes[:count]
         sampling = Sampling("ddpm", 50, seed=self.seed)
         frames = list(trajectory(self.denoiser, range(count), sampling, classes=own))
@@ -145,9 +153,10 @@ class SamplerStudy:
 
     @torch.no_grad()
     def denoised(self, count: int = 3, columns: int = 11) -> Image.Image:
-        """What the network sees at each noise level, and makes of it without a condition.
+        """What the network gets at each noise level, and what it predicts without a condition.
 
-        For some images, held-out ones if there are any: a row of x_t, and below it one of x_0_hat."""
+        For each of some real images there are two rows: x_t, and below it x_0_hat. The images are
+        held-out ones where the run has some."""
         training, held_out, _ = prepare_data(self.sheet.run.about().config, self.whole)
         x_0 = to_float(random_part(held_out if len(held_out) else training, count, 0).images)
         noise = rng.normal(x_0.shape, self.seed, "study noise")
@@ -162,10 +171,10 @@ class SamplerStudy:
 
 
 def spread(images: Tensor, classes: Tensor | None = None) -> float:
-    """How different images uint8 (n, C, H, W) are from one another, in 8-bit values.
+    """How much images uint8 (n, C, H, W) differ from each other, in 8-bit values.
 
-    The root mean square of each one's difference from the mean of all; from that of its own class,
-    where there are classes (n,)."""
+    It is the root mean square difference between an image and the mean of all images. With classes
+    (n,) it is the difference from the mean of the image's class."""
     x = images.double()
     own = torch.zeros(len(x), dtype=torch.long) if classes is None else classes
     means = torch.stack([x[own == k].mean(dim=0) for k in range(int(own.max()) + 1)])
@@ -173,9 +182,10 @@ def spread(images: Tensor, classes: Tensor | None = None) -> float:
 
 
 def sampler_study(path: Path, minutes: float = 2.0, seed: int = 0) -> SamplerStudy:
-    """Read the run, and find by a timed batch how many images the minutes allow.
+    """The study of the run in folder `path`, ready to run.
 
-    Raises UserError where it cannot be."""
+    A batch is timed to find how many images the minutes allow. Raises UserError where the run
+    cannot be studied."""
     check_minutes(minutes)
     run = Run(path)
     model = run.model()
@@ -205,7 +215,7 @@ def sampler_study(path: Path, minutes: float = 2.0, seed: int = 0) -> SamplerStu
 
 
 def seconds_per_call(denoiser: Denoiser) -> float:
-    """Seconds of a network call, for each image of a batch."""
+    """The seconds of one network call, divided by the images of the batch."""
     classes = torch.zeros(BATCH, dtype=torch.long) if denoiser.conditioning.classes else None
 
     def timed(steps: int) -> float:

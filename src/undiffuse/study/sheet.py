@@ -1,4 +1,4 @@
-"""What a study has written down: RUN/study/NAME.json."""
+"""The file of a study, RUN/study/NAME.json."""
 
 from __future__ import annotations
 
@@ -27,7 +27,9 @@ if TYPE_CHECKING:
 
 @dataclass
 class Sheet:
-    """What a study has written down: facts that hold for all of it, and its rows so far."""
+    """The content of a study's file.
+
+    facts: what holds for the whole study. rows: the rows so far."""
 
     run: Run
     name: str
@@ -40,18 +42,20 @@ class Sheet:
 
     @property
     def all_of_it(self) -> str:
-        """What there is to remove for the study to begin anew."""
+        """The file and the folder to remove so that the study starts again."""
         return f"{self.path} and {self.path.with_suffix('')}"
 
     def find(self, **values: Any) -> dict[str, Any] | None:
-        """The row that has these values, if it is there."""
+        """The row that has these values; None where there is none."""
         return next((row for row in self.rows if values.items() <= row.items()), None)
 
     def add(self, row: dict[str, Any]) -> None:
+        """Add a row, and write the file."""
         self.rows.append(row)
         self.save()
 
     def save(self) -> None:
+        """Write the file."""
         content = {
             "format": FORMAT,
             **self.facts,
@@ -59,18 +63,19 @@ class Sheet:
             "rows": self.rows,
         }
         text = json.dumps(content, indent=2)
-        check_study(self.name, json.loads(text))  # what is written can be read
+        check_study(self.name, json.loads(text))  # so that only what can be read is written
         self.write(self.path.name, text.encode())
 
     def write(self, name: str, content: bytes) -> None:
+        """Write a file beside the study's."""
         write_atomic(self.path.parent / name, content)
 
 
 def sheet(run: Run, name: str, same: tuple[str, ...] = (), **facts: Any) -> Sheet:
-    """A study's sheet, with what was written down before.
+    """The sheet of the study `name`, with the rows that its file has.
 
-    same: the names of facts that must be as they were; else it begins anew. Raises UserError for a
-    damaged file."""
+    facts: of a new study; the file's facts replace them. same: names of facts that must be equal in
+    the file. Where one differs, the study starts again. Raises UserError for a damaged file."""
     found = Sheet(run, name, facts)
     if found.path.is_file():
         try:
@@ -82,23 +87,21 @@ def sheet(run: Run, name: str, same: tuple[str, ...] = (), **facts: Any) -> Shee
                 found.facts = {name: old[name] for name in facts}
         except (ValueError, KeyError, TypeError, AttributeError, OSError, RecursionError) as error:
             raise UserError(
-                f"{found.path} can't be read ({error}); remove {found.all_of_it} to begin anew"
+                f"{found.path} can't be read ({error}); remove {found.all_of_it} to start again"
             ) from error
     return found
 
 
 def check_minutes(minutes: float) -> None:
-    """UserError unless a study can take that long."""
+    """Raises UserError unless minutes is finite and above 0."""
     if not 0 < minutes < math.inf:
-        raise UserError(
-            f"a study takes some time: --minutes must be a finite number above 0, not {minutes:g}"
-        )
+        raise UserError(f"--minutes must be a finite number above 0, not {minutes:g}")
 
 
 def data_of(run: Run) -> Dataset:
     """The whole data set that a run was trained on.
 
-    Raises UserError where its place holds other images now."""
+    Raises UserError where the data set has changed since."""
     config = run.about().config
     whole = load_dataset(config.data, config.size)
     trained_on(run, whole)
@@ -106,6 +109,6 @@ def data_of(run: Run) -> Dataset:
 
 
 def distance_of(x: Tensor, scorer: Scorer, seed: int) -> dict[str, float]:
-    """A row's Frechet distance, with its interval, of samples' features (n, D)."""
+    """The Frechet distance of features (n, D) with its interval, for a row."""
     found = distances.frechet_interval(x, scorer.moments, seed)
     return {"frechet": found.value, "frechet_low": found.low, "frechet_high": found.high}

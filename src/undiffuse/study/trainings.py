@@ -1,4 +1,4 @@
-"""Studies that train: see questions.py."""
+"""Runs the studies of `questions.py`: trains for each value, and measures each training."""
 
 from __future__ import annotations
 
@@ -33,31 +33,36 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 LEVELS = (-6.0, -4.0, -2.0, 0.0, 2.0, 4.0)
-"""log-SNRs at which guesses are compared: the loss itself is not the same thing for two schedules or predictions."""
+"""log-SNRs at which x_0_hat is compared with x_0.
+
+Losses are not compared, because their meaning depends on the schedule and the prediction."""
 
 
-DRAWN = 1000  # images of each training
+DRAWN = 1000  # images sampled from each training
 
 
-COMPARED = 500  # images whose guesses are compared, and images whose nearest training images are looked for
+# Real images whose x_0_hat is compared, and images whose nearest training images are found.
+COMPARED = 500
 
 
-SHOWN = 20
+SHOWN = 20  # images in a training's picture
 
 
-BATCH = 250
+BATCH = 250  # images of one network call
 
 
-MEASURING = 45.0  # seconds, about, after each training
+MEASURING = 45.0  # estimated seconds of measuring after each training
 
 
-SHORTEST = 15.0  # seconds of a training
+SHORTEST = 15.0  # the fewest seconds of a training
 
 
 @dataclass
 class TrainingStudy:
-    """A comparison of trainings, made ready. trainings: (value, seed) of each. minutes: of each training. notes: what differs from what was
-    asked, and why."""
+    """A comparison of trainings, ready to run.
+
+    base: the configuration of the run that is studied. trainings: the value and seed of each.
+    notes: what differs from the request, and why."""
 
     sheet: Sheet
     question: Question
@@ -67,23 +72,26 @@ class TrainingStudy:
 
     @property
     def minutes(self) -> float:
+        """The minutes of each training."""
         return float(self.sheet.facts["minutes_each"])
 
     def plan(self) -> str:
-        """What there is to do, in a sentence."""
+        """What is left to do, in one sentence."""
         left = sum(
             self.sheet.find(value=value, seed=seed) is None for value, seed in self.trainings
         )
         return (
-            f"{self.sheet.name}: {left} of {len(self.trainings)} trainings to do, of {self.minutes:.1f} minutes each; about "
+            f"{self.sheet.name}: {left} of {len(self.trainings)} trainings to do, of "
+            f"{self.minutes:.1f} minutes each; about "
             f"{left * (self.minutes + MEASURING / 60):.0f} minutes in all"
             + "".join(f"; {note}" for note in self.notes)
         )
 
     def rows(self) -> Iterator[tuple[str, float, dict[str, Any]]]:
-        """(what is being done, the share of all that is done, its row or {}); each row is written down first."""
+        """(what is done now, the share of the study that is done, its row or {}). See `Study`."""
         for number, (value, seed) in enumerate(self.trainings):
-            what = f"{self.question.field.replace('_', '-')} {'all' if value is None else value}, seed {seed}"
+            shown = "all" if value is None else value
+            what = f"{self.question.field.replace('_', '-')} {shown}, seed {seed}"
             row = self.sheet.find(value=value, seed=seed)
             if row is None:
                 config = varied(self.base, self.question, value, seed, self.minutes)
@@ -92,7 +100,7 @@ class TrainingStudy:
                     / self.sheet.name
                     / f"{value}-seed{seed}".replace(":", "-")
                 )
-                self.sheet.save()  # so that what goes on is the same study
+                self.sheet.save()  # so that an interrupted study continues with the same facts
                 seconds = 0.0
                 for record in train_session(config, folder):
                     if isinstance(record, StepTaken):
@@ -125,7 +133,7 @@ def measured(run: Run) -> tuple[dict[str, Any], Any]:
     if model.classes:
         classes = random_labels(training, DRAWN, config.seed, "study labels").tolist()
     request = model.request(DRAWN, classes, seed=config.seed, precision=precision, batch_size=BATCH)
-    drawn = torch.cat(list(request.batches()))
+    samples = torch.cat(list(request.batches()))
     found: dict[str, Any] = {
         "steps": end.step,
         "images_seen": end.step * config.batch_size,
@@ -137,20 +145,22 @@ def measured(run: Run) -> tuple[dict[str, Any], Any]:
     if len(training) >= 2 and len(unseen) >= 100:
         own, real = (
             novelty.nearest_images(part[:COMPARED], training.images).ratio
-            for part in (drawn, unseen.images)
+            for part in (samples, unseen.images)
         )
         alarm = novelty.audit(own, real)
         found |= {"copies": alarm.raised, "near": alarm.share, "near_expected": alarm.expected}
     scorer = scorer_for(whole)
     if scorer is not None:
-        found |= distance_of(scorer.network(drawn)[0], scorer, config.seed)
+        found |= distance_of(scorer.network(samples)[0], scorer, config.seed)
         found["floor"] = scorer.floors.get(DRAWN)
-    return found, image_grid(drawn[:SHOWN], SHOWN // 2)
+    return found, image_grid(samples[:SHOWN], SHOWN // 2)
 
 
 @torch.no_grad()
 def errors(denoiser: Denoiser, real: Tensor) -> list[float]:
-    """The mean square of x_0_hat - x_0, in units of the range [-1, 1], at each of LEVELS, for images uint8 (n, C, H, W), told no label."""
+    """The mean square of x_0_hat - x_0 at each of LEVELS, for images uint8 (n, C, H, W).
+
+    Images are in [-1, 1]. x_0_hat is predicted without a condition."""
     x_0 = to_float(real)
     noise = rng.normal(x_0.shape, 0, "study noise")
     times = time_of(SCHEDULES[denoiser.schedule], torch.tensor(LEVELS, dtype=torch.float64))
@@ -169,24 +179,28 @@ def errors(denoiser: Denoiser, real: Tensor) -> list[float]:
 def training_study(
     path: Path, what: str, minutes: float = 30.0, seeds: int = 1, seed: int = 0
 ) -> TrainingStudy:
-    """Make a study of QUESTIONS ready for a run. Raises UserError where the minutes are too few, or a training impossible."""
+    """The study `what` of QUESTIONS of the run in folder `path`, ready to run.
+
+    A value that cannot be trained is left out, with a note. Raises UserError where fewer than two
+    values are left, the minutes are too few, or the run cannot be studied."""
     run, question = Run(path), QUESTIONS[what]
     about = run.about()
     check_minutes(minutes)
     if seeds < 1:
-        raise UserError(f"a study takes at least one seed, not {seeds}")
+        raise UserError(f"a study needs at least one seed: --seeds must be at least 1, not {seeds}")
     there = len(data_of(run))
     if there < 20:
         raise UserError(
-            f"'{about.config.data}' has too few images to hold some out, by which trainings could be compared: 20 are needed"
+            f"'{about.config.data}' has {there} images, too few images to hold some out: a study "
+            "needs at least 20 images"
         )
     common = {**about.config.model_dump(), **question.also}
     if (
         common["conditional"] or (common["clusters"] and about.conditioning.clusters)
     ) and not common["condition_dropout"]:
         raise UserError(
-            f"{path} was trained with --condition-dropout 0, and unconditional predictions are "
-            "compared, which such trainings do not learn; study a run with --condition-dropout 0.1"
+            f"{path} was trained with --condition-dropout 0, so it has no unconditional "
+            "predictions, which this study compares; study a run with --condition-dropout 0.1"
         )
     values = [v for v in question.values if question.field != "subset" or v is None or v < there]
     notes = []
@@ -198,7 +212,7 @@ def training_study(
         except UserError as error:
             values.remove(value)
             notes.append(
-                f"{question.field} {value} is left out, as it can't be trained here ({error})"
+                f"{question.field} {value} is left out, because it can't be trained here ({error})"
             )
     if len(values) < 2:
         raise UserError(f"there is nothing to compare: {'; '.join(notes) or 'too few images'}")
@@ -207,18 +221,20 @@ def training_study(
     if not each >= SHORTEST:
         least = len(trainings) * (SHORTEST + MEASURING) / 60
         raise UserError(
-            f"{len(trainings)} trainings, and measuring each, take at least {least:.0f} minutes: --minutes {minutes:g} is too few"
+            f"{len(trainings)} trainings and their measurements take at least {least:.0f} minutes; "
+            f"--minutes {minutes:g} is too few"
         )
     kept = sheet(run, what, minutes_each=each / 60, field=question.field, also=question.also)
     if abs(kept.facts["minutes_each"] - each / 60) > 0.01:
         notes.append(
-            f"these are the minutes that it was begun with: for {each / 60:.1f} each, remove {kept.all_of_it}"
+            f"the study continues with the minutes it was started with; for {each / 60:.1f} "
+            f"minutes each, remove {kept.all_of_it}"
         )
     return TrainingStudy(kept, question, about.config, trainings, notes)
 
 
 def varied(base: Config, question: Question, value: Any, seed: int, minutes: float) -> Config:
-    """The configuration of one training. Raises UserError for an impossible one."""
+    """The configuration of one training. Raises UserError for one that is not possible."""
     own = {question.field: value, "seed": seed, "minutes": minutes, "epochs": None, "steps": None}
     quiet = {"quality_share": 0.0, "snapshots": 2}
     return validated({**base.model_dump(), **question.also, **quiet, **own})

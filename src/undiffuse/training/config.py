@@ -47,6 +47,10 @@ TABLES = {
 """The fields that name an entry of a table."""
 
 
+NAMES = {field: " | ".join(table) for field, table in TABLES.items()}
+"""The names that these fields may take, as far as they are known here."""
+
+
 def hyper(default: Any, what: str, why: str, **constraints: Any) -> Any:
     """A field of `Config`: its default, what it is, and the reason for the default."""
     return Field(default, description=f"{what} - {why}", **constraints)
@@ -55,6 +59,12 @@ def hyper(default: Any, what: str, why: str, **constraints: Any) -> Any:
 def among(field: str, what: str = "") -> str:
     """The names that a field may take, for its description."""
     return f"{what}{' | '.join(TABLES[field])}"
+
+
+def described(field: str) -> str:
+    """The description of a field, with the names that its table has by now."""
+    text = Config.model_fields[field].description or ""
+    return text.replace(NAMES[field], among(field), 1) if field in TABLES else text
 
 
 TOWARDS: dict[Kind, float] = {"class": 0.3, "sub-class cluster": 0.6, "cluster": 1.35}

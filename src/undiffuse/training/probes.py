@@ -51,13 +51,13 @@ def validate(experiment: Experiment, averaged: Denoiser, step: int, time: float)
     noise = rng.normal_each(range(n), x_0.shape[1:], config.seed, "validation noise", 0)
     t = experiment.times(n, rng.stream(config.seed, "validation times"), True)
     condition = None if part.condition is None else part.condition[rows]
-    losses, log_snr = [], []
+    losses = []
     batch = experiment.objective.prepare(x_0, noise, t, condition)
+    made_of = getattr(batch, "_make", tuple)  # a named tuple, or a plain one
     for some in torch.split(torch.arange(n), config.batch_size):
-        own = type(batch)(*(None if x is None else x[some] for x in batch))
+        own = made_of(None if x is None else x[some] for x in batch)
         losses.append(experiment.objective.loss(averaged.network, own))
-        log_snr.append(own.log_snr)
-    loss, level = torch.cat(losses), torch.cat(log_snr)
+    loss, level = torch.cat(losses), averaged.noise_level(t).log_snr.float()
     bins = [rows for rows in t.argsort().tensor_split(LEVELS) if len(rows)]
     levels = [(level[rows].mean().item(), loss[rows].mean().item()) for rows in bins]
     return Validation(step, time, loss.mean().item(), levels)
