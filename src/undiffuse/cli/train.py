@@ -19,7 +19,7 @@ from undiffuse.base.lazy import lazy
 from undiffuse.cli.output import by_default, leave, say, stdout
 from undiffuse.training.config import FORMER, Config, described
 from undiffuse.training.options import SessionOptions, make_options
-from undiffuse.training.presets import make_config
+from undiffuse.training.presets import PRESETS, make_config
 
 if TYPE_CHECKING:
     from undiffuse import api
@@ -65,7 +65,7 @@ def flags_of(preset: Config) -> Any:
         )
 
     own = [
-        flag(name, hyper.annotation, described(name), getattr(preset, name))
+        flag(name, hyper.annotation, help_of(name, preset), getattr(preset, name))
         for name, hyper in Config.model_fields.items()
     ]
     network = [flag(name, kind | None, text, None) for name, (kind, text) in NETWORK.items()]
@@ -74,6 +74,12 @@ def flags_of(preset: Config) -> Any:
         for name, option in SessionOptions.model_fields.items()
     ]
     return make_dataclass("hyperparameters", [*own, *network, *session], frozen=True)()
+
+
+def help_of(name: str, preset: Config) -> str:
+    """The help of a hyperparameter: what it is, and the reason for its value in the preset."""
+    what, _, why = described(name).partition(" - ")
+    return f"{what} - {PRESETS[preset.preset].get(name, (None, why))[1]}"
 
 
 def chosen(flags: Any) -> tuple[Config, SessionOptions]:

@@ -135,7 +135,8 @@ class Run:
                 fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise UserError(
-                    f"{self.path} is being trained by another process; wait for its end, or stop it"
+                    f"{self.path} is being trained by another process; wait for it to end, or stop "
+                    "it"
                 ) from None
             except OSError as error:
                 raise UserError(

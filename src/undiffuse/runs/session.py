@@ -79,7 +79,7 @@ def train_session(
     facts, conditioning = experiment.facts, experiment.conditioning
     if replay:
         refuse_other_images(Run(replay), facts)
-        remedy = "so a replay would give another result; train a new run"
+        remedy = "so a replay would be another run; begin a new one in its place"
         refuse_other_clusters(Run(replay), conditioning, remedy)
     scorer = scorer_for(whole) if config.quality_share > 0 else None
     engine, notes = resolve(options, config, experiment.images, cache_folder())
@@ -197,7 +197,7 @@ class Session:
         notes = list(self.notes)
         if changed:
             notes.append(
-                f"the machine, versions or options of before ({', '.join(changed)}) have changed: "
+                f"these are not the machine, versions or options of before ({', '.join(changed)}): "
                 "the result will not be the same to the bit"
             )
         return SessionStarted(
@@ -277,7 +277,7 @@ def open_run(
             f"{path} holds a run with another configuration ({'; '.join(different)}); {ELSEWHERE}"
         )
     if there.replay_of != source:
-        is_what = f"replays {there.replay_of}" if there.replay_of else "is not a replay"
+        is_what = f"replays {there.replay_of}" if there.replay_of else "is no replay"
         raise UserError(f"{path} holds a run that {is_what}; {ELSEWHERE}")
     refuse_other_images(run, facts, ELSEWHERE)
     return run
@@ -312,8 +312,8 @@ def refuse_other_clusters(run: Run, conditioning: Conditioning, remedy: str) -> 
     then = len(there.clusters), there.class_of_cluster
     if then != (len(conditioning.clusters), conditioning.class_of_cluster):
         raise UserError(
-            f"{run.path} was begun with {len(there.clusters)} clusters of similar images, and now "
-            f"there are {len(conditioning.clusters)}; {remedy}"
+            f"{run.path} was begun with {len(there.clusters)} clusters of similar images, and "
+            f"{len(conditioning.clusters)} are found now; {remedy}"
         )
 
 
@@ -321,7 +321,7 @@ def replayed_decisions(source: Run) -> list[Decision]:
     """The decisions of a run, for a replay. Raises UserError where it is unfinished."""
     if not source.finished():
         raise UserError(
-            f"{source.path} is unfinished, and only a finished run can be replayed; finish it first"
+            f"{source.path} is unfinished, so there is no whole run to replay; finish it first"
         )
     return decisions_of(source)
 

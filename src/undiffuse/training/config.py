@@ -86,14 +86,14 @@ class Config(BaseModel):
     """Every hyperparameter of a run.
 
     A description says what the field is and, after the dash, the reason for its default. Measured
-    values are from LOG.md. Distances are Frechet distances on MNIST, on two CPU cores."""
+    values are from LOG.md. They were measured on MNIST, on two CPU cores."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     preset: str = hyper(
         "fast",
         "the preset, whose values the other flags change",
-        "the preset for image quality",
+        "fast is the preset for image quality",
     )
 
     # The budget: one of the three.
@@ -136,8 +136,8 @@ class Config(BaseModel):
         200,
         "clusters of similar images, found by k-means, on which the network is conditioned; they "
         "divide the classes where the run is conditional; 0 for none",
-        "measured in three minutes without classes: 64 clusters lower the distance from 4.26 to "
-        "0.65, and 200 are better than 64",
+        "measured in three minutes without classes: 64 clusters lower the Frechet distance from "
+        "4.26 to 0.65, and 200 are better than 64",
         ge=0,
         le=1000,
     )
@@ -163,8 +163,8 @@ class Config(BaseModel):
     schedule: str = hyper(
         "cosine",
         among("schedule"),
-        "measured in 1.2 minutes with uniform times: distance 1.3, against 2.3 with linear; "
-        "sigmoid and flow differ from cosine by less than the error of 0.3",
+        "measured in 1.2 minutes with uniform times: Frechet distance 1.3, against 2.3 with "
+        "linear; sigmoid and flow differ from cosine by less than the error of 0.3",
     )
     chain: int | None = hyper(
         None,
@@ -187,8 +187,8 @@ class Config(BaseModel):
     times: str = hyper(
         "logit-normal:mean=0.4,std=1.2",
         among("times", "how training samples t: "),
-        "measured in 740 steps with the cosine schedule and guidance 1.2: distance about 0.2, "
-        "against 0.43 with the handout's uniform times",
+        "measured in 740 steps with the cosine schedule and guidance 1.2: Frechet distance "
+        "about 0.2, against 0.43 with the handout's uniform times",
     )
     stratified: bool = hyper(
         True,
@@ -295,8 +295,8 @@ class Config(BaseModel):
     sampler: str = hyper(
         "dpmpp-2m-sde",
         among("sampler"),
-        "measured on a ten-minute run with 12 guided steps: distance 0.043, against 0.095 with "
-        "ddpm",
+        "measured on a ten-minute run with 12 guided steps: Frechet distance 0.043, against "
+        "0.095 with ddpm",
     )
     sample_calls: int = hyper(
         24,
