@@ -1,10 +1,10 @@
 """undiffuse: understand, train and trust a small diffusion model.
 
-import undiffuse
-run = undiffuse.train("runs/mine", minutes=10, conditional=True)
-images = undiffuse.sample(run, n=64, sampler="ddim", steps=25)  # uint8 (64, 28, 28)
-model = undiffuse.load(run)
-x_0_hat = model(x_t, t, classes=[7, 7])  # denoised images
+    import undiffuse
+    run = undiffuse.train("runs/mine", minutes=10, conditional=True)
+    images = undiffuse.sample(run, n=64, sampler="ddim", steps=25)  # uint8 (64, 28, 28)
+    model = undiffuse.load(run)
+    x_0_hat = model(x_t, t, classes=[7, 7])  # denoised images
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from undiffuse.base import engine as _engine  # noqa: F401 - notes when the proc
 
 __version__ = "0.2.0"
 
-# Imported when they are first used: `undiffuse --help` must not wait for torch.
+# These are imported when they are first used, because `undiffuse --help` must not import torch.
 _PUBLIC = {
     "train": "api",
     "sample": "api",

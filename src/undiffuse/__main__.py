@@ -1,4 +1,4 @@
-"""`python -m undiffuse` is the command `undiffuse`."""
+"""`python -m undiffuse` runs the command `undiffuse`."""
 
 from undiffuse.cli import main
 

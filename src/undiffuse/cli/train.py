@@ -19,7 +19,7 @@ from undiffuse.base.lazy import lazy
 from undiffuse.cli.output import by_default, leave, say, stdout
 from undiffuse.training.config import FORMER, Config, described
 from undiffuse.training.options import SessionOptions, make_options
-from undiffuse.training.presets import make_config
+from undiffuse.training.presets import PRESETS, make_config
 
 if TYPE_CHECKING:
     from undiffuse import api
@@ -43,6 +43,9 @@ NETWORK = {
 }
 """Flags for options of the network: name -> (type, description). They are part of --net's spec."""
 
+WRITTEN = "out|save|trajectory"
+"""Flags for what is written, which errors of the library name as well."""
+
 FORMER_FLAGS = {new: f"--{old.replace('_', '-')}" for old, new in FORMER.items()}
 """The flags' names in version 0.1, which are still accepted."""
 
@@ -62,7 +65,7 @@ def flags_of(preset: Config) -> Any:
         )
 
     own = [
-        flag(name, hyper.annotation, described(name), getattr(preset, name))
+        flag(name, hyper.annotation, help_of(name, preset), getattr(preset, name))
         for name, hyper in Config.model_fields.items()
     ]
     network = [flag(name, kind | None, text, None) for name, (kind, text) in NETWORK.items()]
@@ -71,6 +74,12 @@ def flags_of(preset: Config) -> Any:
         for name, option in SessionOptions.model_fields.items()
     ]
     return make_dataclass("hyperparameters", [*own, *network, *session], frozen=True)()
+
+
+def help_of(name: str, preset: Config) -> str:
+    """The help of a hyperparameter: what it is, and the reason for its value in the preset."""
+    what, _, why = described(name).partition(" - ")
+    return f"{what} - {PRESETS[preset.preset].get(name, (None, why))[1]}"
 
 
 def chosen(flags: Any) -> tuple[Config, SessionOptions]:
@@ -106,7 +115,10 @@ def train_verb(preset: Any) -> Callable[..., None]:
             say(plans.plan(config, options))
             return
         path = out or Path("runs") / config.preset
-        done = folder.Run(path).exists() and folder.Run(path).finished()
+        run = folder.Run(path)
+        if run.exists():
+            run.about()  # refuses a folder of another version before its log is read
+        done = run.finished()
         try:
             with live.Watcher(config, path, stdout()) as watcher:
                 api.train_config(
@@ -117,7 +129,7 @@ def train_verb(preset: Any) -> Callable[..., None]:
                 stop.signal,
                 f"{path}: stopped by {stop} and saved; the same command goes on from here",
             )
-        end = folder.Run(path).finished()
+        end = run.finished()
         assert end is not None
         state = "was already finished" if done else "finished"
         say(f"{path}: {state}, {end.step:,} steps in {end.time / 60:.1f} minutes")
@@ -172,6 +184,6 @@ def with_flags(sentence: str) -> str:
     def given(match: re.Match[str]) -> str:
         return flag(match[1]) + ("" if match[2] == "True" else f" {match[2]}")
 
-    sentence = re.sub(rf"\b({fields})=([\w.]*\w)", given, sentence)
-    names = f"{fields}|{'|'.join(NETWORK)}|n|classes"
+    sentence = re.sub(rf"\b({fields}|{WRITTEN})=(\S+?)(?=[:;,)]?(?:\s|$))", given, sentence)
+    names = f"{fields}|{'|'.join(NETWORK)}|n|classes|bits_images|ode_images"
     return re.sub(rf"^({names})(?=:| must )", lambda match: flag(match[1]), sentence)

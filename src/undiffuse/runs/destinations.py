@@ -1,4 +1,4 @@
-"""Where drawn images go: a grid, an archive, a folder of PNGs, an animation or a strip."""
+"""Where sampled images are written: a grid, an archive, a folder of PNG files, or a trajectory."""
 
 from __future__ import annotations
 
@@ -7,9 +7,6 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import numpy as np
-import torch
 
 from undiffuse.base.errors import UserError
 from undiffuse.base.files import cannot_write, write_atomic
@@ -28,7 +25,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Destination:
-    """A file or folder to write images to; kind: "png", "npz" or "folder"."""
+    """A file or folder to write images to. kind: "png", "npz" or "folder"."""
 
     path: Path
     kind: str
@@ -37,10 +34,11 @@ class Destination:
         return str(self.path)
 
 
-def destination(text: str, flag: str = "--out") -> Destination:
-    """What FILE.png, FILE.npz or FOLDER/ stands for. A folder has a slash at its end, or exists.
+def destination(text: str, name: str = "out") -> Destination:
+    """The destination that a text names: FILE.png, FILE.npz or FOLDER/.
 
-    Raises UserError, which names the flag, for anything else."""
+    A folder ends in a slash or exists. name: the parameter, for errors. Raises UserError for other
+    files, for a folder that is not empty, and for a file in a folder that does not exist."""
     path = Path(text)
     if text.endswith("/") or path.is_dir():
         kind = "folder"
@@ -48,25 +46,27 @@ def destination(text: str, flag: str = "--out") -> Destination:
         kind = path.suffix.lower()[1:]
     else:
         raise UserError(
-            f"{flag} {text}: write FILE.png for a grid, FILE.npz for an archive, or FOLDER/ for "
-            "one PNG an image"
+            f"{name}={text}: write FILE.png for a grid, FILE.npz for an archive, or FOLDER/ for a "
+            "PNG file of each image"
         )
     if kind == "folder" and path.exists() and not path.is_dir():
-        raise UserError(f"{flag} {text}: {path} is a file, not a folder; choose another name")
+        raise UserError(f"{name}={text}: {path} is a file, not a folder; choose another name")
     if kind == "folder" and path.exists() and any(path.iterdir()):
         raise UserError(
-            f"{flag} {text}: the folder is not empty; choose a new one, so that old images don't "
+            f"{name}={text}: the folder is not empty; choose a new one, so that old images do not "
             "mix with new ones"
         )
     if kind != "folder" and not path.parent.is_dir():
-        raise UserError(f"{flag} {text}: there is no folder {path.parent}")
+        raise UserError(f"{name}={text}: there is no folder {path.parent}; make it first")
     return Destination(path, kind)
 
 
 def classes_in_turn(labels: Tensor | None) -> int:
-    """How many classes take turns in labels (N,): a grid then has a row for each.
+    """The number of classes that take turns in labels (N,): a grid has a row for each.
 
-    0 where they do not take turns, or are more than 20."""
+    0 without labels, where the classes do not take turns, and for more than 20 classes."""
+    import torch
+
     if labels is None:
         return 0
     asked = len(set(labels.tolist()))
@@ -81,15 +81,18 @@ def save_images(
     classes: tuple[str, ...],
     note: dict[str, Any] | None = None,
 ) -> None:
-    """Write images uint8 (N, C, H, W), with class numbers (N,) and the classes' names, if any.
+    """Write images uint8 (N, C, H, W) to a destination.
 
-    A file is written whole or not at all. A folder is filled when all of its images are made.
-    note: what a grid shows, kept in the PNG."""
+    labels: class numbers (N,), or None. classes: the names of all classes. note: the metadata of a
+    grid. A file is written completely or not at all. The images of a folder are moved into it when
+    all of them are written. Raises UserError where that is not possible."""
     if to.kind == "png":
         rows = classes_in_turn(labels)
         sheet = image_grid(images, rows or columns_for(len(images)), down=rows > 0)
         write_atomic(to.path, png_bytes(sheet, {**note, "rows": rows} if note else None))
     elif to.kind == "npz":
+        import numpy as np
+
         arrays: dict[str, Any] = {"images": as_array(images)}
         if labels is not None:
             arrays |= {"labels": labels.numpy(), "classes": np.array(classes)}
@@ -114,26 +117,29 @@ def save_images(
 
 
 def safe(name: str) -> str:
-    """A class name as part of a file name."""
+    """A class name as part of a file name: at most 60 letters, digits, "-", "." and "_"."""
     return "".join(c if c.isalnum() or c in "-." else "_" for c in name)[:60]
 
 
 def check_trajectory(path: Path, images: Destination) -> None:
-    """UserError unless a trajectory can be written to `path`, beside its images."""
+    """Raises UserError unless a trajectory can be written to `path`.
+
+    images: the destination of the images, which must be another one."""
     if path.suffix.lower() not in (".gif", ".png"):
         raise UserError(
-            f"--trajectory {path}: write FILE.gif for an animation or FILE.png for a strip"
+            f"trajectory={path}: write FILE.gif for an animation or FILE.png for a grid"
         )
     if not path.parent.is_dir():
-        raise UserError(f"--trajectory {path}: there is no folder {path.parent}")
+        raise UserError(f"trajectory={path}: there is no folder {path.parent}; make it first")
     if path.resolve() == images.path.resolve():
-        raise UserError(f"--trajectory {path}: that is where the images go; give it another name")
+        raise UserError(f"trajectory={path}: that is where the images go; give it another name")
 
 
 def save_trajectory(path: Path, stages: list[Tensor]) -> None:
     """Write the stages from noise to images, uint8 (N, C, H, W) each.
 
-    FILE.gif is an animation; FILE.png has a row for each image."""
+    FILE.gif is an animation of all stages. FILE.png is a grid with a row for each image and at most
+    12 stages."""
     if path.suffix.lower() == ".gif":
         frames = [
             image_grid(stage, columns=len(stage)).convert("P" if stage.shape[1] == 3 else "L")
@@ -141,6 +147,8 @@ def save_trajectory(path: Path, stages: list[Tensor]) -> None:
         ]
         write_atomic(path, animation_bytes(frames))
     else:
+        import torch
+
         shown = (
             [stages[round(k * (len(stages) - 1) / 11)] for k in range(12)]
             if len(stages) > 12

@@ -1,7 +1,9 @@
-"""Evaluating a run, or a file of images: metrics.json and its pictures.
+"""Evaluation: measures a run's samples, or the images of a file, and writes the results.
 
-Every figure has its 95% interval and its control: the same figure of as many real images that were
-not trained on. What cannot be given for a data set is listed with the reason.
+It measures three parts: the quality of the images, the likelihood of real images under the model,
+and novelty, which is whether the model copies training images. The figures have a 95% interval.
+Beside a figure stands the same figure of real images that were not trained on, its control or
+floor. What cannot be measured is listed under `missing` with the reason.
 """
 
 from __future__ import annotations
@@ -32,7 +34,7 @@ from undiffuse.measuring.quality import METRICS, quality
 from undiffuse.measuring.reference import FEWEST, Reference, reference
 from undiffuse.measuring.results import FORMAT, check_results
 from undiffuse.measuring.watch import Stopwatch, Watch, unwatched
-from undiffuse.model import Request, check_numbers
+from undiffuse.model import Model, Request, check_numbers
 from undiffuse.runs import destinations, figures
 from undiffuse.runs.folder import Run, Where
 from undiffuse.runs.session import trained_on
@@ -43,7 +45,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Parts:
-    """Which parts of an evaluation are wanted."""
+    """The parts of an evaluation that are measured."""
 
     quality: bool = True
     likelihood: bool = True
@@ -51,9 +53,10 @@ class Parts:
 
 
 def evaluate(run: Where, n: int = 10_000, **options: Any) -> dict[str, Any]:
-    """Evaluate a run: the content of its metrics.json, which is written.
+    """Evaluate a run by n samples. Writes metrics.json and returns its content.
 
-    The command `undiffuse evaluate RUN` does the same. options: `evaluate_run`'s."""
+    It is the command `undiffuse evaluate RUN` in Python. options: those of `evaluate_run`. Raises
+    UserError where the run cannot be evaluated."""
     return evaluate_run(Path(run), n, **options)
 
 
@@ -69,25 +72,24 @@ def evaluate_run(
     watch: Watch = unwatched,
     **sampling: Any,
 ) -> dict[str, Any]:
-    """Sample n images from a run, measure them, and write metrics.json and the pictures.
+    """Sample n images from a run and measure them. Writes metrics.json and pictures beside it.
 
-    sampling: options of `Model.request`, such as steps=12. The classes of a conditional run are
-    sampled at random from the training labels, as real images have theirs: exact proportions would
-    make its figures better than those of as many real images, their control. Raises UserError
-    before anything is written; where the images can't be saved, when the figures are."""
+    bits_images: test images for the bounds, None for all. ode_images: test images for the ODE's
+    likelihood, 0 for none. save: a destination for the samples. sampling: options of
+    `Model.request`, such as steps=12.
+
+    Returns the content of metrics.json. Raises UserError before anything is written, except where
+    the samples cannot be saved: then metrics.json is written first."""
     watch = stopwatch = Stopwatch(watch)
     run = Run(path)
     config = run.about().config
     check(parts, n, seed, bits_images, ode_images)
-    to = None if save is None else destinations.destination(save, "--save")
+    to = None if save is None else destinations.destination(save, "save")
     model = run.model()
     real = reference(config.data, config.size, lambda whole: trained_on(run, whole))
-    classes = None
-    if model.classes:
-        classes = random_labels(real.training, n, seed, "labels").tolist()
-    request = model.request(n, classes, seed=seed, **sampling)
+    request = request_of(model, real, n, seed, **sampling)
     found: dict[str, Any] = {}
-    # With clusters the likelihood is that of the unconditional model.
+    # With clusters the likelihood is that of the unconditional prediction.
     unknown = bool(model.description.conditioning.clusters) and not config.condition_dropout
     if parts.likelihood and not unknown:
         found["bits_per_dim"] = bits_per_dim(
@@ -105,20 +107,32 @@ def evaluate_run(
     content, pictures = assembled(of, found, generated, request.classes, real, parts, seed, watch)
     if parts.likelihood and unknown:
         content["missing"]["bits_per_dim"] = (
-            "it was trained with --condition-dropout 0, so it has no unconditional prediction"
+            "the run was trained with --condition-dropout 0, so it has no unconditional prediction"
         )
     content["seconds"] = stopwatch.seconds()
     content = with_earlier(run.path / "metrics.json", content, parts)
     for name, picture in pictures.items():
         run.write(name, picture)
     write_metrics(run.path / "metrics.json", content)
-    if to is not None and generated is not None:  # last: it may fail, and the metrics took longer
+    # Last: saving may fail, and the measurements took long.
+    if to is not None and generated is not None:
         destinations.save_images(to, generated, request.classes, model.classes)
     return content
 
 
+def request_of(model: Model, real: Reference, n: int, seed: int, **sampling: Any) -> Request:
+    """A request for n images. Classes are sampled at random from the training labels.
+
+    With exact proportions the distance would have less sampling variance than real images have, and
+    would look too good."""
+    classes = None
+    if model.classes:
+        classes = random_labels(real.training, n, seed, "labels").tolist()
+    return model.request(n, classes, seed=seed, **sampling)
+
+
 def sampled(request: Request, watch: Watch) -> tuple[Tensor, dict[str, Any]]:
-    """(the images of a request, uint8 (n, C, H, W); how they were sampled)."""
+    """(the images of a request, uint8 (n, C, H, W); `sampling` of metrics.json)."""
     begin, batches = time.monotonic(), []
     for batch in request.batches():
         batches.append(batch)
@@ -142,17 +156,17 @@ def evaluate_images(
     seed: int = 0,
     watch: Watch = unwatched,
 ) -> dict[str, Any]:
-    """Measure the images of an .npz file, from whatever program, against the data set `spec`.
+    """Measure the images of an .npz file of any program. Writes the results to `out`.
 
-    The metrics are written to the file `out`, pictures beside it."""
-    parts = replace(parts, likelihood=False)  # there is no model to ask
+    spec: the data set to compare with. size: resize it to so many pixels a side. Pictures are
+    written beside `out`. Returns the content of `out`. Raises UserError where the images cannot be
+    measured, before anything is written."""
+    parts = replace(parts, likelihood=False)  # the likelihood needs a model
     check(parts, FEWEST, seed, None, 0)
     if out.is_dir() or not out.name or out.resolve() == file.resolve():
-        raise UserError(
-            f"--out {out}: give the name of a file for the metrics, such as metrics.json"
-        )
+        raise UserError(f"out={out}: give the name of a file for the metrics, such as metrics.json")
     if not out.parent.is_dir():
-        raise UserError(f"--out {out}: there is no folder {out.parent}")
+        raise UserError(f"out={out}: there is no folder {out.parent}; make it first")
     real = reference(spec, size)
     generated, classes = read_images(file, real.training)
     content, pictures = assembled(
@@ -181,7 +195,10 @@ def assembled(
     seed: int,
     watch: Watch,
 ) -> tuple[dict[str, Any], dict[str, bytes]]:
-    """(the content of metrics.json, pictures by file name) of images and what was found before."""
+    """(the content of metrics.json; PNG pictures by file name).
+
+    of: what is evaluated. found: the figures so far, to which quality and novelty are added.
+    generated: images uint8 (n, C, H, W), with classes (n,), or None."""
     missing: dict[str, str] = {}
     warnings: list[str] = []
     pictures: dict[str, bytes] = {}
@@ -220,7 +237,7 @@ def head_of(
     warnings: list[str],
     missing: dict[str, str],
 ) -> dict[str, Any]:
-    """What metrics.json says beside the figures."""
+    """The part of metrics.json that describes the evaluation."""
     return {
         "format": FORMAT,
         "undiffuse": __version__,
@@ -242,9 +259,10 @@ def head_of(
 
 
 def with_earlier(path: Path, content: dict[str, Any], parts: Parts) -> dict[str, Any]:
-    """The content, with what an earlier evaluation of the same weights found of other parts.
+    """The content, with those parts of an earlier evaluation that were not measured again.
 
-    Quality and novelty go together: they are of the same images."""
+    The earlier one must be of the same weights. Quality and novelty are of the same images, so
+    neither is kept where the other is measured again."""
     try:
         old = check_results(json.loads(path.read_bytes()))
         if (old["format"], old["of"]) != (content["format"], content["of"]):
@@ -252,23 +270,20 @@ def with_earlier(path: Path, content: dict[str, Any], parts: Parts) -> dict[str,
     except (OSError, ValueError, KeyError, TypeError):
         return content
     if not parts.quality and not parts.novelty:
-        return {
-            **old,
-            **({"bits_per_dim": content["bits_per_dim"]} if "bits_per_dim" in content else {}),
-        }
+        return old | {k: v for k, v in content.items() if k == "bits_per_dim"}
     if not parts.likelihood and "bits_per_dim" in old:
         return {**content, "bits_per_dim": old["bits_per_dim"]}
-    return content  # quality and novelty go together: they are of the same images
+    return content
 
 
 def write_metrics(path: Path, content: dict[str, Any]) -> None:
-    """Write metrics.json, checked: what is written can be read."""
+    """Write metrics.json. The content is checked first, so what is written can be read."""
     plain = check_results(finite(content))
     write_atomic(path, json.dumps(plain, indent=2, allow_nan=False).encode())
 
 
 def finite(content: Any) -> Any:
-    """The content with None for every number that JSON has none for."""
+    """The content with None in place of NaN and infinity, which JSON does not have."""
     if isinstance(content, dict):
         return {key: finite(value) for key, value in content.items()}
     if isinstance(content, list):
@@ -277,17 +292,22 @@ def finite(content: Any) -> Any:
 
 
 def check(parts: Parts, n: int, seed: int, bits_images: int | None, ode_images: int) -> None:
-    """UserError for numbers that make no evaluation."""
+    """Raises UserError for options with which nothing can be measured."""
     if not (parts.quality or parts.likelihood or parts.novelty):
         raise UserError(
-            "with neither quality nor likelihood nor novelty there is nothing to measure; leave "
-            "one of them on"
+            "without quality, likelihood and novelty there is nothing to measure; switch one of "
+            "them on"
         )
     if n < FEWEST:
-        raise UserError(f"{n} images are too few for a statistic; give at least {FEWEST}")
-    check_numbers(n, seed)
-    if (bits_images is not None and bits_images < 2) or ode_images < 0 or ode_images == 1:
         raise UserError(
-            "--bits-images must be at least 2, and --ode-images 0 or at least 2: one image gives "
-            "no interval"
+            f"n must be at least {FEWEST}, not {n}: fewer images are too few for a statistic"
+        )
+    check_numbers(n, seed)
+    if bits_images is not None and bits_images < 2:
+        raise UserError(
+            f"bits_images must be at least 2, not {bits_images}: one image gives no interval"
+        )
+    if ode_images < 0 or ode_images == 1:
+        raise UserError(
+            f"ode_images must be 0 or at least 2, not {ode_images}: one image gives no interval"
         )

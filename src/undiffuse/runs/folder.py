@@ -1,15 +1,15 @@
-"""The run folder: everything that training leaves.
+"""The run folder: all files that a training writes.
 
     config.json              the configuration with its reasons, facts of the data, the version
     log.jsonl                one record a line: sessions, decisions, steps, snapshots, the end
     data.png                 a grid of training images
-    samples/step_*.png       grids of the same noise, sampled during training
-    checkpoint.safetensors   what is needed to go on: weights, average, optimiser's moments
-    model.safetensors        the model of a finished run: `Model.load` reads it anywhere
-    loss.png, timeline.png   drawn at the end
+    samples/step_*.png       grids of samples during training, from the same noise each time
+    checkpoint.safetensors   the state that a session resumes: weights, average, moments
+    model.safetensors        the model of a finished run, which `Model.load` reads without the run
+    loss.png, timeline.png   figures, drawn at the end
 
-All files are data, none is code. Whole files are written beside their place and then renamed, so
-that what has a name is complete.
+All files are data and none is code. A file is written beside its place and then renamed, so a file
+with its final name is complete. The log is the exception: lines are appended to it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -51,7 +51,8 @@ if TYPE_CHECKING:
 Where: TypeAlias = str | os.PathLike[str]
 R = TypeVar("R", bound=Record)
 
-FORMAT, FORMATS_OF_0_1 = 3, (1, 2)
+FORMAT = 3
+FORMER_FORMATS = (1, 2)  # of version 0.1
 LARGEST_CONFIG = 2**20  # bytes
 
 
@@ -59,7 +60,8 @@ LARGEST_CONFIG = 2**20  # bytes
 class About:
     """The content of config.json.
 
-    reasons: for each field of config. replay_of: the run that this one repeats."""
+    facts: what the run knows of its data. reasons: by field of config. version: of undiffuse.
+    replay_of: the run that this one repeats, or None."""
 
     config: Config
     facts: DataFacts
@@ -69,18 +71,18 @@ class About:
     replay_of: str | None
 
     def __post_init__(self) -> None:
-        """ValueError where the facts can't be those of the configuration."""
+        """Raises ValueError where facts, conditioning and configuration contradict each other."""
         clusters = self.conditioning.clusters
         if self.config.conditional and not self.facts.classes:
-            raise ValueError("a conditional run has classes, and this has none")
+            raise ValueError("the run is conditional, and its data have no classes")
         if self.conditioning.classes != (self.facts.classes if self.config.conditional else ()):
-            raise ValueError("it is conditioned on other classes than the data have")
+            raise ValueError("the run is conditioned on other classes than its data have")
         possible = not clusters or 0 < sum(clusters) == self.facts.training
         if len(clusters) > max(self.config.clusters, len(self.facts.classes)) or not possible:
-            raise ValueError(f"its clusters can't be those of {self.facts.training:,} images")
+            raise ValueError(f"the clusters do not fit {self.facts.training:,} training images")
 
     def description(self, step: int) -> Description:
-        """The model of the run after `step` steps, without its weights."""
+        """The description of the run's model after `step` steps."""
         config = self.config
         return Description(
             config.net,
@@ -96,7 +98,7 @@ class About:
 
 @dataclass(frozen=True)
 class Run:
-    """A run folder, by its path. Nothing is read or written before it is asked for."""
+    """A run folder, by its path. Making this object reads and writes nothing."""
 
     path: Path
 
@@ -113,13 +115,15 @@ class Run:
         return self.path / "log.jsonl"
 
     def exists(self) -> bool:
+        """Whether the path is a run folder, of any version."""
         return (self.path / "config.json").is_file()
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Within: no other process trains in the folder. Raises UserError where one does.
+        """A context in which no other process can train in the folder.
 
-        The lock goes with its process, however that ends. Windows has no such locks."""
+        Raises UserError where another process trains. The lock ends with its process, also after
+        SIGKILL. On Windows there is no lock."""
         if sys.platform == "win32":
             yield
             return
@@ -131,8 +135,8 @@ class Run:
                 fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise UserError(
-                    f"{self.path} is being trained by another process; wait for it to end, or "
-                    "stop it"
+                    f"{self.path} is being trained by another process; wait for it to end, or stop "
+                    "it"
                 ) from None
             except OSError as error:
                 raise UserError(
@@ -147,12 +151,17 @@ class Run:
     def create(
         self, config: Config, facts: DataFacts, conditioning: Conditioning, replay_of: str | None
     ) -> None:
-        """Begin the folder. UserError where it holds other things than a beginning cut off."""
+        """Make the folder and write config.json.
+
+        Raises UserError where the folder already has files, other than what an interrupted `create`
+        leaves."""
         if self.path.exists() and (
             not self.path.is_dir()
             or any(file.name != "config.json.tmp" for file in self.path.iterdir())
         ):
-            raise UserError(f"{self.path} exists and is no run folder; choose another with --out")
+            raise UserError(
+                f"{self.path} exists and is no run folder; choose another folder with out=FOLDER"
+            )
         content = {
             "format": FORMAT,
             "version": __version__,
@@ -165,7 +174,9 @@ class Run:
         write_atomic(self.path / "config.json", json.dumps(content, indent=2).encode())
 
     def about(self) -> About:
-        """What config.json says. Raises UserError, which names the file, where that can't be."""
+        """The content of config.json.
+
+        Raises UserError for a missing or damaged file, or for one of another version."""
         path = self.path / "config.json"
         if not path.is_file():
             raise UserError(
@@ -175,23 +186,9 @@ class Run:
             if path.stat().st_size > LARGEST_CONFIG:
                 raise ValueError(f"it is larger than the {LARGEST_CONFIG:,} bytes that are read")
             content = json.loads(path.read_bytes())
-            if content["format"] in FORMATS_OF_0_1:
-                raise UserError(
-                    f"{self.path} is a run folder of version 0.1, which this version cannot read; "
-                    "train a new run, or use undiffuse 0.1"
-                )
-            if content["format"] != FORMAT:
-                raise UserError(
-                    f"it has format {content['format']}, and this version reads format {FORMAT}"
-                )
-            return About(
-                config=validated(content["config"]),
-                facts=TypeAdapter(DataFacts).validate_python(content["data"]),
-                conditioning=TypeAdapter(Conditioning).validate_python(content["conditioning"]),
-                reasons=of_fields(content["reasons"]),
-                version=str(content["version"]),
-                replay_of=TypeAdapter(str | None).validate_python(content["replay_of"]),
-            )
+            found = content["format"]
+            if found == FORMAT:
+                return about_of(content)
         except KeyError as error:
             raise UserError(f"{path} is damaged: it has no {error}") from error
         except ValidationError as error:
@@ -202,9 +199,10 @@ class Run:
             ) from error
         except (ValueError, TypeError, OSError, RecursionError) as error:
             raise UserError(f"{path} can't be read: {error}") from error
+        raise UserError(other_version(path, found))
 
     def command(self) -> str:
-        """The command that goes on with the run."""
+        """The command that continues the run."""
         about = self.about()
         if about.replay_of:
             words = ["undiffuse", "train", "--replay", about.replay_of, "--out", str(self.path)]
@@ -212,23 +210,26 @@ class Run:
         return as_command(about.config, self.path)
 
     def command_for(self, *verb: str, after: Sequence[str] = ()) -> str:
-        """Another command on the run, such as `undiffuse evaluate RUN`, with flags `after`."""
+        """Another command on the run, such as `undiffuse study samplers RUN`.
+
+        after: flags."""
         return shlex.join(["undiffuse", *verb, str(self.path), *after])
 
     # --- log.jsonl ---
 
     def records(self) -> Iterator[Record]:
-        """The records of the run in order. A last line that a crash cut off is passed over."""
+        """The records of the run in order. An incomplete last line, after a crash, is left out."""
         return read_log(self.log_path)
 
     def follow(self, position: int = 0) -> Iterator[tuple[Record, int]]:
-        """What is new since a position in the log, as (record, position after it); 0: all.
+        """The records after a position in the log: (record, the position after it).
 
-        One record is in memory at a time. Call it again with the last position for more."""
+        position: 0 for all records. Call it again with the last position to get newer records. One
+        record is in memory at a time."""
         return follow_log(self.log_path, position)
 
     def of(self, kind: type[R]) -> list[R]:
-        """The records of a kind."""
+        """The records of one kind, in order."""
         return [record for record in self.records() if isinstance(record, kind)]
 
     def append(self, record: Record) -> None:
@@ -240,7 +241,7 @@ class Run:
             raise cannot_write(self.log_path, error) from error
 
     def sync_log(self) -> None:
-        """Have the log on the disk, so that it outlives a power cut."""
+        """Have the system write the log to the disk, so that it survives a power cut."""
         try:
             with self.log_path.open("ab") as file:
                 os.fsync(file.fileno())
@@ -248,9 +249,9 @@ class Run:
             raise cannot_write(self.log_path, error) from error
 
     def rewind_log(self, step: int) -> None:
-        """Drop what was recorded after `step` steps, or of a snapshot that was cut off.
+        """Remove the records after `step` steps, and those of an interrupted snapshot.
 
-        The resumed run records it again."""
+        The resumed run makes these records again."""
         done = {snapshot.step for snapshot in self.of(Snapshot)}
 
         def kept(record: Record) -> bool:
@@ -262,7 +263,7 @@ class Run:
         write_atomic(self.log_path, b"".join(map(log_line, filter(kept, self.records()))))
 
     def finished(self) -> Finished | None:
-        """The record that ended the run, None where it is unfinished."""
+        """The record that ended the run; None where the run is unfinished."""
         ends = self.of(Finished)
         return ends[-1] if ends else None
 
@@ -273,7 +274,9 @@ class Run:
     # --- weights ---
 
     def load_tensors(self, path: Path, prefix: str = "") -> tuple[dict[str, Tensor], int]:
-        """(the tensors whose names begin with `prefix`, without it; their step). All are finite."""
+        """(the tensors whose names begin with `prefix`, by the rest of the name; their step).
+
+        Raises UserError for a damaged file, or for tensors that are not finite."""
         tensors, metadata = load_tensors(path, prefix)
         if strange := not_finite(tensors):
             raise UserError(f"{path} is damaged or no checkpoint: its {strange} is not finite")
@@ -283,12 +286,12 @@ class Run:
         return tensors, int(step)
 
     def save_checkpoint(self, tensors: dict[str, Tensor], step: int) -> None:
-        """Write the tensors of a state, all of which must be finite."""
+        """Write checkpoint.safetensors. Raises UserError for tensors that are not finite."""
         refuse_not_finite(self.checkpoint_path, tensors)
         save_tensors(self.checkpoint_path, tensors, {"step": str(step)})
 
     def save_model(self, weights: dict[str, Tensor], step: int) -> None:
-        """Write model.safetensors; the weights must be finite."""
+        """Write model.safetensors. Raises UserError for weights that are not finite."""
         refuse_not_finite(self.model_path, weights)
         description = self.about().description(step)
         network = description.build(device="meta")
@@ -296,20 +299,49 @@ class Run:
         Model(description, network).save(self.model_path)
 
     def model(self) -> Model:
-        """The run's model with averaged weights, of the end of the run or the last checkpoint."""
+        """The run's model with averaged weights.
+
+        They are those of the end of the run, or else of the last checkpoint. Raises UserError where
+        there are none yet."""
         if self.model_path.is_file():
             path, prefix = self.model_path, ""
         elif self.checkpoint_path.is_file():
             path, prefix = self.checkpoint_path, "ema/"
         else:
-            raise UserError(f"{self.path} has no weights yet; train it on with: {self.command()}")
+            raise UserError(f"{self.path} has no weights yet; continue it with: {self.command()}")
         about = self.about()
         weights, step = self.load_tensors(path, prefix)
         return Model.of_tensors(about.description(step), weights, path)
 
 
+def about_of(content: dict[str, Any]) -> About:
+    """The content of a config.json, checked. Raises KeyError, TypeError or ValueError."""
+    return About(
+        config=validated(content["config"]),
+        facts=TypeAdapter(DataFacts).validate_python(content["data"]),
+        conditioning=TypeAdapter(Conditioning).validate_python(content["conditioning"]),
+        reasons=of_fields(content["reasons"]),
+        version=str(content["version"]),
+        replay_of=TypeAdapter(str | None).validate_python(content["replay_of"]),
+    )
+
+
+def other_version(path: Path, found: object) -> str:
+    """The error for a config.json of another format: which version wrote it, and what to do."""
+    if found in FORMER_FORMATS:
+        return (
+            f"{path.parent} is a run folder of version 0.1, which this version cannot read; train "
+            f"a new run, or use undiffuse 0.1 (config.json has format {found})"
+        )
+    shown = str(found)[:40] if isinstance(found, int | str) else type(found).__name__
+    return (
+        f"{path} has format {shown}, and this version reads format {FORMAT}; train a new run, or "
+        "use the version of undiffuse that wrote the folder"
+    )
+
+
 def of_fields(found: object) -> dict[str, str]:
-    """The reasons for the fields of a configuration, checked to be that."""
+    """The reasons by field. Raises ValueError for what is no field of the configuration."""
     given = TypeAdapter(dict[str, str]).validate_python(found)
     if strange := given.keys() - Config.model_fields.keys():
         raise ValueError(f"it gives a reason for {min(strange)}, which is no hyperparameter")
@@ -317,9 +349,9 @@ def of_fields(found: object) -> dict[str, str]:
 
 
 def refuse_not_finite(path: Path, tensors: dict[str, Tensor]) -> None:
-    """Raises UserError for tensors that are not all finite."""
+    """Raises UserError where a tensor is not finite. path: the file that is not written."""
     if strange := not_finite(tensors):
         raise UserError(
-            f"{path} is not written, since {strange} is not finite; the same command goes on from "
-            "the last checkpoint"
+            f"{path} is not written, because {strange} is not finite; the same command continues "
+            "from the last checkpoint"
         )

@@ -1,4 +1,7 @@
-"""log.jsonl: the records of a run, one a line, checked when they are written and read."""
+"""log.jsonl: the records of a run, one on each line.
+
+A record is checked when it is written and when it is read.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,7 @@ RECORD: TypeAdapter[Record] = TypeAdapter(Annotated[Record, Field(discriminator=
 
 
 def log_line(record: Record) -> bytes:
-    """A record as a line, checked: what is written can be read."""
+    """The line of a record. It is checked first, so what is written can be read."""
     line = json.dumps(record.as_line()).encode() + b"\n"
     RECORD.validate_json(line)
     if len(line) > LONGEST_LINE:
@@ -27,10 +30,10 @@ def log_line(record: Record) -> bytes:
 
 
 def follow_log(path: Path, position: int = 0) -> Iterator[tuple[Record, int]]:
-    """(record, position after it) of each whole line from byte `position` on; one at a time.
+    """(record, position after it) of each complete line from byte `position` on.
 
-    A last line that is not yet whole, or that a crash cut off, is left for later. Raises UserError,
-    with its number or position, for a damaged line."""
+    An incomplete last line is left out: it is being written, or a crash cut it off. One record is
+    in memory at a time. Raises UserError for a damaged line, with its number."""
     if not path.is_file():
         return
     with path.open("rb") as file:
@@ -52,5 +55,5 @@ def follow_log(path: Path, position: int = 0) -> Iterator[tuple[Record, int]]:
 
 
 def read_log(path: Path) -> Iterator[Record]:
-    """The records of a log in order."""
+    """The records of a log, in order."""
     return (record for record, _ in follow_log(path))

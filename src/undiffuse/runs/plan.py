@@ -1,4 +1,4 @@
-"""What a budget allows on this machine: a few timed steps, before anything is spent."""
+"""What a budget allows on this machine. A few steps are timed, and nothing is written."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ if TYPE_CHECKING:
     from undiffuse.base.engine import Engine
     from undiffuse.training.config import Config
 
-TIMED_STEPS = 8
+TIMED_STEPS = 8  # after the first step, which compiles
 
 
 def plan(config: Config, options: SessionOptions = SessionOptions()) -> str:
-    """What the configuration's budget gives, after timing a few steps; writes nothing.
+    """What the configuration's budget allows on this machine, as lines of text.
 
-    Raises UserError where training would."""
+    A few steps are trained and timed. Nothing is written. Raises UserError where training would."""
     whole = load_dataset(config.data, config.size)
     experiment = make_experiment(config, whole)
     own, notes = resolve(options, config, experiment.images, cache_folder())
@@ -61,8 +61,8 @@ def plan(config: Config, options: SessionOptions = SessionOptions()) -> str:
 
 
 def timed(experiment: Experiment, own: Engine) -> tuple[Clock, float]:
-    """(a clock that has timed a few steps, the seconds of the first, which compiles)."""
-    # Snapshots at the first step, and at one that is not reached.
+    """(a clock that has timed a few steps; the seconds of the first step, which compiles)."""
+    # Two snapshots: one before the first step, and one at a step that is not reached.
     quick = replace(experiment, config=experiment.config.model_copy(update={"snapshots": 2}))
     clock = Clock(lambda: 0.0, experiment.config.decay, steps=TIMED_STEPS + 1)
     begin = time.monotonic()
@@ -79,7 +79,9 @@ def timed(experiment: Experiment, own: Engine) -> tuple[Clock, float]:
 
 
 def largest_subset(seen: int, images: int) -> str:
-    """Which subset of the training images `seen` images go round once."""
+    """A sentence: the largest subset of which `seen` images see each training image once.
+
+    images: the number of training images."""
     if seen >= images:
         return f"largest sensible subset: all {images:,} images, each is seen at least once"
     subset = with_held_out(seen)

@@ -1,4 +1,4 @@
-"""How far a run is: computed from its records, for whatever shows it."""
+"""The progress of a run, computed from its records: pace, time left, smoothed loss."""
 
 from __future__ import annotations
 
@@ -19,17 +19,19 @@ from undiffuse.training.records import (
 if TYPE_CHECKING:
     from undiffuse.training.config import Config
 
-RECENT = 50  # steps over which pace and loss are taken
+RECENT = 50  # steps: pace and loss are means of the last ones
 
 
 class Progress:
-    """Feed it the records of a run in order. images: how many the run trains on."""
+    """The progress of a run. Call it with the records in order.
+
+    images: the number of training images."""
 
     def __init__(self, config: Config, images: int) -> None:
         self.config, self.images = config, images
         self.step = 0
-        self.elapsed = 0.0  # seconds of the run
-        self.end: int | None = None  # the last step, as far as that is known
+        self.elapsed = 0.0  # seconds of the run, over all sessions
+        self.end: int | None = None  # the last step, or its estimate; None where unknown
         self.held_out: float | None = None
         self.quality: Quality | None = None
         self._losses: deque[float] = deque(maxlen=RECENT)
@@ -54,33 +56,34 @@ class Progress:
 
     @property
     def loss(self) -> float | None:
-        """The mean training loss of the last steps."""
+        """The mean training loss of the last RECENT steps; None before the first."""
         return statistics.fmean(self._losses) if self._losses else None
 
     @property
     def pace(self) -> float | None:
-        """Seconds a step: the median of the last steps of this session."""
+        """Seconds a step: the median of the last RECENT steps of this session."""
         return statistics.median_high(self._seconds) if self._seconds else None
 
     @property
     def images_per_second(self) -> float | None:
+        """Training images per second at this pace; None where it is not known."""
         return None if not self.pace else self.config.batch_size / self.pace
 
     @property
     def epoch(self) -> float:
-        """Passes over the training images so far."""
+        """The number of passes over the training images so far."""
         return self.step * self.config.batch_size / self.images
 
     @property
     def share(self) -> float:
-        """How much of the budget is used, 0 to 1."""
+        """The share of the budget that is used, 0 to 1."""
         if self.config.minutes is not None:
             return min(1.0, self.elapsed / (60 * self.config.minutes))
         return min(1.0, self.step / (self.end or max(1, self.step)))
 
     @property
     def left(self) -> float | None:
-        """Seconds to go; None where that is not known."""
+        """The seconds that are left; None where they are not known."""
         if self.config.minutes is not None:
             return 60 * self.config.minutes - self.elapsed
         if self.pace is None or self.end is None:

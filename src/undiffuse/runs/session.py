@@ -1,7 +1,7 @@
-"""One session of training: begins or resumes a run folder, and keeps in it what the loop yields.
+"""One session of training: it begins or resumes a run folder and writes the loop's records to it.
 
-A run is what the same command makes, in however many sessions. A session ends when the budget is
-used up, or on Ctrl-C or SIGTERM, after which the same command goes on.
+A run may take several sessions. A session ends when the budget is used up, or after Ctrl-C or
+SIGTERM. Then the same command starts the next session, which resumes the run.
 """
 
 from __future__ import annotations
@@ -52,7 +52,8 @@ if TYPE_CHECKING:
     from undiffuse.diffusion.conditioning import Conditioning
     from undiffuse.measuring.scorer import Scorer
 
-SAVE_SECONDS = 60.0
+ELSEWHERE = "begin a new run in another folder with out=FOLDER"
+SAVE_SECONDS = 60.0  # between checkpoints, unless checkpoint_every is given
 
 
 def train_session(
@@ -63,12 +64,14 @@ def train_session(
     replay: Path | None = None,
     started: float | None = None,
 ) -> Iterator[Record]:
-    """Train the run at `path` to its end, or on from where it is; yields records, written down.
+    """Train the run at `path` until it is finished. Yields records, each written to the log first.
 
-    The first one is `SessionStarted`. Nothing is yielded for a run that is already finished.
+    A run that exists is resumed. The first record is `SessionStarted`. A finished run yields
+    nothing.
+
     replay: a finished run to repeat step by step. started: time.monotonic() at the start of the
-    process. Raises UserError for anything that a user must change, and Interrupted after a signal,
-    when all is saved."""
+    process. Raises UserError where the run cannot be trained, and Interrupted after a signal, when
+    everything is saved."""
     started = time.monotonic() if started is None else started
     decisions = replayed_decisions(Run(replay)) if replay else []
     whole = load_dataset(config.data, config.size)
@@ -83,7 +86,7 @@ def train_session(
     run = open_run(path, config, facts, conditioning, replay)
     if run.finished():
         return
-    refuse_other_clusters(run, conditioning, "begin a new run with another --out")
+    refuse_other_clusters(run, conditioning, ELSEWHERE)
     if not (run.path / "data.png").is_file():
         run.write("data.png", figures.examples(experiment.training.dataset, facts.classes))
     with run.locked():
@@ -95,7 +98,10 @@ def train_session(
 
 @dataclass
 class Session:
-    """A session on a run folder that is locked. decisions: those to replay."""
+    """A session on a run folder that is locked.
+
+    scorer: for the quality of samples, or None. decisions: those to replay. replay: the run that is
+    repeated, or None. started: time.monotonic() at the start of the process. notes: for users."""
 
     run: Run
     experiment: Experiment
@@ -107,18 +113,18 @@ class Session:
     started: float
     notes: list[str]
     spent: float = 0.0  # seconds of earlier sessions
-    saved: float = field(default_factory=time.monotonic)
+    saved: float = field(default_factory=time.monotonic)  # the time of the last checkpoint
 
     def __post_init__(self) -> None:
         self.state = self.experiment.state
         self.spent = max((record.time for record in self.run.records()), default=0.0)
 
     def elapsed(self) -> float:
-        """Seconds of the run so far, over all its sessions."""
+        """The seconds of the run so far, over all its sessions."""
         return self.spent + time.monotonic() - self.started
 
     def records(self) -> Iterator[Record]:
-        """Go on from the last checkpoint to the end, or to a signal."""
+        """Train from the last checkpoint to the end, or until a signal."""
         run, state = self.run, self.state
         self.restore()
         self.rewind()
@@ -143,12 +149,14 @@ class Session:
                 if signals.received and not run.finished():
                     raise Interrupted(signals.received)
         finally:
-            # Nothing is lost but time, which counts.
+            # No step is lost, but the time of this session counts.
             if signals.received and not signals.something_to_save:
                 run.append(Stopped(state.step, clock.now()))
 
     def restore(self) -> None:
-        """Read the last checkpoint, where there is one."""
+        """Read the last checkpoint, where there is one.
+
+        Raises UserError for a damaged one, or for one of another network."""
         run, state = self.run, self.state
         if not run.checkpoint_path.is_file():
             return
@@ -156,12 +164,13 @@ class Session:
         expected = self.experiment.expected if step else state.tensors()
         if shapes(tensors) != shapes(expected):
             raise UserError(
-                f"{run.checkpoint_path} does not fit the network of {run.path}/config.json"
+                f"{run.checkpoint_path} does not fit the network of {run.path}/config.json; bring "
+                "back the run's own checkpoint, or begin a new run"
             )
         state.restore(tensors, step)
 
     def rewind(self) -> None:
-        """Take the log back to the state's step. The decisions of a replay stay in it."""
+        """Remove the log's records after the state's step. The decisions of a replay stay."""
         self.run.rewind_log(self.state.step)
         recorded = decisions_of(self.run)
         for decision in self.decisions:
@@ -169,7 +178,10 @@ class Session:
                 self.run.append(decision)
 
     def started_record(self) -> SessionStarted:
-        """The session's first record, with a note where bits may differ from those of before."""
+        """The session's first record.
+
+        It has a note where the bits of the result may differ from those of the earlier sessions, or
+        of the run that is replayed."""
         earlier = self.run.of(SessionStarted)
         if not earlier and self.replay:
             earlier = Run(self.replay).of(SessionStarted)
@@ -185,8 +197,8 @@ class Session:
         notes = list(self.notes)
         if changed:
             notes.append(
-                f"not the machine, versions or options of before ({', '.join(changed)}): the "
-                "result will not be the same to the bit"
+                f"these are not the machine, versions or options of before ({', '.join(changed)}): "
+                "the result will not be the same to the bit"
             )
         return SessionStarted(
             self.state.step, round(self.elapsed(), 3), machine, self.experiment.parameters, notes
@@ -208,13 +220,13 @@ class Session:
         return clock
 
     def save(self) -> None:
-        """Write a checkpoint, the log first: the weights follow from its decisions."""
+        """Write a checkpoint. The log is on the disk first, because it holds the decisions."""
         self.run.sync_log()
         self.run.save_checkpoint(self.state.tensors(), self.state.step)
         self.saved = time.monotonic()
 
     def keep(self, record: Record) -> None:
-        """Write a record down, and the checkpoint where it is due."""
+        """Write a record to the log, and a checkpoint where one is due."""
         run, state = self.run, self.state
         match record:
             case Finished():
@@ -225,7 +237,7 @@ class Session:
                 run.append(record)
                 return
             case Rollback():
-                self.save()  # before the log: if it is killed between, the step goes wrong again
+                self.save()  # before the log: after a kill between the two, the step fails again
                 self.rewind()
             case Snapshot():
                 classes = len(self.experiment.facts.classes)
@@ -240,7 +252,7 @@ class Session:
             self.save()
 
 
-# --- What a run folder is checked for ---
+# --- Whether a run folder fits ---
 
 
 def open_run(
@@ -250,7 +262,10 @@ def open_run(
     conditioning: Conditioning,
     replay_of: Path | None,
 ) -> Run:
-    """The run folder at `path`, begun if it isn't there. UserError where another run is there."""
+    """The run folder at `path`. It is made where there is none.
+
+    Raises UserError where the folder holds a run with another configuration, with other images, or
+    of another replay."""
     run, source = Run(path), str(replay_of.resolve()) if replay_of else None
     if not run.exists():
         run.create(config, facts, conditioning, source)
@@ -259,27 +274,28 @@ def open_run(
     different = differences(there.config, config)
     if different:
         raise UserError(
-            f"{path} holds a run with another configuration ({'; '.join(different)}); begin a new "
-            "one with another --out"
+            f"{path} holds a run with another configuration ({'; '.join(different)}); {ELSEWHERE}"
         )
     if there.replay_of != source:
         is_what = f"replays {there.replay_of}" if there.replay_of else "is no replay"
-        raise UserError(f"{path} holds a run that {is_what}; begin a new one with another --out")
-    refuse_other_images(run, facts, "begin a new run with another --out")
+        raise UserError(f"{path} holds a run that {is_what}; {ELSEWHERE}")
+    refuse_other_images(run, facts, ELSEWHERE)
     return run
 
 
 def trained_on(run: Run, whole: Dataset) -> tuple[Dataset, Dataset]:
     """(training set, held-out set) of a run, from its whole data set.
 
-    Raises UserError where these are other images than those of its training."""
+    Raises UserError where the run was trained on other images."""
     training, held_out, facts = prepare_data(run.about().config, whole)
     refuse_other_images(run, facts)
     return training, held_out
 
 
 def refuse_other_images(run: Run, facts: DataFacts, remedy: str = "bring those back") -> None:
-    """Raises UserError where a run was trained on other images than those of `facts`."""
+    """Raises UserError where a run was trained on other images than those of `facts`.
+
+    remedy: what to do, for the error."""
     about = run.about()
     if about.facts != facts:
         raise UserError(
@@ -288,9 +304,10 @@ def refuse_other_images(run: Run, facts: DataFacts, remedy: str = "bring those b
 
 
 def refuse_other_clusters(run: Run, conditioning: Conditioning, remedy: str) -> None:
-    """Raises UserError where a run had other clusters than those found now.
+    """Raises UserError where a run had another number of clusters than there are now.
 
-    Their sizes do not count: on another machine rounding may move an image into another one."""
+    The sizes of the clusters are not compared. On another machine rounding may move an image into
+    another cluster. remedy: what to do, for the error."""
     there = run.about().conditioning
     then = len(there.clusters), there.class_of_cluster
     if then != (len(conditioning.clusters), conditioning.class_of_cluster):
@@ -301,7 +318,7 @@ def refuse_other_clusters(run: Run, conditioning: Conditioning, remedy: str) -> 
 
 
 def replayed_decisions(source: Run) -> list[Decision]:
-    """The decisions of a finished run, for a replay. UserError where the run is unfinished."""
+    """The decisions of a run, for a replay. Raises UserError where it is unfinished."""
     if not source.finished():
         raise UserError(
             f"{source.path} is unfinished, so there is no whole run to replay; finish it first"
@@ -310,5 +327,5 @@ def replayed_decisions(source: Run) -> list[Decision]:
 
 
 def decisions_of(run: Run) -> list[Decision]:
-    """What the clock of a run decided, in order."""
+    """The decisions of a run's clock, in order."""
     return [r for r in run.records() if isinstance(r, Projection | Cooldown | Rollback)]

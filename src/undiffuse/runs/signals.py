@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM while a run trains."""
+"""Ctrl-C and SIGTERM during training."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typing import Any
 
 
 class Interrupted(BaseException):
-    """A signal ended the session before the run was finished. The run can go on.
+    """A signal ended the session before the run was finished. The run can be resumed.
 
-    signal: its number. It is a BaseException, like KeyboardInterrupt, since it may be raised inside
-    of the compiler, which catches others."""
+    signal: its number. This is a BaseException, like KeyboardInterrupt, because it may be raised
+    inside of torch's compiler, which catches every Exception."""
 
     def __init__(self, number: int) -> None:
         super().__init__(signal.Signals(number).name)
@@ -19,9 +19,11 @@ class Interrupted(BaseException):
 
 
 class Signals:
-    """Within: Ctrl-C and SIGTERM raise Interrupted while there is nothing to save.
+    """A context that handles Ctrl-C and SIGTERM during training.
 
-    Once there is, they are remembered. All but the first change nothing."""
+    While there is nothing to save, the first signal raises Interrupted. Once something_to_save is
+    True, the signal's number is kept in `received`, and training saves and stops. Further signals
+    change nothing."""
 
     def __init__(self) -> None:
         self.something_to_save = False
@@ -39,6 +41,7 @@ class Signals:
             signal.signal(number, handler)
 
     def receive(self, number: int, frame: object) -> None:
+        """The signal handler."""
         first, self.received = not self.received, self.received or number
         if first and not self.something_to_save:
             raise Interrupted(number)

@@ -1,4 +1,4 @@
-"""The schema of the files of studies, RUN/study/NAME.json, checked on writing and reading."""
+"""The schema of the studies' files, RUN/study/NAME.json. It is checked on writing and reading."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ Count = Annotated[int, Field(ge=0)]
 
 
 class Strict(BaseModel):
-    """All names are known."""
+    """A part of the file. Unknown names are errors."""
 
     model_config = ConfigDict(extra="forbid")
 
 
 class Distance(Strict):
-    """The Frechet distance with its interval, where the data have a feature network."""
+    """The Frechet distance with its 95% interval, where the data have a feature network."""
 
     frechet: Number | None = None
     frechet_low: Number | None = None
@@ -27,7 +27,11 @@ class Distance(Strict):
 
 
 class SamplerRow(Distance):
-    """One sampler at one number of steps. spread: in 8-bit values. picture: beside the file."""
+    """One sampler with one number of steps.
+
+    calls: network calls for an image. spread: how different the images are from one another, in
+    8-bit values. picture: its file name beside the file. classes: the number of images that the
+    classifier assigns to each class. confidence: the classifier's mean confidence."""
 
     sampler: str
     steps: Count
@@ -40,7 +44,12 @@ class SamplerRow(Distance):
 
 
 class TrainingRow(Distance):
-    """One training. unseen, seen: errors of x_0_hat at the log-SNRs `levels`."""
+    """One training.
+
+    value: of the hyperparameter that the study varies. images: training images. unseen, seen: the
+    mean squared errors of x_0_hat on images that were not or were trained on, at the log-SNRs
+    `levels`. copies: whether the audit found copies. near, near_expected: the share of samples near
+    a training image, and that of real images. floor: the Frechet distance of real images."""
 
     value: Any
     seed: Count
@@ -58,14 +67,17 @@ class TrainingRow(Distance):
 
 
 class Sheet(Strict):
-    """What all studies have."""
+    """The part that all studies have."""
 
     format: Literal[5]
     machine: dict[str, Any]
 
 
 class SamplerSheet(Sheet):
-    """The study of samplers. n: images of each case. cases: how many there are in all."""
+    """The study of samplers.
+
+    step: training steps of the run. n: images of each case. cases: the number of cases.
+    real_frechet, real_spread: the same figures of real images."""
 
     seed: Count
     step: Count
@@ -78,7 +90,10 @@ class SamplerSheet(Sheet):
 
 
 class TrainingSheet(Sheet):
-    """A study that trains. field: the hyperparameter. also: others that differ from the run's."""
+    """A study that trains.
+
+    minutes_each: of each training. field: the hyperparameter that is varied. also: other
+    hyperparameters that differ from the run's."""
 
     minutes_each: Number
     field: str
@@ -87,7 +102,9 @@ class TrainingSheet(Sheet):
 
 
 def check_study(name: str, content: Any) -> dict[str, Any]:
-    """The content of a study's file, checked. Raises ValueError, whose first line says where."""
+    """The content of a study's file, checked.
+
+    Raises ValueError. The first line of its text says where the error is."""
     if not isinstance(content, dict):
         raise ValueError("it holds no study")
     (SamplerSheet if name == "samplers" else TrainingSheet).model_validate(content)

@@ -1,4 +1,4 @@
-"""The average of the weights over the steps, of which images are sampled."""
+"""The average of the weights over the steps. Samples are made with the averaged weights."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ import functools
 import math
 
 
-@functools.cache  # it is asked for at every step
+@functools.cache  # every step calls it
 def ema_exponent(width: float) -> float:
-    """gamma of the power-function average that is `width` of the run wide.
+    """The exponent gamma of a power-function average.
 
-    Karras et al. 2024 (arXiv:2312.02696), (126): the width is
-    sqrt((gamma + 1) / ((gamma + 2)^2 (gamma + 3))), which falls with gamma. Solved by bisection."""
+    width: the width of the average, as a share of the steps so far. Karras et al. 2024
+    (arXiv:2312.02696), (126): the width is sqrt((gamma + 1) / ((gamma + 2)^2 (gamma + 3))), which
+    falls with gamma. It is solved by bisection."""
     low, high = 0.0, 1e6
     for _ in range(100):
         gamma = (low + high) / 2
@@ -21,7 +22,7 @@ def ema_exponent(width: float) -> float:
 
 
 def ema_decay(step: int, gamma: float) -> float:
-    """How much of the average step `step` (from 1) keeps; 0 at step 1.
+    """The share of the average that step number `step` (from 1) keeps. It is 0 at step 1.
 
     Karras et al. 2024 (arXiv:2312.02696), (127)."""
     return math.pow(1 - 1 / step, gamma + 1)

@@ -1,9 +1,10 @@
-"""Ending on time: what the clock decides, as step numbers, and the learning rate that follows.
+"""The clock: ends a run on time, by decisions that are recorded as step numbers.
 
-Training must end on a budget of minutes on a machine of unknown speed, and yet be reproducible. So
-the clock only makes decisions: "from step s on, the learning rate falls linearly to 0 at step e".
-Each decision is recorded before it acts. Everything else (learning rate, averages, snapshots) is a
-function of the step and of these records. A replay reads the records instead of the clock.
+Training must end on a budget of minutes on a machine of unknown speed, and it must be reproducible.
+Therefore the clock only makes decisions, such as: "from step s on, the learning rate falls linearly
+to 0 at step e". Each decision is recorded before it takes effect. The learning rate, the average
+and the snapshots are functions of the step and of these records. A replay reads the records and
+makes no decisions.
 """
 
 from __future__ import annotations
@@ -15,21 +16,23 @@ from dataclasses import dataclass, field
 from undiffuse.training.records import Cooldown, Decision, Projection, Rollback
 
 FINISH_SECONDS = 3.0
-"""What the last checkpoint, the figures and the exit take, before anything has been measured."""
+"""An estimate of the seconds that the last checkpoint, the figures and the exit take."""
 
 
 def lr_factor(
     step: int, warmup: int, cooldowns: Sequence[Cooldown], rollbacks: Sequence[Rollback] = ()
 ) -> float:
-    """The learning rate of 0-based step `step` as a share of its peak.
+    """The learning rate of step `step` (from 0), as a share of the peak.
 
-    It is the linear warm-up times the decided cooldown, halved at each rollback."""
+    It is the product of the linear warm-up, the cooldown, and 1/2 for each rollback."""
     halvings = sum(rollback.step <= step for rollback in rollbacks)
     return min(1.0, (step + 1) / (warmup + 1)) * cooldown_factor(step, cooldowns) / 2**halvings
 
 
 def cooldown_factor(step: int, cooldowns: Sequence[Cooldown]) -> float:
-    """1 until the first cooldown; each takes over from the factor that the earlier ones reached."""
+    """The factor of the cooldowns at step `step`: 1 before the first one.
+
+    A later cooldown starts from the factor that the earlier ones reached."""
     if not cooldowns or step < cooldowns[0].start:
         return 1.0
     *earlier, last = cooldowns
@@ -40,18 +43,24 @@ def cooldown_factor(step: int, cooldowns: Sequence[Cooldown]) -> float:
 
 
 def snapshot_steps(steps: int, count: int) -> list[int]:
-    """`count` step numbers from 0 to `steps`. The intervals grow: most changes early on."""
+    """`count` step numbers from 0 to `steps`. The intervals grow evenly.
+
+    Samples change most in the early steps."""
     triangle = [k * (k + 1) // 2 for k in range(count)]
     return sorted({round(steps * k / triangle[-1]) for k in triangle})
 
 
 @dataclass
 class Clock:
-    """The decisions of one run.
+    """Makes the decisions of one run.
 
-    elapsed: () -> seconds spent on the run so far, over all its sessions. decay: share of the run
-    in which the learning rate falls. budget: seconds from the run's start to its exit, None for a
-    fixed number of `steps`. replayed: decisions are only read."""
+    elapsed: returns the seconds of the run so far, over all its sessions. decay: the share of the
+    run in which the learning rate falls. budget: seconds from start to exit, or None. steps: a
+    fixed number of steps, or None. replayed: decisions are read, not made.
+
+    cooldowns, projection, rollbacks: the decisions so far. durations: seconds of the last steps.
+    snapshot_seconds, quality_seconds: of the last snapshot and the last measurement of quality.
+    quality_steps: the steps at which quality is measured."""
 
     elapsed: Callable[[], float]
     decay: float
@@ -64,11 +73,11 @@ class Clock:
     durations: deque[float] = field(default_factory=lambda: deque(maxlen=50))
     snapshot_seconds: float = 0.0
     quality_seconds: float = 0.0
-    quality_steps: Sequence[int] = ()  # the steps at which quality is measured
-    delayed: bool = False  # since the last decision, by a rollback
+    quality_steps: Sequence[int] = ()
+    delayed: bool = False  # whether there was a rollback since the last decision
 
     def read(self, decisions: Iterable[Decision]) -> None:
-        """Take over the decisions of earlier sessions."""
+        """Adopt the decisions of earlier sessions, or of the run that is replayed."""
         for decision in decisions:
             match decision:
                 case Cooldown():
@@ -79,19 +88,23 @@ class Clock:
                     self.rollbacks.append(decision)
 
     def now(self) -> float:
-        """Seconds of the run so far, as records have them."""
+        """The seconds of the run so far, in milliseconds' precision, for records."""
         return round(self.elapsed(), 3)
 
     @property
     def end(self) -> int | None:
-        """The step at which training ends, as far as that is decided."""
+        """The step at which training ends; None while it is undecided."""
         return self.cooldowns[-1].end if self.cooldowns else None
 
     def seconds_per_step(self) -> float:
+        """The mean seconds of the last steps."""
         return sum(self.durations) / len(self.durations)
 
     def steps_left(self, snapshots: Sequence[int], step: int) -> int:
-        """How many more steps fit, with the snapshots and qualities until then and the finish."""
+        """The number of further steps that fit into the budget.
+
+        The time of the remaining snapshots, measurements of quality and of the exit is subtracted
+        first. snapshots: the steps of all snapshots."""
         assert self.budget is not None
         left = self.budget - self.elapsed() - FINISH_SECONDS - self.snapshot_seconds
         later = sum(1 for s in self.quality_steps if s > step)
@@ -100,7 +113,10 @@ class Clock:
         return max(1, int((left - max(0, due) * self.snapshot_seconds) / self.seconds_per_step()))
 
     def look_ahead(self, step: int, snapshots: Sequence[int]) -> Projection | None:
-        """The projection, once: at once for a fixed number of steps, else after a few of them."""
+        """The expected number of steps, as a decision that is made once; otherwise None.
+
+        For a fixed number of steps it is made at once. With a budget of seconds it is made after a
+        few timed steps."""
         if self.projection or self.replayed or (self.steps is None and not self.timed):
             return None
         steps = self.steps
@@ -111,11 +127,11 @@ class Clock:
 
     @property
     def timed(self) -> bool:
-        """Whether enough steps were timed. The first one compiles, so `fit` does not report it."""
+        """Whether enough steps were timed. The first step compiles, so `fit` does not count it."""
         return len(self.durations) >= 5
 
     def decide(self, step: int, snapshots: Sequence[int]) -> Cooldown | None:
-        """The decision before step `step` is taken, None for none. In force at once: record it."""
+        """A new cooldown before step `step`, or None. It holds at once, so record it."""
         if self.replayed:
             return None
         start, end = step, None
@@ -132,7 +148,7 @@ class Clock:
                 end = step + self.steps_left(snapshots, step)
         else:
             last = self.cooldowns[-1]
-            # The closer to the end, the more often.
+            # The end is decided again, more often as it comes closer.
             due = step - last.start >= last.end - step or self.delayed
             left = self.steps_left(snapshots, step) if due and last.end > step else None
             self.delayed = False
@@ -143,7 +159,10 @@ class Clock:
         return self.cooldowns[-1]
 
     def roll_back(self, step: int, failed: int, reason: str) -> Rollback:
-        """Training goes on from `step`: later decisions are taken anew, the rate is halved."""
+        """Decide to continue from `step` with half of the learning rate.
+
+        failed, reason: see `Rollback`. With a budget of seconds, decisions after `step` are made
+        again."""
         if self.steps is None and not self.replayed:
             self.cooldowns[:] = [cooldown for cooldown in self.cooldowns if cooldown.start <= step]
             if self.projection and self.projection.step > step:

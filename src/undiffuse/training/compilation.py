@@ -1,7 +1,7 @@
-"""Compiling the loss, and checking the compiler.
+"""Compiles the loss with torch.compile and checks the result.
 
-Compilers can be wrong without an error: torch 2.13 dropped the gradient of all that comes before an
-upsampling.
+Compilers can be wrong without an error. torch 2.13 drops the gradient of all layers before an
+upsampling. Therefore compiled gradients are compared with plain ones before the first step.
 """
 
 from __future__ import annotations
@@ -17,31 +17,33 @@ if TYPE_CHECKING:
 
     from undiffuse.training.step import BatchLoss
 
-MISCOMPILED = 0.3  # relative difference of a weight's gradient; rounding to bfloat16 makes 0.03
+MISCOMPILED = 0.3
+"""The relative difference of a weight's gradient that counts as wrong. bfloat16 makes 0.03."""
 
 
 def compiled_loss(plain: BatchLoss, network: nn.Module, batch: Any) -> tuple[BatchLoss, str | None]:
-    """(the loss, compiled where that works; the fault where it does not, else None).
+    """(the compiled loss; None), or (the plain loss; the fault of the compiled one).
 
-    batch: one to try it on."""
+    batch: a batch to compare the two with."""
     quick = torch.compile(plain, dynamic=False)
     fault = fault_of(quick, plain, network, batch, gradients=not has_dropout(network))
     return (quick, None) if fault is None else (plain, fault)
 
 
 def has_dropout(network: nn.Module) -> bool:
-    """Whether two calls of the network differ."""
+    """Whether the network has dropout, so that two calls differ."""
     return any(isinstance(module, nn.Dropout) and module.p > 0 for module in network.modules())
 
 
 def fault_of(
     quick: BatchLoss, plain: BatchLoss, network: nn.Module, batch: Any, *, gradients: bool = True
 ) -> str | None:
-    """Why the compiled loss `quick` can't be used in place of `plain`, None where it can.
+    """Why the compiled loss `quick` cannot replace `plain`; None where it can.
 
-    It fails, or it has another gradient. Compared at weights moved at random, since many gradients
-    are zero at the start. gradients: whether they can be compared; with dropout they differ."""
-    # diffusers caches a few constant functions; the warning is for its authors, not for users.
+    It fails, or its gradients are wrong. The weights are moved at random for the comparison,
+    because many gradients are zero at the start. They are restored afterwards. gradients: whether
+    gradients are compared; with dropout they differ anyway."""
+    # diffusers causes this warning by caching constant functions.
     warnings.filterwarnings("ignore", message="Dynamo detected a call to a `functools.lru_cache`")
     generator = torch.Generator().manual_seed(0)
     kept = {name: p.detach().clone() for name, p in network.named_parameters()}
@@ -58,7 +60,7 @@ def fault_of(
                 p.add_(0.02 * torch.randn(p.shape, generator=generator))
         ours = gradient(quick)
         theirs = gradient(plain) if gradients else {}
-    except Exception as error:  # whatever a compiler may raise
+    except Exception as error:  # a compiler may raise anything
         return next(filter(None, str(error).splitlines()), type(error).__name__)
     finally:
         network.zero_grad()
@@ -67,7 +69,7 @@ def fault_of(
                 p.copy_(kept[name])
     for name, expected in theirs.items():
         found = ours.get(name, torch.zeros_like(expected))
-        # False where one is not a number.
+        # False where one of them is NaN.
         alike = bool((found - expected).norm() <= MISCOMPILED * expected.norm())
         if expected.ndim > 1 and expected.isfinite().all() and not alike:
             return f"its gradient of {name} is wrong"

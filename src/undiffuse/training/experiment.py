@@ -1,6 +1,7 @@
-"""An experiment: a configuration made ready to train, without a folder.
+"""An experiment: a configuration that is ready to train, without a run folder.
 
-Sessions, plans, studies, benchmarks and tests train through it. Nobody else writes the recipe.
+Sessions, plans, studies, benchmarks and tests train through it. It is the only place that puts
+data, clusters, network, optimiser and denoiser together.
 """
 
 from __future__ import annotations
@@ -40,10 +41,11 @@ Side: TypeAlias = Annotated[int, Field(ge=1, le=4096)]
 
 @dataclass(frozen=True)
 class DataFacts:
-    """What a run must know of its data.
+    """The facts of a run's data.
 
-    shape: (C, H, W) of an image. classes: their names. training, validation: how many images are
-    trained on, and held out. sha256: of these, so that other data in the same place are noticed."""
+    shape: (C, H, W) of an image. classes: their names. training, validation: the numbers of
+    training and held-out images. sha256: of all these images and their labels, so that other images
+    in the same place are noticed."""
 
     name: str
     shape: tuple[Side, Side, Side]
@@ -55,7 +57,7 @@ class DataFacts:
 
 @dataclass(frozen=True)
 class Part:
-    """A part of the data, with the condition (N,) of each image, or None."""
+    """A part of the data. condition: the condition (N,) of each image, or None."""
 
     dataset: Dataset
     condition: Tensor | None = None
@@ -66,9 +68,9 @@ class Part:
 
 @dataclass
 class Experiment:
-    """A configuration made ready. `state` is all that training changes.
+    """A configuration that is ready to train. Training changes `state` only.
 
-    expected: the tensors of a checkpoint after a step, with the shapes that each has."""
+    expected: the tensors of a checkpoint after a step, for their names and shapes."""
 
     config: Config
     facts: DataFacts
@@ -85,23 +87,23 @@ class Experiment:
 
     @property
     def steps(self) -> int | None:
-        """The number of steps that is asked for; None with a budget of minutes."""
+        """The configured number of steps; None with a budget of minutes."""
         return total_steps(self.config, len(self.training))
 
     @property
     def images(self) -> int | None:
-        """How many images the run trains on, every epoch counted; None with a budget of minutes."""
+        """The number of images over all epochs; None with a budget of minutes."""
         return self.steps and self.steps * self.config.batch_size
 
     @property
     def parameters(self) -> int:
-        """The number of the network's parameters."""
+        """The number of parameters of the network."""
         return sum(p.numel() for p in self.state.network.parameters())
 
     def batch(self, step: int) -> Any:
-        """What step number `step` (from 0) learns from; a function of (seed, step) alone.
+        """The batch of step `step` (from 0), as the objective prepares it.
 
-        A batch of images, each noised to a time of its own, as the objective prepares it."""
+        Each image has noise of a time of its own. The batch is a function of (seed, step) only."""
         config, training = self.config, self.training
         rows = batch_indices(len(training), config.batch_size, step, config.seed)
         x_0 = to_float(training.dataset.read(rows))
@@ -113,7 +115,7 @@ class Experiment:
         return self.objective.prepare(x_0, noise, t, condition)
 
     def times(self, count: int, generator: Any, stratified: bool) -> Tensor:
-        """Times (count,) as training samples them, float64."""
+        """Times (count,), float64, from the configured distribution. generator: of NumPy."""
         distribution = TIMES[self.config.times]
         return sample_times(
             distribution, count, generator, stratified=stratified, steps=self.config.chain
@@ -121,7 +123,9 @@ class Experiment:
 
 
 def hide(condition: Tensor, unconditional: int, config: Config, step: int) -> Tensor:
-    """The conditions, each replaced by `unconditional` with probability condition_dropout."""
+    """The conditions (B,), some of them replaced by `unconditional`.
+
+    The probability is config.condition_dropout. The choice is a function of (seed, step)."""
     uniform = rng.stream(config.seed, "label dropout", step).random(len(condition))
     return condition.masked_fill(
         torch.from_numpy(uniform < config.condition_dropout), unconditional
@@ -129,7 +133,9 @@ def hide(condition: Tensor, unconditional: int, config: Config, step: int) -> Te
 
 
 def total_steps(config: Config, training: int) -> int | None:
-    """The number of steps that --steps or --epochs asks for; None with a budget of minutes."""
+    """The number of steps of a budget of steps or epochs; None with a budget of minutes.
+
+    training: the number of training images."""
     if config.steps is not None:
         return config.steps
     if config.epochs is not None:
@@ -137,16 +143,16 @@ def total_steps(config: Config, training: int) -> int | None:
     return None
 
 
-# --- Making it ready ---
+# --- Making an experiment ---
 
 
 def make_experiment(config: Config, whole: Dataset | None = None) -> Experiment:
-    """Make a configuration ready to train. whole: its data set, loaded unless it is given.
+    """The experiment of a configuration. whole: its data set, loaded unless it is given.
 
-    Raises UserError for anything that cannot be trained."""
+    Raises UserError for a configuration or data that cannot be trained."""
     rehearse(config)
     training, held_out, facts = prepare_data(config, whole)
-    build_configured(config, facts, Conditioning(), "meta")  # what does not fit is refused at once
+    build_configured(config, facts, Conditioning(), "meta")  # raises early
     conditioning, own, others = condition_on(config, training, held_out)
     network = build_configured(config, facts, conditioning)
     prototypes = getattr(network, "prototypes", None)
@@ -171,14 +177,15 @@ def make_experiment(config: Config, whole: Dataset | None = None) -> Experiment:
 def prepare_data(
     config: Config, whole: Dataset | None = None
 ) -> tuple[Dataset, Dataset, DataFacts]:
-    """(training set, held-out set, their facts) of a configuration, from its whole data set.
+    """(training set, held-out set, facts of both) of a configuration.
 
-    whole: loaded unless it is given. Raises UserError for unusable data."""
+    whole: its data set, loaded unless it is given. Raises UserError for data that cannot be
+    used."""
     whole = whole if whole is not None else load_dataset(config.data, config.size)
     if config.subset is not None:
         whole = subset(whole, config.subset, config.seed)
     if config.conditional and not whole.classes:
-        raise UserError(f"--conditional needs class labels, and '{config.data}' has none")
+        raise UserError(f"conditional=True needs class labels, and '{config.data}' has none")
     training, held_out = split_dataset(whole, config.seed)
     digest = hashlib.sha256()
     for part in (training, held_out):
@@ -191,10 +198,10 @@ def prepare_data(
 def condition_on(
     config: Config, training: Dataset, held_out: Dataset
 ) -> tuple[Conditioning, Tensor | None, Tensor | None]:
-    """(the conditioning, the conditions of the training images, those of the held-out images).
+    """(the conditioning; the conditions (N,) of the training images; those of the held-out ones).
 
-    The conditions are clusters, where the configuration asks for them and there are enough images;
-    else the classes of a conditional run; else there are none."""
+    The conditions are clusters, where the configuration asks for them and there are enough images.
+    Otherwise they are the classes of a conditional run. Otherwise they are None."""
     unconditional = config.condition_dropout > 0
     classes = training.classes if config.conditional else ()
     plain = Conditioning(classes, unconditional=unconditional or not classes)
@@ -215,7 +222,7 @@ def condition_on(
     own, others = cluster[: len(training)], cluster[len(training) :]
     sizes = torch.bincount(own, minlength=len(class_of_cluster) or int(cluster.max()) + 1)
     if len(sizes) < 2 or len(sizes) == len(set(class_of_cluster)):
-        return plain, *labels  # they would say nothing that the classes do not
+        return plain, *labels  # such clusters tell no more than the classes
     found = Conditioning(classes, tuple(sizes.tolist()), class_of_cluster, unconditional)
     return found, own, others
 
@@ -223,7 +230,9 @@ def condition_on(
 def build_configured(
     config: Config, facts: DataFacts, conditioning: Conditioning, device: str = "cpu"
 ) -> nn.Module:
-    """The configured network, with the seed's random weights. On "meta" it takes no memory."""
+    """The configured network, with random weights. On the device "meta" it takes no memory.
+
+    Raises UserError for options that do not fit the images or the prediction."""
     network = build_network(
         config.net, facts.shape, conditioning.count, seed=config.seed, device=device
     )
@@ -232,12 +241,12 @@ def build_configured(
 
 
 def refuse_too_large(checkpoint: dict[str, Tensor]) -> None:
-    """Raises UserError for tensors of a checkpoint that would be larger than what is read back."""
+    """Raises UserError for a checkpoint that would be too large to be read again."""
     size = sum(value.nbytes for value in checkpoint.values())
     if size > LARGEST - LARGEST_HEADER:
         raise UserError(
             f"the network's checkpoints would take {size / 2**30:.1f} GiB, and "
-            f"{LARGEST / 2**30:.0f} is the most; take fewer --channels, a smaller --size, or fewer "
+            f"{LARGEST / 2**30:.0f} GiB is the most; take fewer channels, a smaller size, or fewer "
             "classes"
         )
 

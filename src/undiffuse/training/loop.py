@@ -1,8 +1,8 @@
-"""The training loop: it yields what happens as records.
+"""The training loop. It yields what happens as records.
 
-Who reads the records (the console, the run folder) decides what to do with them; the loop knows
-neither. All of its randomness is a function of (seed, step), so a state at step n is the same
-whichever sessions led there.
+The readers of the records, such as the console and the run folder, decide what to do with them. The
+loop does not know them. All random choices are functions of (seed, step), so the state at a step
+does not depend on how the run was divided into sessions.
 """
 
 from __future__ import annotations
@@ -38,11 +38,12 @@ if TYPE_CHECKING:
     from undiffuse.training.experiment import Experiment
     from undiffuse.training.probes import Scorer
 
-KEPT_EVERY = 50  # steps: how far a rollback goes back at most
+KEPT_EVERY = 50  # steps between the states that a rollback can restore
 MOST_ROLLBACKS = 5
 
 
 def never() -> bool:
+    """False: the default of `stop`."""
     return False
 
 
@@ -56,23 +57,23 @@ def fit(
     stop: Callable[[], bool] = never,
     insist: bool = False,
 ) -> Iterator[Record]:
-    """Train from where the state is to the clock's end, or until stop() is true; yields records.
+    """Train from the step of the state to the clock's end, or until stop() is true.
 
-    scorer: measures the quality of samples at some of the snapshots. snapshots_done: the steps of
-    the snapshots that an earlier session took. insist: raise UserError where compiling fails.
+    Yields records. The state is finite whenever a record is yielded. scorer: measures the quality
+    of samples at some snapshots; None for no quality. snapshots_done: the steps of snapshots that
+    earlier sessions took. insist: raise UserError where compiling fails.
 
-    Where a loss, a gradient or a weight is not finite, training is rolled back by up to KEPT_EVERY
-    steps and goes on with half of the learning rate. UserError after MOST_ROLLBACKS times.
-    (Not further than to where this session began: a run that was also resumed in between may be
-    rolled back to another step than one that was not.) The state is finite whenever a record is
-    read."""
+    Where a loss, a gradient or a weight is not finite, training is rolled back by at most
+    KEPT_EVERY steps and continues with half of the learning rate. After MOST_ROLLBACKS rollbacks it
+    raises UserError. A rollback goes back to the start of this session at most, so a resumed run
+    may be rolled back to another step than a run in one session."""
     loop = Loop(experiment, clock, engine, scorer, stop, set(snapshots_done), insist)
     return loop.records()
 
 
 @dataclass
 class Loop:
-    """The loop and what it keeps between steps; `fit` explains the fields."""
+    """The loop with the values that it keeps between steps. `fit` explains the fields."""
 
     experiment: Experiment
     clock: Clock
@@ -82,22 +83,22 @@ class Loop:
     snapshots_done: set[int]
     insist: bool
     good: tuple[dict[str, Tensor], int] = field(init=False)  # the state that a rollback restores
-    first: bool = True  # of this session: it compiles, so its time says nothing of the others'
+    first: bool = True  # whether the next step is the session's first, whose time is not typical
 
     def __post_init__(self) -> None:
         self.state = self.experiment.state
         self.config = self.experiment.config
         self.good = self.state.copy()
-        self.batch_loss: BatchLoss = self.plain_loss  # or a compiled one
+        self.batch_loss: BatchLoss = self.plain_loss  # `compile` may replace it
 
     def plain_loss(self, batch: Any) -> Tensor:
-        """The loss of what the objective prepared, ()."""
+        """The loss of a batch, (), without compilation."""
         with self.engine.arithmetic():
             return self.experiment.objective.loss(self.state.network, batch).mean()
 
     @property
     def averaged(self) -> Denoiser:
-        """The denoiser with averaged weights, of which samples are made."""
+        """The denoiser with the averaged weights, which makes the samples."""
         network = in_precision(self.state.average, self.engine.precision)
         return replace(self.experiment.denoiser, network=network)
 
@@ -105,25 +106,26 @@ class Loop:
 
     @property
     def snapshots(self) -> list[int]:
-        """The steps at which snapshots are planned, as far as that is known."""
+        """The steps of the snapshots. Before the projection only step 0 is known."""
         projection = self.clock.projection
         if projection is None:
             return [0]
-        # None before the projection: the steps were not known, and a replay must do the same.
+        # No snapshot before the projection's step, not even in a replay, which knows it earlier.
         planned = snapshot_steps(projection.steps, self.config.snapshots)
         return [step for step in planned if step == 0 or step >= projection.step]
 
     def quality_plan(self) -> tuple[int, list[int]]:
+        """(samples of a measurement of quality; the steps of the measurements)."""
         if self.scorer is None or self.clock.projection is None:
             return 0, []
         counts = tuple(self.scorer.floors)
         return quality_plan(self.clock.projection.steps, self.snapshots, self.config, counts)
 
     def take_snapshot(self) -> Iterator[Record]:
-        """Held-out loss, samples and quality of the averaged weights.
+        """Measure the held-out loss, the samples and the quality of the averaged weights.
 
-        Nothing, where it was asked to stop meanwhile. The snapshot comes last: it marks all of this
-        as done."""
+        Yields no record where stop() becomes true meanwhile. The snapshot is the last record: it
+        marks the others as complete."""
         step, begin, found = self.state.step, time.monotonic(), list[Record]()
         if len(self.experiment.held_out):
             found.append(validate(self.experiment, self.averaged, step, self.clock.now()))
@@ -140,7 +142,7 @@ class Loop:
         yield Snapshot(step, self.clock.now(), self.clock.snapshot_seconds, images)
 
     def measure_quality(self, n: int) -> Quality | None:
-        """The quality of n samples; None where it was asked to stop meanwhile."""
+        """The quality of n samples; None where stop() becomes true meanwhile."""
         assert self.scorer is not None
         step, begin = self.state.step, time.monotonic()
         batches = quick_samples(self.averaged, self.experiment, n, step)
@@ -154,7 +156,7 @@ class Loop:
     # --- Steps ---
 
     def records(self) -> Iterator[Record]:
-        """The loop."""
+        """Take steps and snapshots until the end, and yield what happens."""
         clock, state = self.clock, self.state
         clock.quality_steps = self.quality_plan()[1]
         last = time.monotonic()
@@ -200,24 +202,27 @@ class Loop:
         yield (Finished if done else Stopped)(state.step, clock.now())
 
     def compile(self, batch: Any) -> Iterator[Record]:
-        """Compile the loss, or say why that fails."""
+        """Compile the loss. Yields a record where that fails; raises UserError for `insist`."""
         self.batch_loss, fault = compiled_loss(self.plain_loss, self.state.network, batch)
         if fault is None:
             return
         if self.insist:
-            raise UserError(f"torch.compile can't be used here ({fault}); train with --compile off")
+            raise UserError(f"torch.compile can't be used here ({fault}); train with compile=off")
         reason = fault.encode(errors="replace").decode()[:1000]
         yield CompileFallback(self.state.step, self.clock.now(), reason)
 
     def roll_back(self, step: int, wrong: str) -> Iterator[Record]:
-        """Restore the last good state, halve the rate. UserError after MOST_ROLLBACKS."""
+        """Restore the last finite state and halve the learning rate.
+
+        step, wrong: the step (from 0) that failed, and what was not finite. Raises UserError after
+        MOST_ROLLBACKS rollbacks."""
         self.state.restore(*self.good)
         if len(self.clock.rollbacks) >= MOST_ROLLBACKS:
             lowest = self.config.lr / 2**MOST_ROLLBACKS
             raise UserError(
                 f"training diverged: the {wrong} of step {step + 1} was not finite, though the "
-                f"learning rate was halved {MOST_ROLLBACKS} times before; begin again, in another "
-                f"--out, with a lower --lr than {lowest:g}, or with --precision fp32"
+                f"learning rate was halved {MOST_ROLLBACKS} times; begin a new run in another "
+                f"folder (out=FOLDER) with lr={lowest:g} or less, or with precision=fp32"
             )
         self.snapshots_done = {s for s in self.snapshots_done if s <= self.state.step}
         yield self.clock.roll_back(self.state.step, step + 1, f"its {wrong} was not finite")

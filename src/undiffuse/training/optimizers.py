@@ -1,8 +1,8 @@
 """Optimisers: how the gradient becomes a step.
 
-To add one: a function (network, config) -> torch.optim.Optimizer with `@OPTIMIZERS.add`. Training
-sets each step's learning rate in all of its groups. Its state must be tensors, which checkpoints
-hold by parameter name.
+To add an optimiser, write a function (network, config) -> torch.optim.Optimizer with
+`@OPTIMIZERS.add`. Training sets the learning rate of each step in all of its parameter groups. Its
+state must be tensors, which checkpoints save by parameter name.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ OPTIMIZERS = Table("optimizer")
 
 
 class Settings(Protocol):
-    """What an optimiser reads of the configuration."""
+    """The fields of the configuration that an optimiser uses."""
 
     @property
     def lr(self) -> float: ...
@@ -38,11 +38,12 @@ class Settings(Protocol):
 
 @OPTIMIZERS.add
 def adamw(network: nn.Module, config: Settings) -> torch.optim.Optimizer:
-    """Loshchilov & Hutter 2019 (arXiv:1711.05101)."""
+    """AdamW: Loshchilov & Hutter 2019 (arXiv:1711.05101)."""
     return torch.optim.AdamW(network.parameters(), **adamw_options(config))
 
 
 def adamw_options(config: Settings) -> dict[str, Any]:
+    """The options of `torch.optim.AdamW`."""
     return {
         "lr": config.lr,
         "betas": (config.beta_1, config.beta_2),
@@ -53,13 +54,15 @@ def adamw_options(config: Settings) -> dict[str, Any]:
 
 @OPTIMIZERS.add
 def muon(network: nn.Module, config: Settings, *, momentum: float = 0.9) -> torch.optim.Optimizer:
-    """Jordan et al. 2024 (kellerjordan.github.io/posts/muon), with AdamW for the rest.
+    """Muon for the weights of linear layers and convolutions, AdamW for the other parameters.
 
-    For the weights of linear layers and convolutions. The momentum of each weight, as a matrix of
-    output by all input values, is replaced by the nearest orthogonal one: every direction is learnt
-    at the same pace. It is scaled to a root mean square of 0.2 an entry, about AdamW's, so that one
-    learning rate serves both: Liu et al. 2025 (arXiv:2502.16982), (4). Matrices with fewer than 16
-    rows or columns are left to AdamW."""
+    Muon: Jordan et al. 2024 (kellerjordan.github.io/posts/muon). A weight is a matrix of output
+    values by all input values. Its momentum is replaced by the nearest orthogonal matrix, so that
+    all directions are learnt at the same rate. The update is scaled to a root mean square of 0.2 of
+    its entries, which is about that of AdamW, so that both use the same learning rate: Liu et al.
+    2025 (arXiv:2502.16982), (4). AdamW updates matrices with fewer than 16 rows or columns.
+
+    momentum: the decay of the momentum for each step. Raises UserError for one out of range."""
     from torch import nn
 
     if not 0 <= momentum < 1:
@@ -67,7 +70,7 @@ def muon(network: nn.Module, config: Settings, *, momentum: float = 0.9) -> torc
 
     class Muon(torch.optim.AdamW):
         def step(self, closure: None = None) -> None:  # type: ignore[override]
-            """Muon's parameters first; without gradient then, AdamW passes over them."""
+            """Update Muon's parameters and remove their gradients, so that AdamW skips them."""
             for group in self.param_groups:
                 if group["muon"]:
                     self.orthogonal_step(group)
@@ -75,6 +78,7 @@ def muon(network: nn.Module, config: Settings, *, momentum: float = 0.9) -> torc
 
         @torch.no_grad()
         def orthogonal_step(self, group: dict[str, Any]) -> None:
+            """Update the parameters of a group. Matrices of the same shape are one batch."""
             alike: dict[tuple[int, int], list[Tensor]] = {}
             for p in group["params"]:
                 if p.grad is not None:
@@ -110,19 +114,20 @@ def muon(network: nn.Module, config: Settings, *, momentum: float = 0.9) -> torc
 
 
 def matrix_shape(weight: Tensor) -> tuple[int, int]:
-    """(output values, all input values) of a weight."""
+    """(output values, all input values): the shape of a weight as a matrix."""
     return len(weight), weight[0].numel()
 
 
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
+"""The coefficients (a, b, c) of Jordan et al. 2024."""
 
 
 def orthogonal(matrices: Tensor, iterations: int = 5) -> Tensor:
-    """About the nearest orthogonal matrix to each of (K, R, C).
+    """Approximately the nearest orthogonal matrix to each of the matrices (K, R, C).
 
-    Singular values of more than a few hundredths of the matrix's norm are moved to about 0.7 to
-    1.2, by the quintic Newton-Schulz iteration X <- a X + (b S + c S^2) X, S = X X^T. It runs in
-    bfloat16 where the CPU has it."""
+    The quintic Newton-Schulz iteration X <- a X + (b S + c S^2) X, with S = X X^T, moves singular
+    values to about 0.7 to 1.2. Singular values below a few hundredths of the matrix's norm stay
+    smaller. It is computed in bfloat16 where the CPU has it."""
     a, b, c = NEWTON_SCHULZ
     tall = matrices.shape[1] > matrices.shape[2]
     x = matrices.mT if tall else matrices

@@ -1,8 +1,7 @@
-"""How a session runs a configuration: what may change from session to session.
+"""The options of a session: how it computes a configuration.
 
-The configuration (config.py) decides the result. These options decide how this session computes it.
-A run may be resumed with other options. Where the bits of the result can then differ, the session
-says so.
+The configuration (config.py) decides the result. A run may be resumed with other session options.
+Where that can change the bits of the result, the session says so.
 """
 
 from __future__ import annotations
@@ -16,48 +15,51 @@ from undiffuse.base.engine import Engine, compiler, has_bf16, prepare_compiler
 from undiffuse.training.config import Config, validated_as
 
 WORTH_COMPILING = 50_000
-"""Images to train on from which compiling, which takes 15 to 60 seconds, saves time."""
+"""Compiling takes 15 to 60 s. It saves time in runs of at least this many images."""
 
 
 class SessionOptions(BaseModel):
-    """Options of one session."""
+    """Options of one session. After the dash stands what "auto" or None means."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     precision: Annotated[
         Literal["auto", "bf16", "fp32"],
-        Field(description="of the network's arithmetic - bf16 where the CPU has it"),
+        Field(description="precision of the network's arithmetic - bf16 where the CPU has it"),
     ] = "auto"
     compile: Annotated[
         Literal["auto", "on", "off"],
         Field(
-            description="torch.compile - where there is a C++ compiler and the run is long enough"
+            description="use torch.compile - where there is a C++ compiler, and for runs of at "
+            f"least 2 minutes or {WORTH_COMPILING:,} images"
         ),
     ] = "auto"
     checkpoint_every: Annotated[
-        int | None, Field(description="steps between checkpoints - about one a minute", ge=1)
+        int | None, Field(description="steps between checkpoints - one checkpoint a minute", ge=1)
     ] = None
 
 
 def make_options(**chosen: Any) -> SessionOptions:
-    """Raises UserError, one sentence, for anything that does not fit."""
+    """The options of a session, with `chosen` in place of the defaults.
+
+    Raises UserError, one sentence, for the first value that does not fit."""
     return validated_as(SessionOptions, chosen)
 
 
 def resolve(
     options: SessionOptions, config: Config, images: int | None, cache: Path
 ) -> tuple[Engine, list[str]]:
-    """(the engine of a session on this machine, notes for the user).
+    """(the engine of a session on this machine; notes for the user).
 
-    images: how many the run trains on, every epoch counted; None with a budget of minutes.
-    cache: undiffuse's own folder, for the compiler's cache."""
+    images: the number of images that the run trains on, over all epochs; None with a budget of
+    minutes. cache: undiffuse's folder, for the compiler's cache."""
     notes = []
     precision = options.precision
     if precision == "auto":
         precision = "bf16" if has_bf16() else "fp32"
         if precision == "fp32":
             notes.append(
-                "this CPU has no bfloat16 arithmetic, so training runs in fp32, more slowly"
+                "this CPU has no bfloat16 arithmetic, so training runs in fp32 and is slower"
             )
     minutes = config.minutes
     long_enough = minutes >= 2 if minutes is not None else (images or 0) >= WORTH_COMPILING

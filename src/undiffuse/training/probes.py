@@ -1,4 +1,4 @@
-"""What is measured while a run trains: held-out loss, snapshots, and the quality of samples."""
+"""Measurements during training: held-out loss, snapshots, and the quality of samples."""
 
 from __future__ import annotations
 
@@ -22,17 +22,16 @@ if TYPE_CHECKING:
     from undiffuse.training.config import Config
     from undiffuse.training.experiment import Experiment
 
-VALIDATION_IMAGES = 512
+VALIDATION_IMAGES = 512  # at most
 LEVELS = 8  # of noise, for which the held-out loss is given
-QUICK_CALLS = (
-    8  # network calls for a sample whose quality is measured: compared with one another only
-)
+QUICK_CALLS = 8
+"""Network calls for a sample whose quality is measured. Such values compare among themselves."""
 
 
 class Scorer(Protocol):
-    """Measures quality: images uint8 (n, C, H, W) -> their Frechet distance.
+    """Measures the quality of images uint8 (n, C, H, W): returns their Frechet distance.
 
-    floors: by the number of images, the distance of as many real images."""
+    floors: number of images -> the distance of as many real images."""
 
     @property
     def floors(self) -> dict[int, float]: ...
@@ -42,9 +41,10 @@ class Scorer(Protocol):
 
 @torch.no_grad()
 def validate(experiment: Experiment, averaged: Denoiser, step: int, time: float) -> Validation:
-    """The loss on held-out images, at times that cover evenly what training samples.
+    """The loss of the averaged weights on held-out images.
 
-    The images, noise and times are the same ones at every call."""
+    The times cover the training's distribution evenly. Images, noise and times are the same at
+    every call. time: seconds of the run, for the record."""
     config, part = experiment.config, experiment.held_out
     rows = random_rows_of(len(part), VALIDATION_IMAGES, config.seed)
     x_0, n = to_float(part.dataset.read(rows)), len(rows)
@@ -64,12 +64,12 @@ def validate(experiment: Experiment, averaged: Denoiser, step: int, time: float)
 
 
 def usual_sampling(config: Config, denoiser: Denoiser, step: int) -> Sampling:
-    """The run's own sampling after `step` steps, with the run's seed."""
+    """The default options of sampling after `step` steps, with the run's seed."""
     return replace(config.sampling(step, denoiser.conditioning), seed=config.seed)
 
 
 def snapshot(denoiser: Denoiser, config: Config, step: int) -> Tensor:
-    """Samples by the run's own sampler, uint8 (N, C, H, W). Classes, if any, take turns."""
+    """Samples with the default options, uint8 (N, C, H, W). Classes take turns."""
     count = config.snapshot_images
     classes = cycle(count, len(denoiser.conditioning.classes))
     sampling = usual_sampling(config, denoiser, step)
@@ -79,17 +79,18 @@ def snapshot(denoiser: Denoiser, config: Config, step: int) -> Tensor:
 def quality_plan(
     steps: int, snapshots: Sequence[int], config: Config, counts: Sequence[int]
 ) -> tuple[int, list[int]]:
-    """(images of a measurement of quality, the snapshots at which there is one).
+    """(samples of a measurement of quality; the snapshots at which quality is measured).
 
-    All of them take at most config.quality_share of the arithmetic of a run of `steps` steps: as
-    often as possible, then of as many images as possible, from `counts`. A forward pass with its
-    backward pass is counted as two: less than it takes, so that the share is not exceeded."""
+    All measurements together take at most config.quality_share of the arithmetic of `steps` steps.
+    Quality is measured as often as possible, and then with as many samples as possible. counts: the
+    possible numbers of samples. A training step is counted as two network calls for each image,
+    which is less than it takes."""
     seen = 2 * steps * config.batch_size
     images = config.quality_share * seen / min(config.sample_calls, QUICK_CALLS)
     after = [step for step in snapshots if step > 0]
     if not after or not counts or images < 2 * min(counts):
         return 0, []
-    # One more, as the run may end at another step than foreseen.
+    # One more, because the run may end at another step than expected.
     often = min(len(after), int(images // min(counts)) - 1)
     n = max(count for count in counts if (often + 1) * count <= images)
     return n, after[len(after) - 1 :: -max(1, math.ceil(len(after) / often))][::-1]
@@ -98,9 +99,9 @@ def quality_plan(
 def quick_samples(
     denoiser: Denoiser, experiment: Experiment, n: int, step: int
 ) -> Iterator[Tensor]:
-    """n images by the run's own sampler in few steps, in batches uint8 (B, C, H, W).
+    """n samples with the run's own sampler and at most QUICK_CALLS network calls each.
 
-    Classes, where there are some, are sampled at random from the training labels."""
+    Yields batches uint8 (B, C, H, W). Classes are sampled at random from the training labels."""
     config = experiment.config
     sampling = usual_sampling(config, denoiser, step)
     sampling = replace(sampling, calls=min(sampling.calls, QUICK_CALLS))
@@ -111,5 +112,5 @@ def quick_samples(
 
 
 def cycle(count: int, classes: int) -> Tensor | None:
-    """Class numbers (count,) in turn; None where there are no classes."""
+    """Class numbers (count,) that take turns; None where there are no classes."""
     return torch.arange(count) % classes if classes else None

@@ -1,16 +1,16 @@
 """Records: what happens in a run.
 
-`training/loop.py` yields them. `runs/log.py` writes them to log.jsonl and reads them back as the
-same types. `console/live.py` shows them in the terminal, `report/sections/training.py` in the
-report; both pass over records that they do not know.
+`training/loop.py` yields the records. `runs/log.py` writes them to log.jsonl and reads them back as
+the same types. `console/live.py` shows them in the terminal and `report/sections/training.py` in
+the report. Both skip records that they do not know.
 
-Each is one dataclass. `step` is the number of steps taken when it holds, `time` the seconds of the
-run so far over all its sessions. `scalars` is for programs that draw curves of their own, such as
+Each record is one dataclass. `step` is the number of steps taken so far. `time` is the seconds of
+the run so far, over all its sessions. `scalars` is for programs that draw their own curves, such as
 the `watch` of `undiffuse.train`.
 
-To add one: a dataclass below, with its own `event`, and its name in `Record`. Then yield it in the
-loop. A record of step n that comes before `StepTaken` of step n + 1 is kept when a run is resumed
-at n, and may be written twice; one of a later step is dropped and written anew.
+To add a record, write a dataclass below with its own `event`, add it to `Record`, and yield it in
+the loop. When a run is resumed at step n, records of later steps are removed and made again. A
+record of step n is kept, so the log may have it twice.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Seconds: TypeAlias = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 @dataclass(frozen=True)
 class Line:
-    """What all records have."""
+    """The part that all records have: the step, and the seconds of the run so far."""
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(strict=True, extra="forbid")
 
@@ -35,25 +35,25 @@ class Line:
     time: Seconds
 
     def scalars(self) -> dict[str, float]:
-        """The numbers that a curve over the steps shows, by name; the finite ones."""
+        """The finite numbers of the record, by name, for curves over the steps."""
         return {name: value for name, value in self.curves().items() if math.isfinite(value)}
 
     def curves(self) -> dict[str, float]:
-        """The numbers of `scalars`, not all of which need be finite."""
+        """All numbers for curves, by name. Some may not be finite."""
         return {}
 
     def as_line(self) -> dict[str, Any]:
-        """The content of the record's line in log.jsonl: `event` first."""
+        """The content of the record's line in log.jsonl, with `event` first."""
         content = {key: value for key, value in asdict(self).items() if value is not None}
         return {"event": content.pop("event"), **content}
 
 
 @dataclass(frozen=True)
 class SessionStarted(Line):
-    """A process begins the run, or goes on with it.
+    """A session began or resumed the run.
 
-    machine: what the bits of the result depend on. parameters: of the network. notes: for the
-    user."""
+    machine: versions and options on which the bits of the result depend. parameters: the number of
+    the network's parameters. notes: for the user."""
 
     machine: dict[str, Any]
     parameters: Steps
@@ -63,7 +63,7 @@ class SessionStarted(Line):
 
 @dataclass(frozen=True)
 class Projection(Line):
-    """The run is expected to have `steps` steps. The snapshots are spread over these."""
+    """The run is expected to have `steps` steps. The snapshots are spread over them."""
 
     steps: Steps
     event: Literal["projection"] = "projection"
@@ -71,7 +71,9 @@ class Projection(Line):
 
 @dataclass(frozen=True)
 class Cooldown(Line):
-    """From step `start` on the learning rate falls linearly to 0 at step `end`, the last one."""
+    """The learning rate falls linearly from step `start` to 0 at step `end`.
+
+    Training ends at step `end`."""
 
     start: Steps
     end: Steps
@@ -80,7 +82,7 @@ class Cooldown(Line):
 
 @dataclass(frozen=True)
 class Rollback(Line):
-    """Step number `failed` (from 1) went wrong. Training goes on from `step`, at half the rate.
+    """Step number `failed` (from 1) failed. Training continues from `step` at half the rate.
 
     reason: what was not finite."""
 
@@ -91,7 +93,7 @@ class Rollback(Line):
 
 @dataclass(frozen=True)
 class StepTaken(Line):
-    """One optimiser step, number `step` (from 1). seconds: that it took."""
+    """Optimiser step number `step` (from 1). loss: of its batch. seconds: its duration."""
 
     loss: float
     lr: float
@@ -104,7 +106,7 @@ class StepTaken(Line):
 
 @dataclass(frozen=True)
 class CompileFallback(Line):
-    """torch.compile failed. The same arithmetic goes on without it, more slowly."""
+    """torch.compile failed. The same arithmetic runs without it and is slower."""
 
     reason: Annotated[str, Field(max_length=1000)]
     event: Literal["compile-fallback"] = "compile-fallback"
@@ -112,9 +114,9 @@ class CompileFallback(Line):
 
 @dataclass(frozen=True)
 class Validation(Line):
-    """Held-out loss of the averaged weights, at the same noise each time.
+    """The held-out loss of the averaged weights, with the same noise each time.
 
-    levels: (log-SNR, loss) by noise level."""
+    levels: (log-SNR, loss) for each noise level."""
 
     loss: float
     levels: list[tuple[float, float]]
@@ -126,9 +128,10 @@ class Validation(Line):
 
 @dataclass(frozen=True)
 class Quality(Line):
-    """The Frechet distance of n quick samples of the averaged weights to the training images.
+    """The Frechet distance between n quick samples and the training images.
 
-    floor: that of n real images that were not trained on. seconds: that it took."""
+    The samples are of the averaged weights. floor: the distance of n real images that were not
+    trained on. seconds: the duration of the measurement."""
 
     frechet: float
     floor: float
@@ -142,9 +145,10 @@ class Quality(Line):
 
 @dataclass(frozen=True)
 class Snapshot(Line):
-    """Samples from the same noise each time. seconds: that they and the validation took.
+    """Samples from the same noise each time.
 
-    images: uint8 (N, C, H, W), while training; in the log they are a picture, `file`."""
+    seconds: the duration of sampling and validation. images: uint8 (N, C, H, W) during training;
+    the log leaves them out, and the picture is in `file`."""
 
     seconds: Seconds
     images: Any = field(default=None, repr=False, compare=False)
@@ -152,7 +156,7 @@ class Snapshot(Line):
 
     @property
     def file(self) -> str:
-        """The picture's path within the run folder."""
+        """The path of the picture within the run folder."""
         return f"samples/step_{self.step:06d}.png"
 
     def as_line(self) -> dict[str, Any]:
@@ -161,7 +165,7 @@ class Snapshot(Line):
 
 @dataclass(frozen=True)
 class Stopped(Line):
-    """The session was asked to stop before the budget was used up. The same command goes on."""
+    """The session was stopped before the budget was used up. The same command resumes the run."""
 
     event: Literal["stopped"] = "stopped"
 
@@ -187,4 +191,4 @@ Record: TypeAlias = (
     | Finished
 )
 Decision: TypeAlias = Projection | Cooldown | Rollback
-"""What the clock decides. Everything else is a function of the step and of these."""
+"""The decisions of the clock. Everything else is a function of the step and of these."""

@@ -1,4 +1,4 @@
-"""A rehearsal: parameters that make no diffusion model are refused before anything is written."""
+"""A rehearsal: parameters that give no diffusion model are refused before anything is written."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 
 
 def rehearse(config: Config) -> None:
-    """Call every chosen function once, on one pixel.
+    """Call every chosen function once, with images of one pixel.
 
-    Raises UserError for parameters that make no diffusion model."""
+    Raises UserError for parameters that do not give a diffusion model."""
     specs = (
         f"schedule {config.schedule}, prediction {config.predict}, weighting {config.weighting}, "
         f"times {config.times}"

@@ -1,4 +1,4 @@
-"""What training changes, and how it becomes a checkpoint and comes back."""
+"""The state of training: what it changes, and how a checkpoint saves and restores it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 
 @dataclass
 class State:
-    """The network, its average over the steps, the optimiser, and the number of steps taken."""
+    """What training changes: the network, its average over the steps, and the optimiser.
+
+    step: the number of steps taken."""
 
     network: nn.Module
     average: nn.Module
@@ -26,7 +28,7 @@ class State:
     step: int = 0
 
     def tensors(self) -> dict[str, Tensor]:
-        """Everything that going on needs, by name."""
+        """The tensors of a checkpoint, by name: weights, averaged weights and the moments."""
         found = {f"weights/{name}": value for name, value in self.network.state_dict().items()}
         found |= {f"ema/{name}": value for name, value in self.average.state_dict().items()}
         for name, parameter in self.network.named_parameters():
@@ -35,14 +37,13 @@ class State:
         return {name: value.detach() for name, value in found.items()}
 
     def restore(self, tensors: dict[str, Tensor], step: int) -> None:
-        """The inverse of `tensors`, for those of the same network."""
+        """The inverse of `tensors`. tensors: those of the same network. step: their step."""
 
         def part(prefix: str) -> dict[str, Tensor]:
             return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
 
         def laid_out_like(parameter: Tensor, moment: Tensor) -> Tensor:
-            # Files hold contiguous tensors. The fused optimiser walks parameter and moments in
-            # memory order.
+            # Tensors from files are contiguous. The fused optimiser needs the parameter's layout.
             return torch.empty_like(parameter).copy_(moment) if moment.ndim else moment.clone()
 
         self.network.load_state_dict(part("weights/"))
@@ -62,10 +63,11 @@ class State:
         self.step = step
 
     def copy(self) -> tuple[dict[str, Tensor], int]:
-        """What `restore` takes, of now: later steps do not change it."""
+        """Copies of the tensors, and the step, for `restore`. Later steps do not change them."""
         return {name: value.clone() for name, value in self.tensors().items()}, self.step
 
     def is_finite(self) -> bool:
+        """Whether all weights, averaged weights and moments are finite."""
         return bool(
             torch.stack(torch._foreach_norm(list(self.tensors().values()))).isfinite().all()
         )
@@ -78,9 +80,9 @@ def new_state(config: Config, network: nn.Module) -> State:
 
 
 def stepped_tensors(config: Config, network: nn.Module) -> dict[str, Tensor]:
-    """The tensors of a checkpoint after a step, with the names and shapes that each has.
+    """The tensors of a checkpoint after a step, for their names and shapes.
 
-    They are those of a step on a copy, with gradients of zero."""
+    They come from a step with zero gradients, on a copy of the network."""
     state = new_state(config, copy.deepcopy(network))
     for parameter in state.network.parameters():
         parameter.grad = torch.zeros_like(parameter)

@@ -1,4 +1,4 @@
-"""One step down the gradient of the loss."""
+"""One training step: a step of the optimiser and of the average of the weights."""
 
 from __future__ import annotations
 
@@ -17,15 +17,17 @@ if TYPE_CHECKING:
     from undiffuse.training.state import State
 
 BatchLoss: TypeAlias = "Callable[[Any], Tensor]"
-"""What an objective prepared -> the loss of the batch, ()."""
+"""Takes what an objective prepared and returns the loss of the batch, ()."""
 
 
 def train_step(
     batch_loss: BatchLoss, state: State, batch: Any, lr: float, config: Config
 ) -> tuple[float, str | None]:
-    """One step of the optimiser and of the average: (the loss, what of it is not finite, if any).
+    """Take one step of the optimiser and of the average.
 
-    Where something is not finite, `state` is spoilt: restore it."""
+    batch: what the objective prepared. lr: the learning rate of this step. Returns the loss, and
+    "loss", "gradient" or "weight or moment" for what is not finite, else None. Where something is
+    not finite, the state cannot be used: restore an earlier one."""
     torch.manual_seed(int(rng.stream(config.seed, "dropout", state.step).integers(2**63)))
     parameters: list[Tensor] = list(state.network.parameters())
     average: list[Tensor] = list(state.average.parameters())
