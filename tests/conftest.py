@@ -1,4 +1,4 @@
-"""What the tests share: tiny images, a configuration that trains on them in a second, and runs of it."""
+"""What the tests share: tiny images, a configuration that trains in a second, runs of it."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ settings.load_profile("new" if "EXAMPLES" in os.environ else "same")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What forks this process comes first: the threads of Typst, of reports, do not survive a fork."""
+    """What forks this process comes first: the threads of Typst do not survive a fork."""
     items.sort(key=lambda item: item.path.name != "test_hostile.py")
 
 
@@ -73,7 +73,7 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny(digits: Path) -> dict[str, Any]:
     """Fields of a run that trains in about a second. With dropout, so that all randomness is used.
 
-    The configuration, the options of its network and those of its session, as `train` takes them."""
+    The configuration, the options of its network and those of its session, as for `train`."""
     return {
         "data": str(digits),
         "steps": 12,

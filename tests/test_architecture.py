@@ -1,4 +1,4 @@
-"""The shape of the house: six packages in bands, imports that go down, no circle, and a quick --help."""
+"""The shape of the house: packages in bands, imports that go down, no circle, a quick --help."""
 
 from __future__ import annotations
 

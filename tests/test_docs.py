@@ -109,7 +109,7 @@ def test_examples_run(page: Path, reader: None) -> None:
     """All blocks of a page, in their order, in one namespace."""
     namespace: dict[str, Any] = {"__name__": EXAMPLE}
     for number, code in enumerate(blocks(page, "python"), start=1):
-        exec(compile(code, f"{page.name}, block {number}", "exec"), namespace)  # noqa: S102 - our own
+        exec(compile(code, f"{page.name}, block {number}", "exec"), namespace)  # noqa: S102
 
 
 def test_there_are_examples() -> None:

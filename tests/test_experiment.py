@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
@@ -12,6 +14,7 @@ import torch
 from torch import Tensor
 
 from undiffuse.base import rng
+from undiffuse.base.errors import UserError
 from undiffuse.runs.folder import Run
 from undiffuse.runs.session import train_session
 from undiffuse.training.experiment import Experiment, make_experiment
@@ -123,3 +126,16 @@ def stop_after(step: int, records: Any) -> None:
         for record in records:
             if isinstance(record, StepTaken) and record.step == step:
                 return
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_a_run_folder_of_version_0_1_is_refused_with_a_sentence(
+    run: Path, tmp_path: Path, version: int
+) -> None:
+    path = tmp_path / "run"
+    path.mkdir()
+    content = json.loads((run / "config.json").read_text())
+    (path / "config.json").write_text(json.dumps({**content, "format": version}))
+    said = f"{path} is a run folder of version 0.1, which this version cannot read; train a new run"
+    with pytest.raises(UserError, match=re.escape(said)):
+        Run(path).about()

@@ -86,7 +86,7 @@ def test_the_continuous_bound_of_the_exact_denoiser_is_the_entropy(schedule: str
     x_0 = to_float(images).double()
     density = -0.5 * ((x_0 - MEAN) / STD).square() - math.log(STD * math.sqrt(2 * math.pi))
     own = -density.mean(dim=(1, 2, 3)) / math.log(2)
-    # The bits that x_1 leaves: the exact decoder p(x_0 | x_1) is normal, of the posterior's variance.
+    # The bits that x_1 leaves: the exact decoder p(x_0 | x_1) is normal.
     begin = exact_denoiser(schedule).noise_level(torch.tensor(1e-3))
     ratio = (begin.sigma / begin.alpha).item()
     posterior_std = ratio * STD / math.sqrt(STD**2 + ratio**2)
@@ -124,7 +124,7 @@ def test_levels_are_stratified() -> None:
 
 
 def test_the_prior_is_the_divergence_of_two_normals() -> None:
-    """KL(N(alpha x_0, sigma^2) | N(0, alpha^2 + sigma^2)) with the numbers of torch.distributions."""
+    """KL(N(alpha x_0, sigma^2) | N(0, alpha^2 + sigma^2)) by torch.distributions."""
     alpha, sigma = torch.tensor([0.3, 0.9]).double()
     x_0 = torch.tensor([[[[0.5, -1.0]]]]).double()
     q = torch.distributions.Normal(alpha * x_0, sigma)

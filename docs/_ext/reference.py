@@ -128,7 +128,9 @@ class Flags(Reference):
             if term.startswith("-h"):
                 continue
             term = ", ".join(part for part in term.split(", ") if part.split()[0] not in FORMER)
-            text, default = re.fullmatch(r"(.*?)(?: \(default: ([^()]*)\))?", meaning).groups()  # type: ignore[union-attr]
+            found = re.fullmatch(r"(.*?)(?: \(default: ([^()]*)\))?", meaning)
+            assert found is not None
+            text, default = found.groups()
             what, _, why = text.partition(" - ")
             what = begun(what)
             what += f". Why: {why}" if why else ""

@@ -60,7 +60,7 @@ def normal_each(
 def uniform_each(
     samples: Sequence[int], shape: Sequence[int], seed: int, purpose: str, step: int = 0
 ) -> Tensor:
-    """Uniform numbers in [0, 1), float64 (len(samples), *shape), from one stream for each sample."""
+    """Uniform numbers in [0, 1), float64 (len(samples), *shape): one stream for each sample."""
     numbers = np.empty((len(samples), *shape))
     for row, own in zip(numbers, streams(samples, seed, purpose, step), strict=True):
         row[...] = own.random(tuple(shape))
