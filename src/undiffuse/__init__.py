@@ -1,10 +1,10 @@
 """undiffuse: understand, train and trust a small diffusion model.
 
-    import undiffuse
-    run = undiffuse.train("runs/mine", minutes=10, conditional=True)
-    images = undiffuse.sample(run, n=64, sampler="ddim", steps=25)  # uint8 (64, 28, 28)
-    model = undiffuse.load(run)
-    x_0_hat = model(x_t, t, classes=[7, 7])  # denoised images
+import undiffuse
+run = undiffuse.train("runs/mine", minutes=10, conditional=True)
+images = undiffuse.sample(run, n=64, sampler="ddim", steps=25)  # uint8 (64, 28, 28)
+model = undiffuse.load(run)
+x_0_hat = model(x_t, t, classes=[7, 7])  # denoised images
 """
 
 from __future__ import annotations

@@ -65,8 +65,6 @@ def classes_in_turn(labels: Tensor | None) -> int:
     """The number of classes that take turns in labels (N,): a grid has a row for each.
 
     0 without labels, where the classes do not take turns, and for more than 20 classes."""
-    import torch
-
     if labels is None:
         return 0
     asked = len(set(labels.tolist()))

@@ -20,8 +20,6 @@ COLOURS = ("#9ab3c9", "#1f4e79", "#c8501e")  # of different brightness, for prin
 
 def new_figure(width: float, height: float) -> Figure:
     """A matplotlib figure, width x height inches. It needs no display and no global state."""
-    from matplotlib.figure import Figure
-
     return Figure(figsize=(width, height), layout="constrained", dpi=120)
 
 
@@ -34,8 +32,6 @@ def png(figure: Figure) -> bytes:
 
 def in_decimals(axis: Axes) -> None:
     """Label the logarithmic y axis with numbers such as 0.05, not with powers of ten."""
-    from matplotlib.ticker import LogLocator, NullFormatter
-
     low, high = axis.get_ylim()
     axis.yaxis.set_major_locator(
         LogLocator(subs=(1, 2, 5) if high > 3 * low else (*range(1, 10), 1.1, 1.2, 1.3, 1.4, 1.5))
@@ -45,59 +41,45 @@ def in_decimals(axis: Axes) -> None:
 
 
 def loss_curve(run: Run) -> None:
-    """Write loss.png: the loss by step, the loss by noise level, and the quality by step.
+    """Write loss.png: the losses by step, the loss by noise level, and the quality by step.
 
     The panel of quality is left out where the run measured none."""
-    validations, qualities = run.of(Validation), run.of(Quality)
+    steps, validations, qualities = run.of(StepTaken), run.of(Validation), run.of(Quality)
     figure = new_figure(7.2, 4.7 if qualities else 2.9)
     panels = figure.subplot_mosaic("LR;QQ" if qualities else "LR")
-    plot_loss(panels["L"], run.of(StepTaken), validations)
-    plot_levels(panels["R"], validations)
+    losses_by_step(panels["L"], steps, validations)
+    loss_by_level(panels["R"], validations)
     if qualities:
-        plot_quality(panels["Q"], qualities)
+        quality_by_step(panels["Q"], qualities)
     for axis in panels.values():
         in_decimals(axis)
     run.write("loss.png", png(figure))
 
 
-def plot_loss(axis: Axes, steps: list[StepTaken], validations: list[Validation]) -> None:
+def losses_by_step(axis: Axes, steps: list[StepTaken], validations: list[Validation]) -> None:
     """Plot the training loss of each step, its running mean, and the held-out loss."""
-    import numpy as np
-
-    x = np.array([record.step for record in steps])
-    y = np.array([record.loss for record in steps])
+    x, y = np.array([e.step for e in steps]), np.array([e.loss for e in steps])
     window = max(1, len(y) // 50)
     axis.plot(x, y, color=COLOURS[0], linewidth=0.6, label="training loss of a step")
     if len(y) > window:
         smooth = np.convolve(y, np.ones(window) / window, mode="valid")
         axis.plot(x[window - 1 :], smooth, color=COLOURS[1], label=f"mean of {window} steps")
     if validations:
-        axis.plot(
-            [record.step for record in validations],
-            [record.loss for record in validations],
-            "o-",
-            color=COLOURS[2],
-            markersize=3,
-            label="held-out images",
-        )
+        at, loss = [e.step for e in validations], [e.loss for e in validations]
+        axis.plot(at, loss, "o-", color=COLOURS[2], markersize=3, label="held-out images")
     axis.set(xlabel="step", ylabel="weighted loss", yscale="log", title="Loss")
     axis.legend(fontsize=8)
 
 
-def plot_levels(axis: Axes, validations: list[Validation]) -> None:
-    """Plot the held-out loss by noise level. Later validations are darker."""
-    shown = [record for record in validations if record.step > 0] or validations
-    for i, record in enumerate(shown):
-        levels = sorted(record.levels)
+def loss_by_level(axis: Axes, validations: list[Validation]) -> None:
+    """Plot the held-out loss by log-SNR: a line for each validation, the last one black."""
+    shown = [e for e in validations if e.step > 0] or validations
+    for i, validation in enumerate(shown):
+        levels = sorted(validation.levels)
+        log_snr, loss = [at for at, _ in levels], [value for _, value in levels]
         shade = str(round(0.85 - 0.85 * (i + 1) / len(shown), 3))
-        ends = i in (0, len(shown) - 1)
-        axis.plot(
-            [log_snr for log_snr, _ in levels],
-            [loss for _, loss in levels],
-            ".-",
-            color=shade,
-            label=f"step {record.step}" if ends else None,
-        )
+        label = f"step {validation.step}" if i in (0, len(shown) - 1) else None
+        axis.plot(log_snr, loss, ".-", color=shade, label=label)
     axis.set(
         xlabel="log-SNR (left: noise, right: image)",
         ylabel="held-out loss",
@@ -110,18 +92,12 @@ def plot_levels(axis: Axes, validations: list[Validation]) -> None:
         axis.text(0.5, 0.5, "no held-out images", ha="center", transform=axis.transAxes)
 
 
-def plot_quality(axis: Axes, qualities: list[Quality]) -> None:
-    """Plot the Frechet distance by step, and its floor."""
-    axis.plot(
-        [record.step for record in qualities],
-        [record.frechet for record in qualities],
-        "o-",
-        color=COLOURS[1],
-        label="samples",
-    )
-    axis.axhline(
-        qualities[0].floor, color=COLOURS[2], linestyle="--", label="floor: as many real images"
-    )
+def quality_by_step(axis: Axes, qualities: list[Quality]) -> None:
+    """Plot the Frechet distance of quick samples by step, and its floor."""
+    at, distance = [e.step for e in qualities], [e.frechet for e in qualities]
+    axis.plot(at, distance, "o-", color=COLOURS[1], label="samples")
+    floor = qualities[0].floor
+    axis.axhline(floor, color=COLOURS[2], linestyle="--", label="floor: as many real images")
     axis.set(
         xlabel="step",
         ylabel="Fréchet distance",
@@ -133,8 +109,6 @@ def plot_quality(axis: Axes, qualities: list[Quality]) -> None:
 
 def examples(training: Dataset, classes: tuple[str, ...], count: int = 40) -> bytes:
     """The content of data.png: some training images, with a column for each of few classes."""
-    import torch
-
     columns = columns_for(count, len(classes))
     chosen = torch.arange(min(count, len(training)))
     if training.labels is not None and len(classes) > 1 and columns % len(classes) == 0:
@@ -153,15 +127,13 @@ def timeline(run: Run, each: int = 10) -> None:
     """Write timeline.png: a row for each snapshot, with its first `each` images.
 
     All snapshots start from the same noise."""
-    from PIL import Image
-
     _, height, width = run.about().facts.shape
     rows = []
-    for snapshot in run.of(Snapshot):
-        if not (run.path / snapshot.file).is_file():
+    for event in run.of(Snapshot):
+        if not (run.path / event.file).is_file():
             continue  # a removed picture must not keep the run from finishing
-        with Image.open(run.path / snapshot.file) as sheet:
-            rows.append((snapshot.step, tiles(sheet, height, width)[:each]))
+        with Image.open(run.path / event.file) as sheet:
+            rows.append((event.step, tiles(sheet, height, width)[:each]))
     if not rows:
         return
     figure = new_figure(0.5 * each + 1.2, 0.5 * len(rows) + 0.5)
