@@ -296,7 +296,7 @@ def test_a_run_with_other_clusters_than_those_found_now(parts_run: Path, tmp_pat
     assert not (tmp_path / "new").exists()
     log = (folder / "log.jsonl").read_text().splitlines(keepends=True)
     (folder / "log.jsonl").write_text("".join(log[:-1]))
-    with pytest.raises(undiffuse.UserError, match=r"begun with 0 clusters .* with another --out"):
+    with pytest.raises(undiffuse.UserError, match=r"begun with 0 clusters .* with out=FOLDER"):
         list(train_session(about.config, folder))
 
 

@@ -184,7 +184,7 @@ def test_a_network_too_large_to_be_read_back_is_refused_first(
         monkeypatch.setattr(experiment, "LARGEST", most + experiment.LARGEST_HEADER)
         folder = tmp_path / f"{refused}"
         if refused:
-            with pytest.raises(UserError, match=r"checkpoints would take .* take fewer --channels"):
+            with pytest.raises(UserError, match=r"checkpoints would take .* take fewer channels"):
                 started(config, folder)
         else:
             started(config, folder)
@@ -787,7 +787,7 @@ def test_another_configuration_is_refused_with_the_differences(
 ) -> None:
     before = files(copy)
     with pytest.raises(
-        UserError, match=r"lr: 0.004 there, 0.5 asked; seed: 0 there, 1 asked.*--out"
+        UserError, match=r"lr: 0.004 there, 0.5 asked; seed: 0 there, 1 asked.*out=FOLDER"
     ):
         finish(configured(**{**tiny, "lr": 0.5, "seed": 1}), copy)
     assert files(copy) == before

@@ -8,6 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import torch
+
 from undiffuse.base.errors import UserError
 from undiffuse.base.files import cannot_write, write_atomic
 from undiffuse.base.images import (
@@ -89,8 +92,6 @@ def save_images(
         sheet = image_grid(images, rows or columns_for(len(images)), down=rows > 0)
         write_atomic(to.path, png_bytes(sheet, {**note, "rows": rows} if note else None))
     elif to.kind == "npz":
-        import numpy as np
-
         arrays: dict[str, Any] = {"images": as_array(images)}
         if labels is not None:
             arrays |= {"labels": labels.numpy(), "classes": np.array(classes)}
@@ -145,8 +146,6 @@ def save_trajectory(path: Path, stages: list[Tensor]) -> None:
         ]
         write_atomic(path, animation_bytes(frames))
     else:
-        import torch
-
         shown = (
             [stages[round(k * (len(stages) - 1) / 11)] for k in range(12)]
             if len(stages) > 12

@@ -5,13 +5,18 @@ from __future__ import annotations
 import io
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
+from PIL import Image
+
 from undiffuse.base.images import columns_for, image_grid, png_bytes, tiles
 from undiffuse.runs.folder import Run
 from undiffuse.training.records import Quality, Snapshot, StepTaken, Validation
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
     from undiffuse.data.dataset import Dataset
 
