@@ -423,7 +423,7 @@ def test_a_bad_file_gets_one_sentence(
         (["--images", "x.npz"], "needs --data"),
         (["RUN", "--data", "mnist"], "go with --images"),
         (["RUN", "--n", "10"], "too few"),
-        (["RUN", "--n", "-1", "--no-quality", "--no-novelty"], "-1 images are too few"),
+        (["RUN", "--n", "-1", "--no-quality", "--no-novelty"], "n must be at least 100, not -1"),
         (["RUN", "--steps", "0"], "--steps must be at least 1"),
         (["RUN", "--n", "99999999999"], "--n must be at most 10,000,000"),
         (["RUN", "--grid", "nonsense"], "no time grid called"),
