@@ -375,7 +375,7 @@ def test_training_that_goes_wrong_again_and_again_is_given_up(
     with pytest.raises(
         UserError,
         match=rf"step 6 was not finite, though .* halved {MOST_ROLLBACKS} times"
-        r".*--lr than 0\.000125",
+        r".*lr=0\.000125 or less",
     ):
         records.extend(trainer())
     assert finite(trainer.tensors())
