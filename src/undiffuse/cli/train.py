@@ -105,7 +105,8 @@ def train_verb(preset: Any) -> Callable[..., None]:
 
         Args:
             out: the run folder
-            replay: repeat this finished run step by step, to the same weights; needs --out
+            replay: repeat this finished run step by step, to the same weights; needs --out, and
+                the same --precision and --compile
             plan: time a few steps and print what the budget allows, without training
         """
         config, options = chosen(flags)
