@@ -85,7 +85,7 @@ def log(content: bytes) -> None:
     run.log_path.write_bytes(content)
     for _ in run.follow():
         pass
-    Clock(lambda: 0.0, 0.4, budget=60.0).read(decisions_of(run))
+    Clock(lambda: 0.0, 0.4, budget=60.0).read(decisions_of(run.records()))
 
 
 def checkpoint(content: bytes) -> None:

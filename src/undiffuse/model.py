@@ -12,7 +12,7 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any
 
 import torch
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
@@ -21,6 +21,7 @@ from undiffuse.base.errors import UserError
 from undiffuse.base.images import as_array
 from undiffuse.base.pixels import from_array, to_float, to_uint8
 from undiffuse.base.rng import normal_each
+from undiffuse.base.schema import Side
 from undiffuse.base.tensors import load_tensors, not_finite, save_tensors
 from undiffuse.diffusion.conditioning import Conditioning
 from undiffuse.diffusion.denoiser import Denoiser
@@ -29,11 +30,11 @@ from undiffuse.diffusion.process import jump
 from undiffuse.diffusion.sampling import (
     Sampling,
     network_calls,
-    sample,
+    sample_batches,
     trajectory,
     unguidable,
 )
-from undiffuse.nets import build_network, check_prediction
+from undiffuse.nets import build_network
 
 if TYPE_CHECKING:
     import numpy as np
@@ -43,8 +44,6 @@ if TYPE_CHECKING:
     from undiffuse.diffusion.walk import Frame
 
 MOST_IMAGES = 10_000_000  # images of one request: 8 GB of MNIST's size
-
-Side: TypeAlias = Annotated[int, Field(ge=1, le=4096)]
 
 
 @dataclass(frozen=True)
@@ -70,11 +69,8 @@ class Description:
         """The network with random weights. On the device "meta" it takes no memory.
 
         Raises UserError where the network and the prediction do not fit."""
-        network = build_network(
-            self.net, self.shape, self.conditioning.count, seed=seed, device=device
-        )
-        check_prediction(self.net, network, self.predict)
-        return network
+        count, predict = self.conditioning.count, self.predict
+        return build_network(self.net, self.shape, count, predict=predict, seed=seed, device=device)
 
 
 class Model:
@@ -307,11 +303,16 @@ class Request:
 
     def batches(self) -> Iterator[Tensor]:
         """The images, uint8 (B, C, H, W), a batch at a time."""
-        for first in range(0, self.n, self.batch_size):
-            count = min(self.batch_size, self.n - first)
-            own = None if self.classes is None else self.classes[first : first + count]
-            samples = range(first, first + count)
-            yield to_uint8(sample(self.model.denoiser, samples, self.sampling, classes=own))
+        yield from map(
+            to_uint8,
+            sample_batches(
+                self.model.denoiser,
+                self.n,
+                self.sampling,
+                classes=self.classes,
+                batch_size=self.batch_size,
+            ),
+        )
 
     def stages(self, count: int) -> list[Tensor]:
         """The first `count` images at every time from 1 to 0, uint8 (count, C, H, W) each."""

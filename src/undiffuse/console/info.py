@@ -8,30 +8,37 @@ from rich import box
 from rich.console import Group
 from rich.table import Table
 
-from undiffuse.nets import NETWORKS
+from undiffuse.nets import options_of
 from undiffuse.runs.folder import About, Run
-from undiffuse.training.records import SessionStarted, StepTaken, Validation
+from undiffuse.training.records import (
+    Finished,
+    Record,
+    SessionStarted,
+    StepTaken,
+    Validation,
+    of_kind,
+)
 
 
 def describe(run: Run) -> Group:
     """A run's state, data and hyperparameters, for the terminal."""
-    about = run.about()
+    about, records = run.about(), list(run.records())
     summary = Table(
         box=None, show_header=False, title=str(run.path), title_justify="left", title_style="bold"
     )
-    for key, value in state_of(run, about).items():
+    for key, value in state_of(about, records).items():
         summary.add_row(key, value)
     table = Table("hyperparameter", "value", "why", box=box.SIMPLE_HEAD)
-    for row in hyperparameters(run, about):
+    for row in hyperparameters(about, records):
         table.add_row(*row)
     return Group(summary, table)
 
 
-def state_of(run: Run, about: About) -> dict[str, str]:
+def state_of(about: About, records: list[Record]) -> dict[str, str]:
     """A run's state and data: heading -> text."""
     facts, conditioning = about.facts, about.conditioning
-    steps, end = run.of(StepTaken), run.finished()
-    spent = max((record.time for record in run.records()), default=0.0)
+    steps, end = of_kind(StepTaken, records), of_kind(Finished, records)
+    spent = max((record.time for record in records), default=0.0)
     state = "finished" if end else "unfinished; the same command continues it"
     shape = "x".join(str(n) for n in (*facts.shape[1:], facts.shape[0]))
     within = ", within the classes" if conditioning.class_of_cluster else ""
@@ -44,9 +51,9 @@ def state_of(run: Run, about: About) -> dict[str, str]:
         "clusters": clusters if conditioning.clusters else "none",
         "loss": f"{steps[-1].loss:.4f} at the last step" if steps else "none yet",
     }
-    for validation in run.of(Validation)[-1:]:
+    for validation in of_kind(Validation, records)[-1:]:
         lines["held-out loss"] = f"{validation.loss:.4f} at step {validation.step:,}"
-    for session in run.of(SessionStarted)[-1:]:
+    for session in of_kind(SessionStarted, records)[-1:]:
         machine = session.machine.items()
         lines["machine"] = ", ".join(f"{key} {value}" for key, value in machine)
     if about.replay_of:
@@ -54,10 +61,10 @@ def state_of(run: Run, about: About) -> dict[str, str]:
     return lines
 
 
-def hyperparameters(run: Run, about: About) -> Iterator[tuple[str, str, str]]:
+def hyperparameters(about: About, records: list[Record]) -> Iterator[tuple[str, str, str]]:
     """(name, value, reason) of each. The network's own options follow the network."""
     config = about.config
-    steps = run.of(StepTaken)
+    steps = of_kind(StepTaken, records)
     usual = config.sampling(steps[-1].step if steps else 0, about.conditioning)
     for name, why in about.reasons.items():
         value = (
@@ -72,13 +79,8 @@ def hyperparameters(run: Run, about: About) -> Iterator[tuple[str, str, str]]:
 
 def network_options(net: str) -> Iterator[tuple[str, str, str]]:
     """(name, value, reason) of a network's options."""
-    network = NETWORKS.function(net.partition(":")[0])
-    chosen = NETWORKS.options(net)
-    for option, default in NETWORKS.defaults(net.partition(":")[0]).items():
-        why = (
-            getattr(network, "reasons", {}).get(option, "").partition(" - ")[2]
-            or "the network's default"
-        )
-        value = chosen.get(option, default)
+    for option in options_of(net):
+        value = option.value
         shown = " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
-        yield f"  {option}", shown, why if value == default else "chosen for this run"
+        why = option.reason if value == option.default else "chosen for this run"
+        yield f"  {option.name}", shown, why

@@ -18,13 +18,12 @@ from __future__ import annotations
 import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
-
-from pydantic import Field
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from undiffuse.base.errors import UserError
 from undiffuse.base.lazy import lazy
 from undiffuse.base.rng import stream
+from undiffuse.base.schema import Count
 
 if TYPE_CHECKING:
     import numpy as np
@@ -34,7 +33,6 @@ else:
     np, torch = lazy("numpy"), lazy("torch")
 
 Kind: TypeAlias = Literal["class", "sub-class cluster", "cluster"]
-Count: TypeAlias = Annotated[int, Field(ge=0)]
 
 
 @dataclass(frozen=True)

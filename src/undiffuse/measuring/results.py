@@ -5,23 +5,14 @@ The content is checked when it is written and when it is read.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from undiffuse.base.schema import Count, Number, Share, Strict
 from undiffuse.measuring.quality import METRICS
 
 FORMAT = 2
-
-Number = Annotated[float, Field(allow_inf_nan=False)]
-Share = Annotated[float, Field(ge=0, le=1)]
-Images = Annotated[int, Field(ge=0)]
-
-
-class Strict(BaseModel):
-    """A part of the file. Unknown names are an error."""
-
-    model_config = ConfigDict(extra="forbid")
 
 
 class Value(Strict):
@@ -40,9 +31,9 @@ class Figure(BaseModel):
     value: Number
     low: Number
     high: Number
-    n: Images
+    n: Count
     control: Number | None = None
-    control_n: Images | None = None
+    control_n: Count | None = None
     floor: Number | None = None
     ratio: Number | None = None
 
@@ -51,10 +42,10 @@ class Reference(Strict):
     """The real images: the data set's name, the number of images of each part, and the control."""
 
     name: str
-    training: Images
-    test: Images
-    seen: Images
-    unseen: Images
+    training: Count
+    test: Count
+    seen: Count
+    unseen: Count
     control: str
 
 
@@ -68,7 +59,7 @@ class Sampled(Strict):
     clip: bool
     seed: int
     precision: str
-    n: Images
+    n: Count
     network_calls: int
     seconds: Number
 
@@ -76,7 +67,7 @@ class Sampled(Strict):
 class Unsure(Strict):
     """An image that the classifier is unsure of. taken_for: its most probable class."""
 
-    image: Images
+    image: Count
     confidence: Share
     taken_for: str
 
@@ -84,7 +75,7 @@ class Unsure(Strict):
 class CountedValue(Value):
     """A value of n images with its 95% interval."""
 
-    n: Images
+    n: Count
 
 
 class Continuous(Strict):
@@ -93,7 +84,7 @@ class Continuous(Strict):
     test: Number
     low: Number
     high: Number
-    n: Images
+    n: Count
     diffusion: Value
 
 
@@ -103,7 +94,7 @@ class Ode(Strict):
     test: Number
     low: Number
     high: Number
-    n: Images
+    n: Count
     steps: int
     log_snr: Number
     assumes: str
@@ -118,7 +109,7 @@ class Bits(Strict):
     high: Number
     training: CountedValue
     gap: Value
-    n: Images
+    n: Count
     chain: int
     log_snr: tuple[Number, Number]
     prior: Value
@@ -162,7 +153,7 @@ class Audit(Strict):
 
     alarm: bool
     p_value: Share
-    n: Images
+    n: Count
 
 
 class Copy(Strict):
@@ -170,8 +161,8 @@ class Copy(Strict):
 
     d1, d2: the distances to the nearest and second-nearest training image, in 8-bit values."""
 
-    image: Images
-    training: Images
+    image: Count
+    training: Count
     d1: Number
     d2: Number
 
@@ -187,7 +178,7 @@ class Novelty(Strict):
     expected: Share
     threshold: Number
     detectable: Share
-    n: Images
+    n: Count
     control: Audit
     ratio: Quantiles
     distance: Quantiles
@@ -208,9 +199,9 @@ class Results(Strict):
     machine: dict[str, Any]
     warnings: list[str]
     missing: dict[str, str]
-    seconds: dict[str, Number] = {}
+    seconds: dict[str, Number] = Field(default_factory=dict)
     sampling: Sampled | None = None
-    least_sure: list[Unsure] = []
+    least_sure: list[Unsure] = Field(default_factory=list)
     bits_per_dim: Bits | None = None
     novelty: Novelty | None = None
 

@@ -23,6 +23,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from undiffuse.base.errors import UserError
@@ -71,21 +72,49 @@ NETWORKS = NetworkTable("network")
 
 
 def build_network(
-    net: str, shape: tuple[int, int, int], conditions: int, *, seed: int = 0, device: str = "cpu"
+    net: str,
+    shape: tuple[int, int, int],
+    conditions: int,
+    *,
+    predict: str | None = None,
+    seed: int = 0,
+    device: str = "cpu",
 ) -> nn.Module:
     """Build the network of a spec, with random weights that `seed` decides.
 
     net: a spec such as "unet:heads=4". shape: (C, H, W) of an image. conditions: K, without
-    "unconditional". On the device "meta" the network takes no memory. Raises UserError for options
-    that do not fit together."""
+    "unconditional". predict: the prediction it is built for; None for any. On the device "meta" the
+    network takes no memory. Raises UserError for options that do not fit together, and where the
+    network is made for another prediction only."""
     with torch.random.fork_rng(devices=[]), torch.device(device):  # the caller's state stays
         torch.manual_seed(seed)
         network: nn.Module = NETWORKS[net](shape=shape, conditions=conditions)
+    only = getattr(network, "predicts", None)
+    if None not in (only, predict) and predict != only:
+        raise UserError(f"predict must be '{only}' for network '{net}', not '{predict}'")
     return network
 
 
-def check_prediction(net: str, network: nn.Module, prediction: str) -> None:
-    """Raises UserError where the network is made for another prediction only."""
-    only = getattr(network, "predicts", None)
-    if only is not None and prediction != only:
-        raise UserError(f"predict must be '{only}' for network '{net}', not '{prediction}'")
+@dataclass(frozen=True)
+class Option:
+    """An option of a network: its value in a spec, its default, and the reason for the default."""
+
+    name: str
+    value: Any
+    default: Any
+    reason: str
+
+
+def options_of(net: str) -> list[Option]:
+    """The options of the network of a spec."""
+    name, chosen = net.partition(":")[0], NETWORKS.options(net)
+    reasons = getattr(NETWORKS.function(name), "reasons", {})
+    return [
+        Option(
+            option,
+            chosen.get(option, default),
+            default,
+            reasons.get(option, "").partition(" - ")[2] or "the network's default",
+        )
+        for option, default in NETWORKS.defaults(name).items()
+    ]

@@ -20,8 +20,7 @@ from undiffuse.report.words import STUDY_NAMES
 from undiffuse.runs.folder import About, Run
 from undiffuse.runs.studies import check_study
 from undiffuse.training.config import Config
-from undiffuse.training.experiment import build_configured
-from undiffuse.training.records import Finished, Record, Snapshot
+from undiffuse.training.records import Finished, Record, Snapshot, of_kind
 
 R = TypeVar("R", bound=Record)
 
@@ -60,7 +59,7 @@ class Source:
 
     def of(self, kind: type[R]) -> list[R]:
         """The records of a kind, in order."""
-        return [record for record in self.records if isinstance(record, kind)]
+        return of_kind(kind, self.records)
 
     @property
     def config(self) -> Config:
@@ -74,9 +73,7 @@ class Source:
     @cached_property
     def network(self) -> nn.Module:
         """The run's network on the device `meta`: its weights have shapes and no memory."""
-        about = self.about
-        network = build_configured(about.config, about.facts, about.conditioning, device="meta")
-        return network.eval().to("meta")
+        return self.about.description(self.steps).build(device="meta").eval().to("meta")
 
     @cached_property
     def steps(self) -> int:

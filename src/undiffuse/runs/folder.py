@@ -43,6 +43,7 @@ from undiffuse.training.records import (
     SessionStarted,
     Snapshot,
     Validation,
+    of_kind,
 )
 
 if TYPE_CHECKING:
@@ -230,7 +231,7 @@ class Run:
 
     def of(self, kind: type[R]) -> list[R]:
         """The records of one kind, in order."""
-        return [record for record in self.records() if isinstance(record, kind)]
+        return of_kind(kind, self.records())
 
     def append(self, record: Record) -> None:
         """Add a record to the log."""

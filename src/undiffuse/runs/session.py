@@ -7,7 +7,7 @@ SIGTERM. Then the same command starts the next session, which resumes the run.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -45,6 +45,7 @@ from undiffuse.training.records import (
     Snapshot,
     StepTaken,
     Stopped,
+    of_kind,
 )
 
 if TYPE_CHECKING:
@@ -128,9 +129,10 @@ class Session:
         run, state = self.run, self.state
         self.restore()
         self.rewind()
-        first = self.started_record()
-        snapshots = run.of(Snapshot)
-        clock = self.clock(snapshots)
+        logged = list(run.records())
+        first = self.started_record(logged)
+        snapshots = of_kind(Snapshot, logged)
+        clock = self.clock(logged)
         run.append(first)
         yield first
         self.saved = time.monotonic()
@@ -172,17 +174,17 @@ class Session:
     def rewind(self) -> None:
         """Remove the log's records after the state's step. The decisions of a replay stay."""
         self.run.rewind_log(self.state.step)
-        recorded = decisions_of(self.run)
+        recorded = decisions_of(self.run.records())
         for decision in self.decisions:
             if decision not in recorded:
                 self.run.append(decision)
 
-    def started_record(self) -> SessionStarted:
-        """The session's first record.
+    def started_record(self, logged: list[Record]) -> SessionStarted:
+        """The session's first record. logged: the records so far.
 
         It has a note where the bits of the result may differ from those of the earlier sessions, or
         of the run that is replayed."""
-        earlier = self.run.of(SessionStarted)
+        earlier = of_kind(SessionStarted, logged)
         if not earlier and self.replay:
             earlier = Run(self.replay).of(SessionStarted)
         machine = {
@@ -204,9 +206,10 @@ class Session:
             self.state.step, round(self.elapsed(), 3), machine, self.experiment.parameters, notes
         )
 
-    def clock(self, snapshots: list[Snapshot]) -> Clock:
-        """The clock, with the decisions of earlier sessions."""
-        config, qualities = self.experiment.config, self.run.of(Quality)
+    def clock(self, logged: list[Record]) -> Clock:
+        """The clock, with the decisions of earlier sessions. logged: the records so far."""
+        config = self.experiment.config
+        snapshots, qualities = of_kind(Snapshot, logged), of_kind(Quality, logged)
         clock = Clock(
             self.elapsed,
             config.decay,
@@ -216,7 +219,7 @@ class Session:
             snapshot_seconds=snapshots[-1].seconds if snapshots else 0.0,
             quality_seconds=qualities[-1].seconds if qualities else 0.0,
         )
-        clock.read(decisions_of(self.run))
+        clock.read(decisions_of(logged))
         return clock
 
     def save(self) -> None:
@@ -323,9 +326,9 @@ def replayed_decisions(source: Run) -> list[Decision]:
         raise UserError(
             f"{source.path} is unfinished, so there is no whole run to replay; finish it first"
         )
-    return decisions_of(source)
+    return decisions_of(source.records())
 
 
-def decisions_of(run: Run) -> list[Decision]:
+def decisions_of(records: Iterable[Record]) -> list[Decision]:
     """The decisions of a run's clock, in order."""
-    return [r for r in run.records() if isinstance(r, Projection | Cooldown | Rollback)]
+    return [r for r in records if isinstance(r, Projection | Cooldown | Rollback)]

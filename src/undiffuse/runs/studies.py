@@ -2,20 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from undiffuse.base.schema import Count, Number, Strict
 
 FORMAT = 5
-
-Number = Annotated[float, Field(allow_inf_nan=False)]
-Count = Annotated[int, Field(ge=0)]
-
-
-class Strict(BaseModel):
-    """A part of the file. Unknown names are errors."""
-
-    model_config = ConfigDict(extra="forbid")
 
 
 class Distance(Strict):

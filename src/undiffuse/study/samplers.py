@@ -19,7 +19,13 @@ from undiffuse.base.pixels import to_float, to_uint8
 from undiffuse.data.dataset import Dataset
 from undiffuse.data.splits import random_labels, random_part
 from undiffuse.diffusion import process
-from undiffuse.diffusion.sampling import Sampling, sample_batches, trajectory
+from undiffuse.diffusion.sampling import (
+    Sampling,
+    network_calls,
+    sample_batches,
+    steps_within,
+    trajectory,
+)
 from undiffuse.measuring.scorer import scorer_for
 from undiffuse.runs.folder import Run
 from undiffuse.study.sheet import Sheet, check_minutes, data_of, distance_of, sheet
@@ -39,7 +45,7 @@ COMPARED = ("posterior-mean", "ddpm-printed", "ddpm", "ddim", "heun", "dpmpp-2m"
 
 
 CALLS = (5, 10, 25)
-"""Network calls for each image. Heun's method needs an odd number: for 10 it takes 9."""
+"""The most network calls for each image. Heun's method takes an odd number: for 10 it takes 9."""
 
 
 FEWEST, MOST = 50, 2000  # the fewest and the most images of a case
@@ -60,23 +66,27 @@ class Case:
     calls: int
 
 
-def cases() -> Iterator[Case]:
-    """All cases: each sampler with each number of network calls."""
+def cases(denoiser: Denoiser) -> list[Case]:
+    """All cases: each sampler with as many steps as each number of network calls allows."""
+    found = []
     for sampler in COMPARED:
+        sampling = Sampling(sampler)
         for calls in CALLS:
-            steps = (calls + 1) // 2 if sampler == "heun" else calls
-            yield Case(sampler, steps, 2 * steps - 1 if sampler == "heun" else steps)
+            steps = steps_within(calls, denoiser, sampling)
+            found.append(Case(sampler, steps, network_calls(denoiser, sampling, steps)))
+    return found
 
 
 @dataclass
 class SamplerStudy:
     """A comparison of samplers, ready to run.
 
-    whole: the run's data set. seconds: an estimate for the cases that are left."""
+    whole: the run's data set. cases: all of them. seconds: an estimate for those that are left."""
 
     sheet: Sheet
     denoiser: Denoiser
     whole: Dataset
+    cases: list[Case]
     seconds: float
 
     @property
@@ -91,7 +101,7 @@ class SamplerStudy:
     def plan(self) -> str:
         """What is left to do, in one sentence."""
         return (
-            f"samplers: {self.n:,} images of each of {len(list(cases()))} cases, about "
+            f"samplers: {self.n:,} images of each of {len(self.cases)} cases, about "
             f"{self.seconds / 60:.1f} minutes"
         )
 
@@ -103,8 +113,8 @@ class SamplerStudy:
         self.sheet.write("denoising.png", png_bytes(self.denoising(classes)))
         if self.denoiser.conditioning.unconditional:
             self.sheet.write("denoised.png", png_bytes(self.denoised()))
-        total, done = sum(case.calls for case in cases()), 0
-        for case in cases():
+        total, done = sum(case.calls for case in self.cases), 0
+        for case in self.cases:
             done += case.calls
             what = f"{case.sampler}, {case.steps} steps"
             row = self.sheet.find(sampler=case.sampler, steps=case.steps)
@@ -193,7 +203,8 @@ def sampler_study(path: Path, minutes: float = 2.0, seed: int = 0) -> SamplerStu
     precision = "bf16" if engine.has_bf16() else "fp32"
     denoiser = model.denoiser
     quick = replace(denoiser, network=in_precision(denoiser.network, precision))
-    calls = sum(case.calls for case in cases())
+    compared = cases(denoiser)
+    calls = sum(case.calls for case in compared)
     per_call = seconds_per_call(quick)
     n = max(FEWEST, min(MOST, int(60 * minutes / (calls * per_call)), len(whole)))
     real = random_part(whole, n, seed)
@@ -206,12 +217,12 @@ def sampler_study(path: Path, minutes: float = 2.0, seed: int = 0) -> SamplerStu
         step=model.description.step,
         n=n,
         guidance=1.0,
-        cases=len(list(cases())),
+        cases=len(compared),
         real_frechet=None if scorer is None else scorer(real.images),
         real_spread=spread(real.images, real.labels if model.classes else None),
     )
     left = calls - sum(row["calls"] for row in kept.rows)
-    return SamplerStudy(kept, quick, whole, kept.facts["n"] * left * per_call)
+    return SamplerStudy(kept, quick, whole, compared, kept.facts["n"] * left * per_call)
 
 
 def seconds_per_call(denoiser: Denoiser) -> float:

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 import torch
-from pydantic import Field, NonNegativeInt
+from pydantic import NonNegativeInt
 
 from undiffuse.base import rng
 from undiffuse.base.errors import UserError
 from undiffuse.base.pixels import to_float
+from undiffuse.base.schema import Side
 from undiffuse.base.tensors import LARGEST, LARGEST_HEADER
 from undiffuse.data.batches import batch_indices
 from undiffuse.data.clusters import k_means, k_means_within, mean_images
@@ -27,7 +28,7 @@ from undiffuse.diffusion.denoiser import Denoiser
 from undiffuse.diffusion.objectives import OBJECTIVES, Objective
 from undiffuse.diffusion.times import TIMES, sample_times
 from undiffuse.diffusion.weightings import WEIGHTINGS
-from undiffuse.nets import build_network, check_prediction
+from undiffuse.nets import build_network
 from undiffuse.training.rehearsal import rehearse
 from undiffuse.training.state import State, new_state, stepped_tensors
 
@@ -35,8 +36,6 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from undiffuse.training.config import Config
-
-Side: TypeAlias = Annotated[int, Field(ge=1, le=4096)]
 
 
 @dataclass(frozen=True)
@@ -233,11 +232,14 @@ def build_configured(
     """The configured network, with random weights. On the device "meta" it takes no memory.
 
     Raises UserError for options that do not fit the images or the prediction."""
-    network = build_network(
-        config.net, facts.shape, conditioning.count, seed=config.seed, device=device
+    return build_network(
+        config.net,
+        facts.shape,
+        conditioning.count,
+        predict=config.predict,
+        seed=config.seed,
+        device=device,
     )
-    check_prediction(config.net, network, config.predict)
-    return network
 
 
 def refuse_too_large(checkpoint: dict[str, Tensor]) -> None:

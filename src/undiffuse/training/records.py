@@ -16,8 +16,9 @@ record of step n is kept, so the log may have it twice.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
-from typing import Annotated, Any, ClassVar, Literal, TypeAlias
+from typing import Annotated, Any, ClassVar, Literal, TypeAlias, TypeVar
 
 from pydantic import ConfigDict, Field
 
@@ -190,5 +191,13 @@ Record: TypeAlias = (
     | Stopped
     | Finished
 )
+R = TypeVar("R", bound=Record)
+
+
+def of_kind(kind: type[R], records: Iterable[Record]) -> list[R]:
+    """The records of one kind, in order."""
+    return [record for record in records if isinstance(record, kind)]
+
+
 Decision: TypeAlias = Projection | Cooldown | Rollback
 """The decisions of the clock. Everything else is a function of the step and of these."""

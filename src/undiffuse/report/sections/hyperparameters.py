@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from undiffuse.nets import NETWORKS
+from undiffuse.nets import NETWORKS, options_of
 from undiffuse.report.blocks import Block, Heading, Table, coded, plain
 from undiffuse.report.source import Source
 from undiffuse.report.words import shown
@@ -56,18 +56,15 @@ def hyperparameters(source: Source) -> Iterator[tuple[str, str, str]]:
 
 def network_options(net: str, usual: str) -> Iterator[tuple[str, str, str]]:
     """The rows of a network's own options. usual: the preset's network."""
-    name, other = net.partition(":")[0], usual.partition(":")[0]
-    reasons = getattr(NETWORKS.function(name), "reasons", {})
-    defaults, chosen = NETWORKS.defaults(name), NETWORKS.options(net)
-    of_preset = NETWORKS.options(usual) if name == other else {}
-    for option, default in defaults.items():
-        value = chosen.get(option, default)
-        mark = "" if value == of_preset.get(option, default) else " \\*"
-        why = reasons.get(option, "").partition(" - ")[2] or "the network's default"
+    same = net.partition(":")[0] == usual.partition(":")[0]
+    of_preset = NETWORKS.options(usual) if same else {}
+    for option in options_of(net):
+        value, default = option.value, option.default
+        mark = "" if value == of_preset.get(option.name, default) else " \\*"
         yield (
-            f"{INDENT}`{option}`{mark}",
-            plain(shown(option, value)),
-            plain(why if value == default else "chosen for this run"),
+            f"{INDENT}`{option.name}`{mark}",
+            plain(shown(option.name, value)),
+            plain(option.reason if value == default else "chosen for this run"),
         )
 
 
