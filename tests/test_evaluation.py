@@ -492,6 +492,7 @@ def test_the_command_prints_a_table(
 # --- Quality during training ---
 
 
+@pytest.mark.slow
 def test_after_an_evaluation_training_measures_quality(
     train: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -162,7 +162,7 @@ class Life(RuleBasedStateMachine):
 
 @pytest.mark.parametrize(
     "examples",
-    [int(os.environ.get("EXAMPLES", "200")) // 20, pytest.param(150, marks=pytest.mark.slow)],
+    [int(os.environ.get("EXAMPLES", "200")) // 40, pytest.param(150, marks=pytest.mark.slow)],
 )
 def test_whatever_happens_to_a_run_it_ends_the_same(
     tmp_path: Path, tiny: dict[str, object], examples: int
