@@ -320,8 +320,8 @@ BAD_DATA = {
     "truncated": (spoilt(lambda content: content[:-1]), "cut short"),
     "oversized": (spoilt(lambda content: content + b"\0"), "goes on after"),
     "wrong magic number": (
-        spoilt(lambda content: b"\0\0\x0d" + content[3:]),
-        "starts with '00000d03'",
+        spoilt(lambda content: b"\0\0\x0a" + content[3:]),
+        "starts with '00000a03'",
     ),
     "promises too much": (
         spoilt(lambda c: c[:4] + struct.pack(">I", 10**6) + c[8:]),
@@ -336,7 +336,7 @@ BAD_DATA = {
     "an empty folder": (empty, "holds no images"),
     "a broken image": (broken_picture, "broken"),
     "images of two sizes": (two_sizes, "9 x 9"),
-    "a file": (no_folder, "neither a data set"),
+    "a file": (no_folder, "is a file; give the folder"),
 }
 
 
@@ -358,7 +358,7 @@ def test_bad_data_are_named(
         ("--label 7", ["trained without classes", "train one with --conditional"]),
         ("--grid karras:rho=0.001", ["time grid 'karras:rho=0.001'", "other values"]),
         ("--guidance 2", ["without classes or clusters", "train one with --conditional"]),
-        ("--guidance -1", ["--guidance must be a finite number of at least 0, not -1.0"]),
+        ("--guidance -1", ["--guidance must be from 0 to 1,000,000, not -1"]),
         ("--sampler nonsense", ["no sampler called 'nonsense'; there are: posterior-mean, ddpm"]),
         ("--sampler ddim:eta=2", ["eta must be between 0 and 1"]),
         ("--grid nonsense", ["no time grid called 'nonsense'; there are: uniform"]),
@@ -376,7 +376,8 @@ def test_bad_data_are_named(
 def test_an_impossible_request_is_one_sentence(
     command: Command, run: Path, flags: str, parts: list[str]
 ) -> None:
-    assert_refused(command("sample", run, *f"--out new.png {flags}".split()), *parts)
+    out = "" if "--out" in flags else "--out new.png "
+    assert_refused(command("sample", run, *f"{out}{flags}".split()), *parts)
 
 
 def test_a_run_whose_errors_name_flags(command: Command, train: Callable[..., Path]) -> None:

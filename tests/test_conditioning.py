@@ -6,6 +6,7 @@ to ask for a class is tried, and a classifier looks at the images."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ from torch import Tensor
 import undiffuse
 from conftest import write_idx
 from undiffuse import Model, cli
+from undiffuse.base.errors import UserError
 from undiffuse.base.images import tiles
 from undiffuse.base.pixels import to_uint8
 from undiffuse.data.loading import load_dataset
@@ -101,23 +103,30 @@ def test_there_are_several_clusters_in_each_class(asking: Asking) -> None:
         assert asking.share(test.images[test.labels == number], number) > 0.95
 
 
+def called(k: int) -> int:
+    """What class number k is called: its name, as a number."""
+    return int(NAMES[k])
+
+
 Way = Callable[[Asking, int], Any]
 """Makes ASKED images of the class with a number."""
 
 WAYS: dict[str, Way] = {
-    "sample(classes=number)": lambda a, k: undiffuse.sample(a.run, ASKED, k),
+    "sample(classes=number)": lambda a, k: undiffuse.sample(a.run, ASKED, called(k)),
     "sample(classes=name)": lambda a, k: undiffuse.sample(a.run, ASKED, classes=NAMES[k]),
-    "sample(classes=[number])": lambda a, k: undiffuse.sample(a.run, ASKED, classes=[k]),
+    "sample(classes=[number])": lambda a, k: undiffuse.sample(a.run, ASKED, classes=[called(k)]),
     "sample(classes=[name])": lambda a, k: undiffuse.sample(a.run, ASKED, classes=[NAMES[k]]),
     "sample(classes=tensor)": lambda a, k: undiffuse.sample(
-        a.run, ASKED, classes=torch.full((ASKED,), k)
+        a.run, ASKED, classes=torch.full((ASKED,), called(k))
     ),
-    "sample without guidance": lambda a, k: undiffuse.sample(a.run, ASKED, k, guidance=1.0),
-    "sample in batches": lambda a, k: undiffuse.sample(a.run, ASKED, k, batch_size=7),
-    "sample by another sampler": lambda a, k: undiffuse.sample(a.run, ASKED, k, sampler="heun"),
-    "model.sample(classes=number)": lambda a, k: a.model.sample(ASKED, k),
+    "sample without guidance": lambda a, k: undiffuse.sample(a.run, ASKED, called(k), guidance=1.0),
+    "sample in batches": lambda a, k: undiffuse.sample(a.run, ASKED, called(k), batch_size=7),
+    "sample by another sampler": lambda a, k: undiffuse.sample(
+        a.run, ASKED, called(k), sampler="heun"
+    ),
+    "model.sample(classes=number)": lambda a, k: a.model.sample(ASKED, called(k)),
     "model.sample(classes=name)": lambda a, k: a.model.sample(ASKED, classes=NAMES[k]),
-    "model.request": lambda a, k: torch.cat(list(a.model.request(ASKED, k).batches())),
+    "model.request": lambda a, k: torch.cat(list(a.model.request(ASKED, called(k)).batches())),
     "request.stages": lambda a, k: a.model.request(ASKED, NAMES[k]).stages(ASKED)[-1],
 }
 
@@ -134,9 +143,9 @@ def test_classes_in_turn_are_each_the_one_asked_for(asking: Asking) -> None:
     """By default all classes take turns. The request says which class each image has."""
     for classes, expected in (
         (None, [0, 1, 2]),
-        ([2, 0], [2, 0]),
-        (["2", "7", 1], [0, 2, 1]),
-        (torch.tensor([1, 2]), [1, 2]),
+        ([7, 2], [2, 0]),
+        (["2", "7", 5], [0, 2, 1]),
+        (torch.tensor([5, 7]), [1, 2]),
     ):
         request = asking.model.request(ASKED, classes)
         turns = torch.tensor(expected)[torch.arange(ASKED) % len(expected)]
@@ -165,7 +174,7 @@ def test_the_command_gives_the_class_asked_for(
         monkeypatch.setattr("sys.argv", list(map(str, line)))
         cli.main()
 
-    for word, number in (("7", 2), ("5", 1), ("1", 1), ("2", 0)):
+    for word, number in (("7", 2), ("5", 1), ("02", 0)):
         command(flag, word, "--out", tmp_path / f"{word}.npz")
         with np.load(tmp_path / f"{word}.npz") as archive:
             assert archive["labels"].tolist() == [number] * ASKED
@@ -206,11 +215,11 @@ def test_strongly_noised_images_are_denoised_towards_the_class(asking: Asking, t
     for number, name in enumerate(NAMES):
         others = test.images[test.labels != number][:ASKED]
         x_t = asking.model.noised(others, t)
-        for classes in (number, name, [number] * len(others), [name] * len(others)):
+        for classes in (int(name), name, [int(name)] * len(others), [name] * len(others)):
             denoised = to_uint8(asking.model(x_t, t, classes=classes))
             assert asking.share(denoised, number) >= AGREEMENT, classes
     mixed = torch.arange(len(x_t)) % 3
-    denoised = to_uint8(asking.model(x_t, t, classes=mixed))
+    denoised = to_uint8(asking.model(x_t, t, classes=[called(k) for k in mixed.tolist()]))
     for number in range(3):
         assert asking.share(denoised[mixed == number], number) >= AGREEMENT
 
@@ -240,7 +249,52 @@ def test_a_class_is_no_cluster() -> None:
         assert {conditioning.class_of_cluster[k] for k in clusters.tolist()} == {number}
     of_last = torch.bincount(clusters, minlength=5) / 500
     assert of_last.tolist() == pytest.approx([3 / 7, 0, 0, 0, 4 / 7], abs=0.07)
-    assert [conditioning.class_numbers(word) for word in ("2", 2, "7", "1")] == [[0], [2], [2], [1]]
+    asked = ("2", 2, "7", 5, "05")
+    assert [conditioning.class_numbers(word) for word in asked] == [[0], [0], [2], [1], [1]]
+
+
+@pytest.mark.parametrize(
+    ("names", "asked", "meant"),
+    [
+        (tuple(map(str, range(1, 27))), 2, "2"),
+        (tuple(f"{k:02}" for k in range(1, 27)), 2, "02"),
+        (tuple(f"{k:02}" for k in range(1, 27)), "2", "02"),
+        (tuple(map(str, range(12))), "10", "10"),
+        (("cat", "dog"), 1, "dog"),
+        (("cat", "dog"), "1", "dog"),
+        (("cat", "1", "dog"), "1", "1"),  # as text it is the name
+        (("cat", "0 dogs", "2"), 1, "0 dogs"),
+        (("cat", "1", "dog"), 1, "1"),  # the number and the name are the same class
+    ],
+)
+def test_a_class_is_what_it_is_called(names: tuple[str, ...], asked: Any, meant: str) -> None:
+    assert Conditioning(names).class_numbers(asked) == [names.index(meant)]
+    if isinstance(asked, int):
+        assert Conditioning(names).class_numbers(np.int64(asked)) == [names.index(meant)]
+
+
+@pytest.mark.parametrize(
+    ("names", "asked", "said"),
+    [
+        (tuple(map(str, range(1, 27))), 0, "there is no class 0; there are 26 classes"),
+        (("1", "01"), 1, "class 1 may mean '1' (number 0) or '01' (number 1)"),
+        (("2", "cat", "dog"), 2, "class 2 may mean '2' (number 0) or 'dog' (number 2)"),
+        (("cat", "dog"), 2, "there is no class 2; the classes are 0 to 1: cat, dog"),
+        (("cat", "dog"), True, "there is no class True"),
+    ],
+)
+def test_a_class_that_means_two_things_is_refused(
+    names: tuple[str, ...], asked: Any, said: str
+) -> None:
+    with pytest.raises(UserError, match=re.escape(said)):
+        Conditioning(names).class_numbers(asked)
+
+
+def test_of_many_classes_the_nearest_are_named() -> None:
+    names = tuple(f"kind {k:03}" for k in range(300))
+    with pytest.raises(UserError, match=r"nearest names are.*kind 123") as error:
+        Conditioning(names).class_numbers("kind 1234")
+    assert len(str(error.value)) < 200
 
 
 @pytest.mark.slow

@@ -430,7 +430,7 @@ def test_a_bad_file_gets_one_sentence(
         (["RUN", "--ode-images", "1"], "at least 2"),
         (["RUN", "--bits-images", "0"], "at least 2"),
         (["RUN", "--seed", "-1"], "--seed must be a number from 0 to 2^63 - 1, not -1"),
-        (["RUN", "--guidance", "nan"], "--guidance must be a finite number of at least 0"),
+        (["RUN", "--guidance", "nan"], "--guidance must be from 0 to 1,000,000"),
         (["RUN", "--save", "x.jpg"], "FILE.npz"),
         (["RUN", "--no-quality", "--no-novelty", "--no-likelihood"], "nothing to measure"),
         (["RUN", "--save", "x.jpg"], "--save x.jpg"),

@@ -240,7 +240,7 @@ def test_a_run_that_was_never_without_condition_says_so(train: Callable[..., Pat
 @pytest.mark.parametrize(
     ("request_", "sentence"),
     [
-        ({"classes": [10]}, "no class 10; the classes are 0 to 9"),
+        ({"classes": [10]}, "no class 10; the classes are 0, 1, 2, 3"),
         ({"classes": [3, -1]}, "no class -1"),
         ({"classes": [1.5]}, "no class 1.5"),
         ({"classes": 10}, "no class 10"),

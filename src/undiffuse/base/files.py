@@ -8,6 +8,19 @@ from pathlib import Path
 
 from undiffuse.base.errors import UserError
 
+CLUTTER = frozenset({"thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r", "__macosx", "@eadir"})
+"""Files and folders that systems leave behind, in lower case."""
+
+
+def is_clutter(path: Path) -> bool:
+    """Whether a file or folder is hidden, or one that a system leaves behind. It never counts."""
+    return path.name.startswith(".") or path.name.lower() in CLUTTER
+
+
+def readable(name: str) -> str:
+    """The name of a file as text. Bytes that are not UTF-8 are written as \\x and two digits."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
 
 def write_atomic(path: Path, content: bytes) -> None:
     """Write a file so that its name holds the old content or the new, whatever happens meanwhile.

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 Number: TypeAlias = Annotated[float, Field(allow_inf_nan=False)]
 Share: TypeAlias = Annotated[float, Field(ge=0, le=1)]
 Count: TypeAlias = Annotated[int, Field(ge=0)]
-Side: TypeAlias = Annotated[int, Field(ge=1, le=4096)]
+Side: TypeAlias = Annotated[int, Field(ge=1, le=65_535)]
 """A side of an image in pixels, or its number of colours."""
 
 

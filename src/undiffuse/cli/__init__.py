@@ -2,6 +2,7 @@
 
 train.py     the verb `train`
 verbs.py     the verbs on a run: sample, evaluate, study, report, info
+arguments.py what a command line may not say
 output.py    printing, and the ways to end
 """
 
@@ -21,6 +22,7 @@ import tyro
 from undiffuse import __version__
 from undiffuse.base import engine
 from undiffuse.base.errors import UserError
+from undiffuse.cli.arguments import refuse_repeated, run_comes_late
 from undiffuse.cli.output import STOPPED, fail, leave
 from undiffuse.cli.train import NETWORK, flags_of, preset_of, train_verb, with_flags
 from undiffuse.cli.verbs import evaluate, info, report, sample, study
@@ -61,15 +63,21 @@ def run_verb(arguments: list[str]) -> None:
             "report": report,
             "info": info,
         }
+        refuse_repeated(arguments)
         for verb in verbs.values():
             verb.__doc__ = unwrapped(verb.__doc__ or "")
-        tyro.extras.subcommand_cli_from_dict(
-            verbs,
-            prog="undiffuse",
-            description="Understand, train and trust a small diffusion model on a CPU. "
-            "Begin with 'undiffuse train'. 'undiffuse VERB --help' lists the flags of a verb.",
-            args=arguments,
-        )
+        try:
+            tyro.extras.subcommand_cli_from_dict(
+                verbs,
+                prog="undiffuse",
+                description="Understand, train and trust a small diffusion model on a CPU. "
+                "Begin with 'undiffuse train'. 'undiffuse VERB --help' lists the flags of a verb.",
+                args=arguments,
+            )
+        except SystemExit as end:
+            if end.code == 2 and (remedy := run_comes_late(arguments)):
+                fail(remedy)
+            raise
     except UserError as error:
         fail(with_flags(str(error)))
     except KeyboardInterrupt:

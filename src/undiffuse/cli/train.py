@@ -154,7 +154,8 @@ def replayed(run: Path, asked: Config, out: Path | None, plan: bool) -> Config:
             "--replay repeats the other run's configuration, so it takes no flag of a "
             "hyperparameter, no --preset and no --plan"
         )
-    return folder.Run(run).about().config
+    source = folder.Run(run)
+    return source.about().config.model_copy(update={"data": source.data_place()})
 
 
 def preset_of(arguments: list[str]) -> Config:

@@ -140,7 +140,7 @@ def evaluate(
         bits_images: test images for the bounds
         ode_images: test images for the ODE's likelihood; 0 leaves it out
         save: also write the samples: FILE.npz, FILE.png or FOLDER/
-        data: data set to compare --images with
+        data: data set to compare --images with; for a run, where its data are now
         size: resize the images of that data set to SIZE x SIZE pixels
         out: file for the results of --images
     """
@@ -148,13 +148,13 @@ def evaluate(
     if (run is None) == (images is None):
         raise UserError("give either a run folder, or --images FILE.npz with --data and --out")
     if run is not None:
-        if (data, size, out) != (None, None, None):
-            raise UserError("--data, --size and --out go with --images; leave them out for a run")
+        if (size, out) != (None, None):
+            raise UserError("--size and --out go with --images; leave them out for a run")
         with live.Stages(stdout()) as stages:
             found = evaluation.evaluate_run(
                 run, n, sampler=sampler, steps=steps, grid=grid, guidance=guidance, seed=seed,
                 precision=precision, parts=parts, bits_images=bits_images, ode_images=ode_images,
-                save=save, watch=stages,
+                save=save, data=data, watch=stages,
             )  # fmt: skip
     if images is not None:
         of_a_run = (n, sampler, steps, grid, guidance, bits_images, ode_images, save, precision)

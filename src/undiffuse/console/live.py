@@ -124,6 +124,10 @@ class Watcher:
             f"{record.parameters / 1e6:.2f} million parameters, "
             f"{machine.get('precision')}{compiled}",
         )
+        if facts.classes:
+            more = f" and {len(facts.classes) - 12} more" if len(facts.classes) > 12 else ""
+            named = ", ".join(facts.classes[:12])
+            self.say(f"{len(facts.classes)} classes: {named}{more}")
         for note in record.notes:
             self.say(f"note: {note}", style="yellow")
         if record.step:

@@ -61,13 +61,15 @@ class Dataset:
     """A data set: some rows of a store of images, so that a part of a data set copies no image.
 
     labels: the class of each image, int64 (N,) in [0, len(classes)), or None. classes: their names.
-    rows: int64 (N,), or None for all rows in order."""
+    rows: int64 (N,), or None for all rows in order. notes: what a user should know of how the data
+    were read, a sentence each."""
 
     name: str
     store: Store
     labels: Tensor | None = None
     classes: tuple[str, ...] = ()
     rows: Tensor | None = None
+    notes: tuple[str, ...] = ()
 
     @classmethod
     def of(
@@ -123,8 +125,8 @@ class Dataset:
 def dataset_from_arrays(
     name: str,
     pixels: NDArray[np.uint8],
-    labels: NDArray[np.uint8] | None,
-    known: NDArray[np.uint8] | None,
+    labels: NDArray[Any] | None,
+    known: NDArray[Any] | None,
 ) -> Dataset:
     """A data set in memory, from arrays.
 

@@ -7,20 +7,29 @@ from __future__ import annotations
 
 import hashlib
 import struct
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from undiffuse.base.errors import UserError
+from undiffuse.base.files import is_clutter, readable
 from undiffuse.base.lazy import lazy
 from undiffuse.base.table import Table
+from undiffuse.data.arrays import NoTestSet, read_idx_folder
 from undiffuse.data.dataset import Dataset, dataset_from_arrays
-from undiffuse.data.idx import NoTestSet, idx_dimensions, read_idx, read_idx_folder
-from undiffuse.data.pictures import read_pictures, resized
+from undiffuse.data.idx import idx_dimensions, read_idx
+from undiffuse.data.pictures import (
+    BACKGROUNDS,
+    ENDINGS,
+    classes_of,
+    passed_over,
+    read_pictures,
+    resized,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     import numpy as np
     from numpy.typing import NDArray
 else:
@@ -28,9 +37,6 @@ else:
 
 DATASETS = Table("data set")
 
-
-ENDINGS = (".png", ".jpg", ".jpeg")
-"""How the names of image files end; upper case is read too."""
 
 SIZES = range(4, 1025)
 """The sizes that images may be resized to, in pixels a side."""
@@ -44,45 +50,56 @@ MNIST_SHA256 = {
 """The published SHA-256 of the uncompressed files."""
 
 
-def load_dataset(spec: str, size: int | None = None, split: str = "train") -> Dataset:
+def load_dataset(
+    spec: str, size: int | None = None, split: str = "train", *, background: str = "auto"
+) -> Dataset:
     """Load a data set. Nothing is written.
 
     spec: the name of a data set, or a folder; write ./mnist for a folder called mnist. size: crop
     each image to its central square and resize it (Lanczos) to size x size pixels; without it all
-    images must have one size already. split: "train" or "test".
+    images must have one size already. split: "train" or "test". background: "black" or "white",
+    on which transparent pictures lie; "auto" is white where what they show is dark, else black.
 
-    A folder holds images in one of three ways. Hidden files and files of other kinds are ignored.
+    A folder holds images in one of these ways. Hidden files, files that systems leave behind and
+    run folders are not read.
 
-    - the four MNIST files, or another data set under their names: train-images-idx3-ubyte or
-      train-images.idx3-ubyte, and so on
-    - one IDX file of images, (N, H, W) or (N, H, W, C) with C = 1 or 3, and at most one IDX file of
-      labels, (N,)
-    - PNG or JPEG files: in sub-folders, each of which is a class with the folder's name, or all
-      directly in the folder, without classes
+    - IDX files with names such as train-images-idx3-ubyte and train-labels-idx1-ubyte, and
+      t10k-images.. or test-images..; names may begin with the data set's, as emnist-letters-train..
+    - one IDX file of images, (N, H, W), (N, H, W, C) with C = 1 or 3, or (N, H W) of squares, and
+      at most one IDX file of labels, (N,) or (N, columns) with the class first
+    - image files: in sub-folders, each of which is a class with the folder's name, or all directly
+      in the folder, without classes
+    - folders `train` and `test`, or `training` and `testing`, each with image files as above
+    - one folder below it that holds IDX files, as torchvision's MNIST/raw
 
-    IDX files may be compressed with gzip. The different numbers in the file of labels are the names
-    of the classes. In rising order they become the labels 0..K-1. The labels of a test set are
-    numbered as those of its training set.
+    IDX files may be compressed with gzip and have any element type. The different numbers in the
+    file of labels are the names of the classes. In rising order they become the labels 0..K-1. The
+    labels of a test set are numbered as those of its training set.
 
-    Image files have C = 1 if all of them are grey, else C = 3. A palette counts as colour.
-    Transparent pixels are laid on black. 16 bits are reduced to 8. The EXIF orientation is applied.
+    Image files have C = 1 if all of them are grey, else C = 3. Pixels that are 0 or 1 are read as
+    black and white. 16 bits are reduced to 8. The EXIF orientation is applied. Of an animation the
+    first picture is read. What was changed or passed over stands in the data set's `notes`.
 
     Raises UserError for anything that cannot be read as described."""
     if split not in ("train", "test"):
         raise UserError(f"split must be 'train' or 'test', not '{split}'")
     if size is not None and size not in SIZES:
         raise UserError(f"size must be from {SIZES[0]} to {SIZES[-1]} pixels a side, not {size}")
+    if background not in BACKGROUNDS:
+        raise UserError(f"background must be one of {', '.join(BACKGROUNDS)}, not '{background}'")
     if spec in DATASETS:
         return resized(DATASETS[spec](split), size)
     folder = Path(spec)
     try:
+        if spec and folder.is_file():
+            raise UserError(f"'{spec}' is a file; give the folder that it lies in: {folder.parent}")
         if not spec or not folder.is_dir():
             known = ", ".join(DATASETS)
             raise UserError(
                 f"'{spec}' is neither a data set (there are: {known}) nor a folder of images; "
                 "give either"
             )
-        return _read_folder(folder, size, split)
+        return _read_folder(folder, size, split, background)
     except OSError as error:
         raise UserError(
             f"{error.filename or spec} cannot be read: {error.strerror or error}"
@@ -119,14 +136,12 @@ def _packaged(file: str, dimensions: int) -> NDArray[np.uint8]:
     return array
 
 
-def _read_folder(folder: Path, size: int | None, split: str) -> Dataset:
+def _read_folder(folder: Path, size: int | None, split: str, background: str) -> Dataset:
     """The data set in a folder, as `load_dataset` describes it."""
-    files = list(_files(folder))
+    files = list(files_of(folder))
     pictures = [file for file in files if file.suffix.lower() in ENDINGS]
-    others = [
-        file for file in files if file.parent == folder and file.suffix.lower() not in ENDINGS
-    ]
-    idx = {file: dimensions for file in others if (dimensions := idx_dimensions(file))}
+    others = [file for file in files if file.suffix.lower() not in ENDINGS]
+    idx = _idx_files(file for file in others if file.parent == folder)
     if idx and pictures:
         raise UserError(
             f"{folder} holds both IDX files ({next(iter(idx)).name}) and images ({pictures[0]}); "
@@ -135,26 +150,100 @@ def _read_folder(folder: Path, size: int | None, split: str) -> Dataset:
     if idx:
         return resized(read_idx_folder(folder, idx, split), size)
     if not pictures:
+        return _read_below(folder, others, size, split)
+    notes = tuple(passed_over(others))
+    if parts := _parts(folder, pictures):
+        dataset = _read_part(folder, parts, pictures, size, split, background)
+    elif split == "test":
+        raise NoTestSet(f"{folder} has no test set: it has no folder called test beside one train")
+    else:
+        dataset = read_pictures(folder, pictures, size, background)
+    return replace(dataset, notes=(*dataset.notes, *notes))
+
+
+def _idx_files(files: Iterable[Path]) -> dict[Path, int]:
+    """Those of the files that are IDX files, each with its number of dimensions."""
+    return {file: dimensions for file in files if (dimensions := idx_dimensions(file))}
+
+
+def _read_below(folder: Path, files: list[Path], size: int | None, split: str) -> Dataset:
+    """The data set of the one folder below `folder` that holds IDX files."""
+    below = {file.parent: None for file in _idx_files(files)}
+    if not below:
+        unread = "; ".join(passed_over(files))
         raise UserError(
             f"{folder} holds no images; files that are read: {', '.join(ENDINGS)} and IDX"
+            f"{f' ({unread})' if unread else ''}"
         )
-    if split == "test":
-        raise NoTestSet(f"{folder} has no test set: only a folder of the four MNIST files has one")
-    return read_pictures(folder, pictures, size)
+    if len(below) > 1:
+        listed = ", ".join(map(str, below))
+        raise UserError(f"{folder} holds IDX files in several folders; give one of {listed}")
+    (place,) = below
+    idx = _idx_files(file for file in files if file.parent == place)
+    dataset = resized(read_idx_folder(place, idx, split), size)
+    named = place.parent if place.name == "raw" else place  # torchvision's MNIST/raw
+    said = f"the images are those of {place}"
+    return replace(dataset, name=readable(named.resolve().name), notes=(said, *dataset.notes))
 
 
-def _files(folder: Path, above: frozenset[Path] = frozenset()) -> Iterator[Path]:
-    """The files in `folder` and below, sorted, without hidden ones.
+PARTS = {
+    "train": "train", "training": "train", "test": "test", "testing": "test",
+    "val": "validation", "valid": "validation", "validation": "validation",
+}  # fmt: skip
+"""Names of folders that hold a part of a data set -> the part."""
+
+
+def _parts(folder: Path, pictures: list[Path]) -> dict[str, str]:
+    """The part of each sub-folder of images, if all of them have names of parts; else {}."""
+    names = {path.relative_to(folder).parts[0] for path in pictures}
+    parts = {name: PARTS.get(name.lower(), "") for name in names}
+    found = list(parts.values())
+    whole = "train" in found and len(found) > 1 and "" not in found
+    return parts if whole and found.count("train") == 1 and found.count("test") <= 1 else {}
+
+
+def _read_part(
+    folder: Path,
+    parts: dict[str, str],
+    pictures: list[Path],
+    size: int | None,
+    split: str,
+    background: str,
+) -> Dataset:
+    """One part of a data set of image files. parts: sub-folder -> part."""
+    by_part = {part: folder / name for name, part in parts.items()}
+    if split not in by_part:
+        raise NoTestSet(f"{folder} has no test set: it has no folder called test")
+    of_part = {
+        part: [path for path in pictures if path.is_relative_to(place)]
+        for part, place in by_part.items()
+    }
+    classes = classes_of(by_part["train"], of_part["train"])
+    dataset = read_pictures(by_part[split], of_part[split], size, background, classes)
+    held = {"train": "the training set", "test": "the test set", "validation": "not read"}
+    listed = ", ".join(f"{name}/ is {held[part]}" for name, part in sorted(parts.items()))
+    name = readable(folder.resolve().name)
+    return replace(dataset, name=name, notes=(f"of {folder}: {listed}", *dataset.notes))
+
+
+def files_of(folder: Path, above: frozenset[Path] = frozenset()) -> Iterator[Path]:
+    """The files in `folder` and below, sorted, without clutter and without run folders.
 
     Links are followed, but no circle of links. above: the folders above this one."""
     here = folder.resolve()
     if here in above:
         return
     for entry in sorted(folder.iterdir()):
-        if entry.name.startswith("."):
+        if is_clutter(entry):
             continue
         if entry.is_dir():
-            yield from _files(entry, above | {here})
+            if not is_run_folder(entry):
+                yield from files_of(entry, above | {here})
         # A link to nothing is a file too: reading it gives an error, skipping it would hide it.
         elif entry.is_file() or not entry.exists():
             yield entry
+
+
+def is_run_folder(folder: Path) -> bool:
+    """Whether a folder below the data is one that training writes. Its pictures are no data."""
+    return all((folder / name).is_file() for name in ("config.json", "log.jsonl"))

@@ -15,6 +15,7 @@ Where there are K conditions, number K stands for "unconditional".
 
 from __future__ import annotations
 
+import difflib
 import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -76,9 +77,10 @@ class Conditioning:
     def class_numbers(self, classes: Any) -> list[int]:
         """The numbers of `classes`, which are numbers, names, or numbers as text.
 
-        classes: one class, a list, an array or a tensor. Text is taken as a name, or as a number
-        where there is no such name. Raises UserError for an unknown class, and for a model without
-        classes."""
+        classes: one class, a list, an array or a tensor. A class is meant by its name first: where
+        the names are numbers, 2 is the class called 2 or 02. Otherwise a number counts the classes
+        from 0. Raises UserError for an unknown class, for a number that may mean two classes, and
+        for a model without classes."""
         given = np.atleast_1d(np.asarray(classes, dtype=object))
         if not self.classes:
             raise UserError(
@@ -94,15 +96,22 @@ class Conditioning:
 
     def _class_number(self, value: object) -> int:
         names = self.classes
+        if isinstance(value, str) and value in names:
+            return names.index(value)
+        number = -1
         if isinstance(value, str):
-            as_number = int(value) if value.isdecimal() else -1
-            number = names.index(value) if value in names else as_number
-        else:
-            number = operator.index(value) if hasattr(value, "__index__") else -1
-        if not 0 <= number < len(names):
-            listed = f"0 to {len(names) - 1}: {', '.join(names)}"
-            raise UserError(f"there is no class {value}; the classes are {listed}")
-        return number
+            number = int(value) if value.isdecimal() else -1
+        elif hasattr(value, "__index__") and not isinstance(value, bool | np.bool_):
+            number = operator.index(value)
+        called = [i for i, name in enumerate(names) if name.isdecimal() and int(name) == number]
+        counted = [number] if 0 <= number < len(names) else []
+        meant = called if all(map(str.isdecimal, names)) else sorted({*called, *counted})
+        if len(meant) > 1:
+            both = " or ".join(f"'{names[i]}' (number {i})" for i in meant)
+            raise UserError(f"class {value} may mean {both}; give the name, as text")
+        if not meant:
+            raise UserError(f"there is no class {value}; {nearest(str(value), names)}")
+        return meant[0]
 
     def sample(self, classes: Tensor | None, samples: Sequence[int], seed: int) -> Tensor | None:
         """Sample the condition (B,) of each image. None where the network takes no conditions.
@@ -128,6 +137,18 @@ class Conditioning:
         if classes is None:
             return sizes
         return (sizes + 1e-6) * (torch.tensor(self.class_of_cluster) == classes[:, None])
+
+
+LISTED = 20  # the most classes that an error lists
+
+
+def nearest(value: str, names: tuple[str, ...]) -> str:
+    """Which classes there are, for an error: all of them, or of many the most similar names."""
+    if len(names) <= LISTED:
+        counted = "" if all(map(str.isdecimal, names)) else f"0 to {len(names) - 1}: "
+        return f"the classes are {counted}{', '.join(names)}"
+    near = difflib.get_close_matches(value, names, n=5, cutoff=0) or names[:5]
+    return f"there are {len(names)} classes; the nearest names are {', '.join(near)}"
 
 
 def sample_clusters(sizes: Tensor, samples: Sequence[int], seed: int) -> Tensor:

@@ -6,7 +6,6 @@ it is sampled in.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
@@ -33,6 +32,10 @@ else:
     torch = lazy("torch")
 
 
+MOST_GUIDANCE = 1_000_000
+"""The largest guidance. Far above any use, and far below where float32 overflows."""
+
+
 @dataclass(frozen=True)
 class Sampling:
     """The options of sampling.
@@ -57,8 +60,8 @@ class Sampling:
         Raises UserError for unknown names, and for what this denoiser cannot do."""
         SAMPLERS.check(self.sampler)
         GRIDS.check(self.grid)
-        if not 0 <= self.guidance < math.inf:
-            raise UserError(f"guidance must be a finite number of at least 0, not {self.guidance}")
+        if not 0 <= self.guidance <= MOST_GUIDANCE:
+            raise UserError(f"guidance must be from 0 to {MOST_GUIDANCE:,}, not {self.guidance:g}")
         if self.guidance != 1 and not denoiser.conditioning.guidable:
             raise UserError(unguidable(denoiser))
         if self.precision not in ("fp32", "bf16"):

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from undiffuse.base.errors import UserError
+from undiffuse.data.arrays import NoTestSet
 from undiffuse.data.dataset import Dataset
-from undiffuse.data.idx import NoTestSet
 from undiffuse.data.loading import load_dataset
 from undiffuse.data.splits import split_dataset
 
@@ -39,19 +39,25 @@ class Reference:
 Split: TypeAlias = "Callable[[Dataset], tuple[Dataset, Dataset]]"
 
 
-def reference(spec: str, size: int | None = None, trained_on: Split | None = None) -> Reference:
+def reference(
+    spec: str,
+    size: int | None = None,
+    trained_on: Split | None = None,
+    *,
+    background: str = "auto",
+) -> Reference:
     """The real images of a data set, or of a run that was trained on it.
 
-    spec, size: as for `load_dataset`. trained_on: the whole data set -> (images that the run was
-    trained on, images that it held out).
+    spec, size, background: as for `load_dataset`. trained_on: the whole data set ->
+    (images that the run was trained on, images that it held out).
 
     Without a test set, one image in twenty is the control of quality, always the same images. The
     control of novelty and likelihood is then what the run itself held out.
 
     Raises UserError where the data are not the run's, there are too few images, or the test images
     have another shape."""
-    whole = load_dataset(spec, size)
-    test, control = real_test_set(spec, size), "test set"
+    whole = load_dataset(spec, size, background=background)
+    test, control = real_test_set(spec, size, background), "test set"
     training, seen = whole, whole
     if test is None:
         control = "held-out images"
@@ -80,9 +86,9 @@ def reference(spec: str, size: int | None = None, trained_on: Split | None = Non
     return Reference(whole, training, test, seen, unseen, control)
 
 
-def real_test_set(spec: str, size: int | None) -> Dataset | None:
+def real_test_set(spec: str, size: int | None, background: str) -> Dataset | None:
     """The test set of a data set; None where it has none."""
     try:
-        return load_dataset(spec, size, split="test")
+        return load_dataset(spec, size, split="test", background=background)
     except NoTestSet:
         return None

@@ -69,14 +69,15 @@ def evaluate_run(
     bits_images: int | None = None,
     ode_images: int = 500,
     save: str | None = None,
+    data: str | None = None,
     watch: Watch = unwatched,
     **sampling: Any,
 ) -> dict[str, Any]:
     """Sample n images from a run and measure them. Writes metrics.json and pictures beside it.
 
     bits_images: test images for the bounds, None for all. ode_images: test images for the ODE's
-    likelihood, 0 for none. save: a destination for the samples. sampling: options of
-    `Model.request`, such as steps=12.
+    likelihood, 0 for none. save: a destination for the samples. data: where the run's data are now,
+    if they have moved. sampling: options of `Model.request`, such as steps=12.
 
     Returns the content of metrics.json. Raises UserError before anything is written, except where
     the samples cannot be saved: then metrics.json is written first."""
@@ -86,7 +87,7 @@ def evaluate_run(
     check(parts, n, seed, bits_images, ode_images)
     to = None if save is None else destinations.destination(save, "save")
     model = run.model()
-    real = reference(config.data, config.size, lambda whole: trained_on(run, whole))
+    real = reference_of(run, data)
     request = request_of(model, real, n, seed, **sampling)
     found: dict[str, Any] = {}
     # With clusters the likelihood is that of the unconditional prediction.
@@ -120,6 +121,17 @@ def evaluate_run(
     return content
 
 
+def reference_of(run: Run, data: str | None) -> Reference:
+    """The real images of a run. data: where they are now, if they have moved."""
+    config = run.about().config
+    return reference(
+        data or run.data_place(),
+        config.size,
+        lambda whole: trained_on(run, whole),
+        background=config.background,
+    )
+
+
 def request_of(model: Model, real: Reference, n: int, seed: int, **sampling: Any) -> Request:
     """A request for n images. Classes are sampled at random from the training labels.
 
@@ -127,7 +139,8 @@ def request_of(model: Model, real: Reference, n: int, seed: int, **sampling: Any
     would look too good."""
     classes = None
     if model.classes:
-        classes = random_labels(real.training, n, seed, "labels").tolist()
+        labels = random_labels(real.training, n, seed, "labels")
+        classes = [model.classes[label] for label in labels]
     return model.request(n, classes, seed=seed, **sampling)
 
 

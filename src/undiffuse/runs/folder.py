@@ -33,6 +33,7 @@ from undiffuse.base.tensors import load_tensors, not_finite, save_tensors
 from undiffuse.diffusion.conditioning import Conditioning
 from undiffuse.model import Description, Model
 from undiffuse.runs.log import follow_log, log_line, read_log
+from undiffuse.runs.places import found_data, only_data, places_of
 from undiffuse.training.config import Config, validated
 from undiffuse.training.experiment import DataFacts
 from undiffuse.training.presets import as_command, reasons
@@ -54,7 +55,7 @@ R = TypeVar("R", bound=Record)
 
 FORMAT = 3
 FORMER_FORMATS = (1, 2)  # of version 0.1
-LARGEST_CONFIG = 2**20  # bytes
+LARGEST_CONFIG = 2**26  # bytes
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ class About:
     """The content of config.json.
 
     facts: what the run knows of its data. reasons: by field of config. version: of undiffuse.
-    replay_of: the run that this one repeats, or None."""
+    replay_of: the run that this one repeats, or None. places: where the data lie, see places.py."""
 
     config: Config
     facts: DataFacts
@@ -70,6 +71,7 @@ class About:
     reasons: dict[str, str]
     version: str
     replay_of: str | None
+    places: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Raises ValueError where facts, conditioning and configuration contradict each other."""
@@ -154,12 +156,9 @@ class Run:
     ) -> None:
         """Make the folder and write config.json.
 
-        Raises UserError where the folder already has files, other than what an interrupted `create`
-        leaves."""
-        if self.path.exists() and (
-            not self.path.is_dir()
-            or any(file.name != "config.json.tmp" for file in self.path.iterdir())
-        ):
+        Raises UserError where the folder already has files, other than its own data, and where
+        config.json could not be read again."""
+        if not only_data(self.path, config.data):
             raise UserError(
                 f"{self.path} exists and is no run folder; choose another folder with out=FOLDER"
             )
@@ -167,12 +166,36 @@ class Run:
             "format": FORMAT,
             "version": __version__,
             "replay_of": replay_of,
+            "places": places_of(config.data, self.path),
             "data": asdict(facts),
             "conditioning": asdict(conditioning),
             "config": config.model_dump(mode="json"),
             "reasons": reasons(config),
         }
-        write_atomic(self.path / "config.json", json.dumps(content, indent=2).encode())
+        self.write_about(content)
+
+    def write_about(self, content: dict[str, Any]) -> None:
+        """Write config.json. Raises UserError where it could not be read again."""
+        path, written = self.path / "config.json", json.dumps(content, indent=2).encode()
+        if len(written) > LARGEST_CONFIG:
+            raise UserError(
+                f"{path} would be larger than the {LARGEST_CONFIG:,} bytes that are read; give "
+                "fewer classes, or shorter names"
+            )
+        try:
+            about_of(json.loads(written))
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(map(str, first["loc"]))
+            raise UserError(f"{path} cannot hold {where}: {first['msg']}") from error
+        write_atomic(path, written)
+
+    def note_place(self, data: str) -> None:
+        """Write into config.json where the data are now."""
+        content = json.loads((self.path / "config.json").read_bytes())
+        content["config"]["data"] = data
+        content["places"] = places_of(data, self.path)
+        self.write_about(content)
 
     def about(self) -> About:
         """The content of config.json.
@@ -201,6 +224,11 @@ class Run:
         except (ValueError, TypeError, OSError, RecursionError) as error:
             raise UserError(f"{path} can't be read: {error}") from error
         raise UserError(other_version(path, found))
+
+    def data_place(self) -> str:
+        """Where the run's data are now. Raises UserError where they cannot be found."""
+        about = self.about()
+        return found_data(about.config.data, about.places, self.path)
 
     def command(self) -> str:
         """The command that continues the run."""
@@ -324,6 +352,7 @@ def about_of(content: dict[str, Any]) -> About:
         reasons=of_fields(content["reasons"]),
         version=str(content["version"]),
         replay_of=TypeAdapter(str | None).validate_python(content["replay_of"]),
+        places=TypeAdapter(tuple[str, ...]).validate_python(content.get("places", ())),
     )
 
 

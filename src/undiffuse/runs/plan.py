@@ -8,11 +8,10 @@ from typing import TYPE_CHECKING
 
 from undiffuse.base import engine
 from undiffuse.base.cache import cache_folder
-from undiffuse.data.loading import load_dataset
 from undiffuse.data.splits import with_held_out
 from undiffuse.measuring.scorer import scorer_for
 from undiffuse.training.clock import FINISH_SECONDS, Clock
-from undiffuse.training.experiment import Experiment, make_experiment
+from undiffuse.training.experiment import Experiment, load_configured, make_experiment
 from undiffuse.training.loop import fit
 from undiffuse.training.options import SessionOptions, resolve
 from undiffuse.training.records import StepTaken
@@ -28,7 +27,7 @@ def plan(config: Config, options: SessionOptions = SessionOptions()) -> str:
     """What the configuration's budget allows on this machine, as lines of text.
 
     A few steps are trained and timed. Nothing is written. Raises UserError where training would."""
-    whole = load_dataset(config.data, config.size)
+    whole = load_configured(config)
     experiment = make_experiment(config, whole)
     own, notes = resolve(options, config, experiment.images, cache_folder())
     begin = time.monotonic()
@@ -48,7 +47,7 @@ def plan(config: Config, options: SessionOptions = SessionOptions()) -> str:
     compiling = ", most of it compiling" if own.compiled else ""
     quality = f"; measuring quality takes {share:.0%} of the rest" if share else ""
     lines = [
-        *(f"note: {note}" for note in notes),
+        *(f"note: {note}" for note in (*whole.notes, *notes)),
         f"a step of {config.batch_size} images takes {pace:.3f} s here: "
         f"{config.batch_size / pace:,.0f} images/s ({how})",
         f"starting takes {starting:.0f} s{compiling}; {config.snapshots} snapshots take "

@@ -16,7 +16,6 @@ from undiffuse.base.cache import cache_folder
 from undiffuse.base.engine import Engine, compiler_version, machine_facts
 from undiffuse.base.errors import UserError
 from undiffuse.base.images import columns_for, image_grid, png_bytes
-from undiffuse.data.loading import load_dataset
 from undiffuse.measuring.scorer import scorer_for
 from undiffuse.runs import figures
 from undiffuse.runs.folder import Run
@@ -26,6 +25,7 @@ from undiffuse.training.config import Config
 from undiffuse.training.experiment import (
     DataFacts,
     Experiment,
+    load_configured,
     make_experiment,
     prepare_data,
     shapes,
@@ -75,7 +75,7 @@ def train_session(
     everything is saved."""
     started = time.monotonic() if started is None else started
     decisions = replayed_decisions(Run(replay)) if replay else []
-    whole = load_dataset(config.data, config.size)
+    whole = load_configured(config)
     experiment = make_experiment(config, whole)
     facts, conditioning = experiment.facts, experiment.conditioning
     if replay:
@@ -85,6 +85,7 @@ def train_session(
     scorer = scorer_for(whole) if config.quality_share > 0 else None
     engine, notes = resolve(options, config, experiment.images, cache_folder())
     run = open_run(path, config, facts, conditioning, replay)
+    notes = [*whole.notes, *notes]
     if run.finished():
         return
     refuse_other_clusters(run, conditioning, ELSEWHERE)
@@ -274,7 +275,8 @@ def open_run(
         run.create(config, facts, conditioning, source)
         return run
     there = run.about()
-    different = differences(there.config, config)
+    moved = there.facts.same_images(facts)
+    different = differences(there.config, config, {"data"} if moved else set())
     if different:
         raise UserError(
             f"{path} holds a run with another configuration ({'; '.join(different)}); {ELSEWHERE}"
@@ -283,6 +285,8 @@ def open_run(
         is_what = f"replays {there.replay_of}" if there.replay_of else "is no replay"
         raise UserError(f"{path} holds a run that {is_what}; {ELSEWHERE}")
     refuse_other_images(run, facts, ELSEWHERE)
+    if there.config.data != config.data:
+        run.note_place(config.data)
     return run
 
 
@@ -300,7 +304,7 @@ def refuse_other_images(run: Run, facts: DataFacts, remedy: str = "bring those b
 
     remedy: what to do, for the error."""
     about = run.about()
-    if about.facts != facts:
+    if not about.facts.same_images(facts):
         raise UserError(
             f"{run.path} was trained on other images than '{about.config.data}' holds now; {remedy}"
         )

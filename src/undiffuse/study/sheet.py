@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 from undiffuse.base import engine
 from undiffuse.base.errors import UserError
 from undiffuse.base.files import write_atomic
-from undiffuse.data.loading import load_dataset
 from undiffuse.measuring import distances
 from undiffuse.runs.session import trained_on
 from undiffuse.runs.studies import FORMAT, check_study
+from undiffuse.training.experiment import load_configured
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -102,8 +102,7 @@ def data_of(run: Run) -> Dataset:
     """The whole data set that a run was trained on.
 
     Raises UserError where the data set has changed since."""
-    config = run.about().config
-    whole = load_dataset(config.data, config.size)
+    whole = load_configured(run.about().config, run.data_place())
     trained_on(run, whole)
     return whole
 

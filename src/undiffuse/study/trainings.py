@@ -13,7 +13,6 @@ from undiffuse.base import engine, rng
 from undiffuse.base.errors import UserError
 from undiffuse.base.images import image_grid, png_bytes
 from undiffuse.base.pixels import to_float
-from undiffuse.data.loading import load_dataset
 from undiffuse.data.splits import left_out, random_labels, random_part
 from undiffuse.diffusion import process
 from undiffuse.diffusion.denoiser import Denoiser
@@ -25,7 +24,7 @@ from undiffuse.runs.session import train_session
 from undiffuse.study.questions import QUESTIONS, Question
 from undiffuse.study.sheet import Sheet, check_minutes, data_of, distance_of, sheet
 from undiffuse.training.config import Config, validated
-from undiffuse.training.experiment import build_configured, prepare_data
+from undiffuse.training.experiment import build_configured, load_configured, prepare_data
 from undiffuse.training.records import StepTaken
 from undiffuse.training.rehearsal import rehearse
 
@@ -122,7 +121,7 @@ def measured(run: Run) -> tuple[dict[str, Any], Any]:
     assert end is not None
     model = run.model()
     denoiser = model.denoiser
-    whole = load_dataset(config.data, config.size)
+    whole = load_configured(config)
     training, held_out, _ = prepare_data(config, whole)
     others = left_out(whole, config.subset or len(whole), config.seed, COMPARED)
     unseen, seen = (
@@ -131,7 +130,8 @@ def measured(run: Run) -> tuple[dict[str, Any], Any]:
     precision = "bf16" if engine.has_bf16() else "fp32"
     classes = None
     if model.classes:
-        classes = random_labels(training, DRAWN, config.seed, "study labels").tolist()
+        labels = random_labels(training, DRAWN, config.seed, "study labels")
+        classes = [model.classes[label] for label in labels]
     request = model.request(DRAWN, classes, seed=config.seed, precision=precision, batch_size=BATCH)
     samples = torch.cat(list(request.batches()))
     found: dict[str, Any] = {
@@ -230,7 +230,8 @@ def training_study(
             f"the study continues with the minutes it was started with; for {each / 60:.1f} "
             f"minutes each, remove {kept.all_of_it}"
         )
-    return TrainingStudy(kept, question, about.config, trainings, notes)
+    base = about.config.model_copy(update={"data": run.data_place()})
+    return TrainingStudy(kept, question, base, trainings, notes)
 
 
 def varied(base: Config, question: Question, value: Any, seed: int, minutes: float) -> Config:

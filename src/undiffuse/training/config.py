@@ -7,7 +7,7 @@ here.
 
 from __future__ import annotations
 
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from pydantic import (
     BaseModel,
@@ -26,7 +26,7 @@ from undiffuse.diffusion.denoiser import PREDICTIONS
 from undiffuse.diffusion.grids import GRIDS
 from undiffuse.diffusion.objectives import OBJECTIVES
 from undiffuse.diffusion.samplers import SAMPLERS
-from undiffuse.diffusion.sampling import Sampling
+from undiffuse.diffusion.sampling import MOST_GUIDANCE, Sampling
 from undiffuse.diffusion.schedule import SCHEDULES
 from undiffuse.diffusion.times import TIMES
 from undiffuse.diffusion.weightings import WEIGHTINGS
@@ -124,6 +124,12 @@ class Config(BaseModel):
         "mnist", "mnist, or a folder of IDX files or of PNG/JPEG images", "the handout's data set"
     )
     size: int | None = hyper(None, "resize images to SIZE x SIZE pixels", "they keep their size")
+    background: Literal["auto", "black", "white"] = hyper(
+        "auto",
+        "what transparent pixels of image files lie on: black | white | auto, which is white where "
+        "what is drawn is dark, and black elsewhere",
+        "drawings stay visible",
+    )
     subset: int | None = hyper(
         None, "train on a random subset of this many images", "all images are used", ge=1
     )
@@ -320,6 +326,7 @@ class Config(BaseModel):
         "fitted on MNIST to runs of 3, 10 and 60 minutes; too little gives malformed digits, too "
         "much gives less variety",
         ge=0,
+        le=MOST_GUIDANCE,
     )
 
     def sampling(self, step: int, conditioning: Conditioning) -> Sampling:

@@ -7,7 +7,7 @@ data, clusters, network, optimiser and denoiser together.
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -52,6 +52,10 @@ class DataFacts:
     training: NonNegativeInt
     validation: NonNegativeInt
     sha256: str
+
+    def same_images(self, others: DataFacts) -> bool:
+        """Whether these are facts of the same images. Their folder's name may have changed."""
+        return replace(self, name=others.name) == others
 
 
 @dataclass(frozen=True)
@@ -173,6 +177,13 @@ def make_experiment(config: Config, whole: Dataset | None = None) -> Experiment:
     )
 
 
+def load_configured(config: Config, place: str | None = None) -> Dataset:
+    """The whole data set of a configuration. place: where it is now, if not where it was.
+
+    Raises UserError for a data set that cannot be read."""
+    return load_dataset(place or config.data, config.size, background=config.background)
+
+
 def prepare_data(
     config: Config, whole: Dataset | None = None
 ) -> tuple[Dataset, Dataset, DataFacts]:
@@ -180,7 +191,7 @@ def prepare_data(
 
     whole: its data set, loaded unless it is given. Raises UserError for data that cannot be
     used."""
-    whole = whole if whole is not None else load_dataset(config.data, config.size)
+    whole = whole if whole is not None else load_configured(config)
     if config.subset is not None:
         whole = subset(whole, config.subset, config.seed)
     if config.conditional and not whole.classes:

@@ -7,6 +7,7 @@ values are from LOG.md.
 from __future__ import annotations
 
 import shlex
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -141,12 +142,13 @@ def reasons(config: Config) -> dict[str, str]:
     return found
 
 
-def differences(there: Config, asked: Config) -> list[str]:
+def differences(there: Config, asked: Config, but: Collection[str] = ()) -> list[str]:
     """`field: value there, value asked` for each field that differs.
 
-    there: the configuration of a run. asked: the one that is asked for."""
+    there: the configuration of a run. asked: the one that is asked for. but: fields that may
+    differ."""
     return [
         f"{name}: {getattr(there, name)} there, {getattr(asked, name)} asked"
         for name in Config.model_fields
-        if getattr(there, name) != getattr(asked, name)
+        if name not in but and getattr(there, name) != getattr(asked, name)
     ]

@@ -1,0 +1,36 @@
+"""What a command line may not say, although the parser would take it."""
+
+from __future__ import annotations
+
+from undiffuse.base.errors import UserError
+from undiffuse.training.config import FORMER
+
+ALIASES = {
+    "--label": "--classes",
+    **{f"--{old.replace('_', '-')}": f"--{new.replace('_', '-')}" for old, new in FORMER.items()},
+}
+"""Other names of flags -> the names that the help gives."""
+
+
+def refuse_repeated(arguments: list[str]) -> None:
+    """Raises UserError where a flag is given twice. The parser would forget the first one."""
+    seen = set()
+    for argument in arguments:
+        if argument == "--":
+            return
+        if argument.startswith("--"):
+            flag = argument.partition("=")[0].replace("_", "-")
+            flag = ALIASES.get(flag, flag)
+            if flag in seen:
+                raise UserError(f"{flag} is given twice; give it once, with all its values")
+            seen.add(flag)
+
+
+def run_comes_late(arguments: list[str]) -> str | None:
+    """What to do where a flag of many values stands before the run folder; None elsewhere.
+
+    The parser takes the folder for one more value, and then misses it."""
+    verb, *rest = arguments or [""]
+    if verb == "train" or not rest or not rest[0].startswith("-"):
+        return None
+    return f"give the run folder first, before the flags: undiffuse {verb} RUN {rest[0]} .."

@@ -1,0 +1,64 @@
+"""Where the data of a run are. They may have moved since the run was begun.
+
+The images of a run are known by their hash. Where they lie is only a way to find them.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from undiffuse.base.errors import UserError
+from undiffuse.base.files import is_clutter
+from undiffuse.data.loading import DATASETS
+
+
+def places_of(data: str, run: Path) -> tuple[str, ...]:
+    """Where a folder of data lies: as an absolute path, and as seen from the run folder.
+
+    data: as the run was told. () for a data set that comes with the package, and for a path that is
+    not UTF-8."""
+    if data in DATASETS:
+        return ()
+    absolute = os.path.abspath(data)  # noqa: PTH100 - links stay links
+    if not absolute.isascii() and not is_utf8(absolute):
+        return ()
+    try:
+        return absolute, os.path.relpath(absolute, run)
+    except ValueError:  # on another drive of Windows
+        return (absolute,)
+
+
+def is_utf8(text: str) -> bool:
+    """Whether a path has no bytes outside UTF-8."""
+    return not any("\ud800" <= character <= "\udfff" for character in text)
+
+
+def found_data(data: str, places: tuple[str, ...], run: Path) -> str:
+    """Where the data of a run are now: a data set's name, or a folder that exists.
+
+    data: as the run was told. places: from `places_of`. Raises UserError where there is no such
+    folder."""
+    if data in DATASETS:
+        return data
+    absolute, beside = places[:1], places[1:]
+    for place in (*absolute, *(str(run / path) for path in beside), data):
+        if Path(place).is_dir():
+            return place
+    raise UserError(
+        f"the images of {run} are not in {(*absolute, data)[0]} any more; give data=FOLDER, where "
+        "they are now"
+    )
+
+
+def only_data(folder: Path, data: str) -> bool:
+    """Whether a folder for a new run holds the run's data and nothing else that counts.
+
+    The data may lie in the folder, or in one of its sub-folders."""
+    if not folder.is_dir():
+        return not folder.exists()
+    place = Path(data).resolve()
+    return all(
+        is_clutter(entry) or (data not in DATASETS and place.is_relative_to(entry.resolve()))
+        for entry in folder.iterdir()
+    )
