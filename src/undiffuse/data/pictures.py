@@ -175,7 +175,7 @@ class Reading:
             self.notes.append(
                 f"{len(clear):,} of {len(pictures):,} pictures have transparent pixels, which lie "
                 f"on {'white' if white else 'black'}: what is drawn has a mean brightness of "
-                f"{brightness:.0f} of 255; background=black and background=white choose"
+                f"{brightness:.0f} of 255; the option background chooses another"
             )
         for picture in pictures:
             if white and picture.alpha is not None:
@@ -287,6 +287,7 @@ def decoded(file: Any) -> Image.Image:
     """The image in a file. Raises DecompressionBombError where it has too many pixels."""
     from PIL import Image
 
+    Image.init()  # the formats beyond the most common ones
     image: Image.Image = Image.open(file, formats=FORMATS)  # reads the header only
     if image.width * image.height > MAX_PIXELS:
         raise Image.DecompressionBombError

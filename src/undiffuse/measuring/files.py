@@ -7,10 +7,12 @@ import zipfile
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
 from undiffuse.base.errors import UserError
 from undiffuse.data.dataset import MAX_BYTES, Dataset
+from undiffuse.data.values import stretch
 from undiffuse.measuring.reference import FEWEST
 
 if TYPE_CHECKING:
@@ -18,14 +20,14 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-def read_images(file: Path, training: Dataset) -> tuple[Tensor, Tensor | None]:
-    """(images uint8 (n, C, H, W), classes (n,) or None) of an .npz file.
+def read_images(file: Path, training: Dataset) -> tuple[Tensor, Tensor | None, list[str]]:
+    """(images uint8 (n, C, H, W), classes (n,) or None, notes) of an .npz file.
 
     The file has an array `images`, uint8 (n, H, W) or (n, H, W, C). It may have an array `labels`,
-    whole numbers (n,): the class of each image.
+    whole numbers (n,): the class of each image. notes: how the images were changed, or look black,
+    a sentence each.
 
     Raises UserError for images that cannot be compared with the training images."""
-    import numpy as np
 
     channels, height, width = training.shape
     arrays = read_arrays(file)
@@ -45,9 +47,10 @@ def read_images(file: Path, training: Dataset) -> tuple[Tensor, Tensor | None]:
         raise UserError(
             f"{file}: {len(pixels)} images are too few for a statistic; give at least {FEWEST}"
         )
+    pixels, notes = seen_images(pixels, file)
     generated = torch.from_numpy(np.array(pixels.transpose(0, 3, 1, 2), order="C"))
     if labels is None or not training.classes:
-        return generated, None
+        return generated, None, notes
     if labels.shape != (len(pixels),) or labels.dtype.kind not in "iu":
         raise UserError(
             f"{file}: labels are {labels.dtype} {labels.shape}; save one whole number for "
@@ -58,7 +61,18 @@ def read_images(file: Path, training: Dataset) -> tuple[Tensor, Tensor | None]:
             f"{file}: labels go from {labels.min()} to {labels.max()}; with "
             f"{len(training.classes)} classes they must be from 0 to {len(training.classes) - 1}"
         )
-    return generated, torch.from_numpy(labels.astype(np.int64))
+    return generated, torch.from_numpy(labels.astype(np.int64)), notes
+
+
+def seen_images(pixels: NDArray[np.uint8], file: Path) -> tuple[NDArray[np.uint8], list[str]]:
+    """(images of 0 and 1 as black and white, others as they are; notes).
+
+    Images that look black are measured as they are, because bad samples may be so."""
+    try:
+        factor, said = stretch(int(pixels.max()), file)
+    except UserError as dark:
+        return pixels, [str(dark)]
+    return (pixels * factor, [said]) if said else (pixels, [])
 
 
 def read_arrays(file: Path) -> dict[str, NDArray[Any]]:
@@ -95,7 +109,6 @@ def read_array(member: IO[bytes], what: str) -> NDArray[Any]:
 
     The header is read first, so that an array that is too large is not read. Raises UserError for
     an array that is too large, is damaged or holds Python objects."""
-    import numpy as np
 
     version = np.lib.format.read_magic(member)
     read_header = (

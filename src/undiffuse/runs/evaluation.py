@@ -181,7 +181,7 @@ def evaluate_images(
     if not out.parent.is_dir():
         raise UserError(f"out={out}: there is no folder {out.parent}; make it first")
     real = reference(spec, size)
-    generated, classes = read_images(file, real.training)
+    generated, classes, notes = read_images(file, real.training)
     content, pictures = assembled(
         {"images": file.name, "sha256": hashlib.sha256(file.read_bytes()).hexdigest()},
         {},
@@ -192,6 +192,7 @@ def evaluate_images(
         seed,
         watch,
     )
+    content["warnings"] = [*notes, *content["warnings"]]
     for name, picture in pictures.items():
         write_atomic(out.with_name(f"{out.stem}-{name}"), picture)
     write_metrics(out, content)
