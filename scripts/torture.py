@@ -9,6 +9,7 @@ and computed nothing, so a kill costs about one second.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import random
@@ -52,11 +53,15 @@ def begin(config: Config, folder: Path) -> int:
 
 
 def written(path: Path | None) -> int:
-    """The time at which a file was last written, in nanoseconds; 0 where there is no file."""
-    try:
-        return path.stat().st_mtime_ns if path else 0
-    except FileNotFoundError:
-        return 0
+    """The time at which a file was last written, in nanoseconds; 0 where there is no file.
+
+    path: with the name that the file will have; it has another one while it is written."""
+    times = [0]
+    if path is not None:
+        with contextlib.suppress(FileNotFoundError):  # it may go meanwhile
+            found = [path] if path.is_file() else path.parent.glob(f".{path.name}.*.tmp")
+            times += [each.stat().st_mtime_ns for each in found]
+    return max(times)
 
 
 def ended(child: int, seconds: float, writes: Path | None = None) -> bool:
@@ -80,7 +85,7 @@ def ended(child: int, seconds: float, writes: Path | None = None) -> bool:
 
 def unfinished(folder: Path) -> set[tuple[Path, int]]:
     """The files that were being written: (path, time of the last write in nanoseconds)."""
-    return {(path, written(path)) for path in folder.rglob("*.tmp")}
+    return {(path, written(path)) for path in folder.rglob(".*.tmp")}
 
 
 def remains(folder: Path) -> dict[str, Any]:
@@ -88,7 +93,9 @@ def remains(folder: Path) -> dict[str, Any]:
     found: dict[str, Any] = {
         str(path.relative_to(folder)): path.read_bytes()
         for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.name not in ("log.jsonl", "config.json")
+        if path.is_file()
+        and path.name not in ("log.jsonl", "config.json")
+        and not path.name.startswith(".")  # what a killed process was writing
     }
     lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     found["log"] = [
@@ -113,7 +120,7 @@ def torture(kills: int, seed: int, place: Path) -> tuple[int, int, int]:
         folder = place / "killed"
         shutil.rmtree(folder, ignore_errors=True)
         written_whole = ("checkpoint.safetensors", "log.jsonl", "model.safetensors")
-        aim = chance.choice([None, *(f"{name}.tmp" for name in written_whole)])
+        aim = chance.choice([None, *written_whole])
         while True:
             before = unfinished(folder)
             seconds_left = chance.uniform(0, 0.7 * seconds)
@@ -123,7 +130,7 @@ def torture(kills: int, seed: int, place: Path) -> tuple[int, int, int]:
             writing += bool(unfinished(folder) - before)
             so_far = f"\r{killed} of {kills} kills, {runs} finished runs"
             print(so_far, end="", file=sys.stderr, flush=True)
-            aim = chance.choice([None, "checkpoint.safetensors.tmp"])
+            aim = chance.choice([None, "checkpoint.safetensors"])
         runs += 1
         found = remains(folder)
         names = sorted(expected.keys() | found.keys())

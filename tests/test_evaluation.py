@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import shutil
@@ -20,6 +21,7 @@ import undiffuse
 from conftest import write_idx
 from undiffuse import cli
 from undiffuse.base.errors import UserError
+from undiffuse.base.files import cannot_write
 from undiffuse.base.images import tiles
 from undiffuse.data.dataset import Dataset
 from undiffuse.data.loading import load_dataset
@@ -28,6 +30,7 @@ from undiffuse.diffusion.likelihood import ODE_LEVEL
 from undiffuse.measuring import distances, features
 from undiffuse.measuring.quality import METRICS
 from undiffuse.measuring.watch import Stopwatch
+from undiffuse.runs import destinations
 from undiffuse.runs.evaluation import Parts, evaluate_images, evaluate_run
 from undiffuse.runs.folder import Run
 from undiffuse.training.records import Quality
@@ -254,11 +257,14 @@ def test_parts_that_are_not_wanted_are_kept_from_before(shade_run: Path, tmp_pat
 
 
 def test_images_that_cannot_be_saved_do_not_cost_the_figures(
-    shade_run: Path, tmp_path: Path
+    shade_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    def full(path: Path, content: bytes) -> None:
+        raise cannot_write(path, OSError(errno.ENOSPC, "No space left on device"))
+
+    monkeypatch.setattr(destinations, "write_atomic", full)
     run = shutil.copytree(shade_run, tmp_path / "run")
     (run / "metrics.json").unlink(missing_ok=True)
-    (tmp_path / "images.png.tmp").mkdir()  # where it is written first
     with pytest.raises(UserError, match=r"images\.png could not be written"):
         evaluate_run(
             run, 100, parts=Parts(likelihood=False, novelty=False), save=f"{tmp_path}/images.png"
@@ -421,7 +427,7 @@ def test_a_bad_file_gets_one_sentence(
         ([], "give either a run folder"),
         (["RUN", "--images", "x.npz"], "give either a run folder"),
         (["--images", "x.npz"], "needs --data"),
-        (["RUN", "--data", "mnist"], "go with --images"),
+        (["RUN", "--data", "mnist"], "was trained on other images than 'mnist'"),
         (["RUN", "--n", "10"], "too few"),
         (["RUN", "--n", "-1", "--no-quality", "--no-novelty"], "n must be at least 100, not -1"),
         (["RUN", "--steps", "0"], "--steps must be at least 1"),

@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import load_file
 
 from undiffuse.base.errors import UserError
-from undiffuse.base.files import write_atomic
+from undiffuse.base.files import is_clutter, remove_left_over, write_atomic
 from undiffuse.base.tensors import LARGEST, load_tensors, save_tensors
 from undiffuse.nets import build_network
 from undiffuse.training.presets import make_config
@@ -246,5 +246,12 @@ def test_a_kill_within_a_write_leaves_the_old_or_the_new_file(
     order = [*STEPS, "never"]
     assert path.read_bytes() == (old if order.index(step) <= order.index("rename") else new)
     write_atomic(path, b"next")
-    assert [file.name for file in tmp_path.iterdir()] == ["file"]
     assert path.read_bytes() == b"next"
+    left = [file for file in tmp_path.iterdir() if file != path]  # of the killed process
+    assert all(is_clutter(file) for file in left)
+    remove_left_over(tmp_path)
+    assert {*tmp_path.iterdir()} == {path, *left}  # it might still be written
+    for file in left:
+        os.utime(file, (0, 0))
+    remove_left_over(tmp_path)
+    assert [*tmp_path.iterdir()] == [path]

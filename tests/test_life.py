@@ -28,6 +28,7 @@ from hypothesis.stateful import (
 from helpers_runs import PLAIN, assert_same_run, configured, files, go_on, session
 from undiffuse import api
 from undiffuse.base.errors import UserError
+from undiffuse.base.files import temporary_name
 from undiffuse.runs.folder import Run
 from undiffuse.runs.signals import Interrupted
 from undiffuse.training.config import Config
@@ -138,7 +139,7 @@ class Life(RuleBasedStateMachine):
     )
     @precondition(lambda self: self.path.exists())
     def leave_half_a_write(self, name: str) -> None:
-        (self.path / f"{name}.tmp").write_bytes(os.urandom(50))
+        (self.path / temporary_name(name)).write_bytes(os.urandom(50))
 
     @rule()
     def load(self) -> None:

@@ -53,6 +53,7 @@ from undiffuse import api
 from undiffuse.base import engine
 from undiffuse.base.engine import Engine
 from undiffuse.base.errors import UserError
+from undiffuse.base.files import temporary_name
 from undiffuse.base.images import tiles
 from undiffuse.base.tensors import save_tensors
 from undiffuse.data import loading
@@ -339,6 +340,7 @@ FIELDS = {
     "machine": st.dictionaries(TEXT, JSON, max_size=3),
     "notes": st.lists(TEXT, max_size=3),
     "reason": TEXT,
+    "file": TEXT,
     "levels": st.lists(st.tuples(FINITE, FINITE), max_size=8),
 }
 """What each field of a record may be; those of `Snapshot.images` are a file of their own."""
@@ -611,18 +613,42 @@ def test_two_processes_do_not_train_one_run(
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such locks")
-def test_a_folder_that_cannot_be_locked_is_a_sentence(
-    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.EINVAL, errno.ENOTSUP, errno.ENOSYS])
+def test_where_nothing_can_be_locked_training_goes_on_and_says_so(
+    run: Path, tmp_path: Path, config: Config, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
     import fcntl
 
     def without_locks(*_: Any) -> None:
-        raise OSError(errno.ENOLCK, "No locks available")
+        raise OSError(number, os.strerror(number))
 
-    sentence = r"run can't be locked \(No locks available\)"
-    assert_ends_and_goes_on(
-        run, tmp_path / "run", monkeypatch, (fcntl, "flock", without_locks), sentence
-    )
+    monkeypatch.setattr(fcntl, "flock", without_locks)
+    finish(config, tmp_path / "run")
+    assert_same_run(run, tmp_path / "run")
+    (started,) = Run(tmp_path / "run").of(SessionStarted)
+    assert any("cannot lock" in note for note in started.notes)
+
+
+def test_where_folders_cannot_be_locked_a_file_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """NFS refuses a lock on what is not open for writing."""
+    import fcntl
+
+    flock = fcntl.flock
+
+    def of_nfs(descriptor: int, how: int) -> None:
+        if fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY:
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+        flock(descriptor, how)
+
+    monkeypatch.setattr(fcntl, "flock", of_nfs)
+    with Run(tmp_path).locked() as notes:
+        assert notes == []
+        with pytest.raises(UserError, match="being trained by another"), Run(tmp_path).locked():
+            pass
+    with Run(tmp_path).locked() as notes:
+        assert notes == []
 
 
 def test_training_works_outside_of_the_main_thread(
@@ -803,7 +829,7 @@ def test_a_folder_of_other_things_is_refused(tmp_path: Path, config: Config) -> 
 
 
 def test_a_folder_whose_beginning_was_cut_off_serves(tmp_path: Path, config: Config) -> None:
-    (tmp_path / "config.json.tmp").write_bytes(b'{"form')
+    (tmp_path / temporary_name("config.json")).write_bytes(b'{"form')
     assert started(config, tmp_path).step == 0
 
 
@@ -893,7 +919,7 @@ def test_the_log_is_on_the_disk_before_the_weights_that_follow_from_it(
 def test_what_cannot_be_trained_writes_nothing(
     tmp_path: Path, tiny: dict[str, Any], fields: dict[str, Any], sentence: str
 ) -> None:
-    unlabelled = write_idx(tmp_path / "unlabelled", np.zeros((20, 8, 8), np.uint8))
+    unlabelled = write_idx(tmp_path / "unlabelled", np.full((20, 8, 8), 99, np.uint8))
     fields = {
         k: v.format(unlabelled=unlabelled) if isinstance(v, str) else v for k, v in fields.items()
     }
@@ -1041,7 +1067,7 @@ def test_a_full_disk_ends_training_with_a_sentence_and_it_goes_on_when_there_is_
 
     def full(path: Path, mode: str = "r", *rest: Any, **options: Any) -> Any:
         nonlocal left
-        if mode in ("ab", "wb") and path.name.removesuffix(".tmp") == name:
+        if mode in ("ab", "xb") and re.sub(r"^\.(.*)\.[^.]+\.tmp$", r"\1", path.name) == name:
             left -= 1
             if left <= 0:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))

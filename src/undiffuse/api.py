@@ -6,6 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from undiffuse.base.engine import safe_after_fork
+from undiffuse.base.files import as_path
 from undiffuse.model import Model
 from undiffuse.runs.folder import Run, Where
 from undiffuse.runs.session import train_session
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
+@safe_after_fork()
 def train(
     out: Where | None = None,
     preset: str = "fast",
@@ -38,7 +41,7 @@ def train(
     KeyboardInterrupt, that is not an Exception."""
     own = {name: fields.pop(name) for name in SessionOptions.model_fields if name in fields}
     config, options = make_config(preset, **fields), make_options(**own)
-    return train_config(config, Path(out or f"runs/{preset}"), options, watch=watch)
+    return train_config(config, as_path(out or f"runs/{preset}"), options, watch=watch)
 
 
 def train_config(
@@ -57,13 +60,15 @@ def train_config(
     return path
 
 
+@safe_after_fork()
 def load(run: Where) -> Model:
     """The model of a run folder, with its averaged weights. It can be used many times.
 
     Raises UserError where the folder has no model."""
-    return Run(Path(run)).model()
+    return Run(as_path(run)).model()
 
 
+@safe_after_fork()
 def sample(run: Where, n: int = 64, classes: Any = None, **options: Any) -> NDArray[np.uint8]:
     """Sample n images from a run: uint8 (n, H, W), or (n, H, W, 3) in colour.
 

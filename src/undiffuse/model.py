@@ -9,15 +9,19 @@ model.bits(images)                  # bits per dimension
 from __future__ import annotations
 
 import json
+import operator
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+import numpy as np
 import torch
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
+from undiffuse.base.engine import safe_after_fork
 from undiffuse.base.errors import UserError
+from undiffuse.base.files import as_path
 from undiffuse.base.images import as_array
 from undiffuse.base.pixels import from_array, to_float, to_uint8
 from undiffuse.base.rng import normal_each
@@ -37,7 +41,6 @@ from undiffuse.diffusion.sampling import (
 from undiffuse.nets import build_network
 
 if TYPE_CHECKING:
-    import numpy as np
     from numpy.typing import NDArray
     from torch import Tensor, nn
 
@@ -107,14 +110,15 @@ class Model:
             "step": str(self.description.step),
             "model": json.dumps(self.describe()),
         }
-        save_tensors(Path(path), dict(self.network.state_dict()), metadata)
+        save_tensors(as_path(path), dict(self.network.state_dict()), metadata)
 
     @classmethod
+    @safe_after_fork()
     def load(cls, path: str | Path) -> Model:
         """The model that `save` wrote, or a finished run's model.safetensors.
 
         Raises UserError for a file that is missing, damaged or not a model. The error names it."""
-        path = Path(path)
+        path = as_path(path)
         if not path.is_file():
             raise UserError(f"{path} does not exist; give a file that Model.save wrote")
         tensors, metadata = load_tensors(path)
@@ -148,6 +152,7 @@ class Model:
 
     # --- Use ---
 
+    @safe_after_fork()
     @torch.no_grad()
     def __call__(
         self,
@@ -210,6 +215,10 @@ class Model:
         if unknown := given.keys() - Sampling.__dataclass_fields__.keys():
             known = ", ".join(Sampling.__dataclass_fields__)
             raise UserError(f"there is no option '{min(unknown)}'; there are: {known}")
+        n, batch_size = whole("n", n), whole("batch_size", batch_size)
+        given |= {name: whole(name, given[name]) for name in given.keys() & {"steps", "seed"}}
+        if "guidance" in given:
+            given["guidance"] = real("guidance", given["guidance"])
         for name, value in (("n", n), ("batch_size", batch_size)):
             if value < 1:
                 raise UserError(f"{name} must be at least 1, not {value}")
@@ -226,12 +235,14 @@ class Model:
         chosen = replace(own, **given).checked(self.denoiser)
         return Request(self, n, numbers, chosen, batch_size, usual)
 
+    @safe_after_fork()
     def sample(self, n: int = 64, classes: Any = None, **options: Any) -> NDArray[np.uint8]:
         """n new images, uint8 (n, H, W), or (n, H, W, 3) in colour. See `request` for the options.
 
         The same seed gives the same images with any batch size."""
         return as_array(torch.cat(list(self.request(n, classes, **options).batches())))
 
+    @safe_after_fork()
     def bits(
         self, images: NDArray[np.uint8] | Tensor, classes: Any = None, *, seed: int = 0
     ) -> NDArray[np.float64]:
@@ -318,6 +329,24 @@ class Request:
         """The first `count` images at every time from 1 to 0, uint8 (count, C, H, W) each."""
         frames = list(self.frames(0, min(count, self.n)))
         return [to_uint8(x) for x in (frames[0].x_t, *(frame.x_s for frame in frames))]
+
+
+def whole(name: str, value: Any) -> int:
+    """A whole number of any type that has one: of Python, NumPy or torch.
+
+    name: of the parameter, for errors. Raises UserError for anything else."""
+    if isinstance(value, float | np.floating) and float(value).is_integer():
+        return int(value)
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        raise UserError(f"{name} must be a whole number, not {value!r}")
+    return operator.index(value)
+
+
+def real(name: str, value: Any) -> float:
+    """A number as a float. name: of the parameter. Raises UserError for anything else."""
+    if isinstance(value, str | bool) or not hasattr(value, "__float__"):
+        raise UserError(f"{name} must be a number, not {value!r}")
+    return float(value)
 
 
 def check_numbers(n: int, seed: int) -> None:

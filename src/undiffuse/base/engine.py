@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from undiffuse.base.lazy import lazy
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from contextlib import AbstractContextManager
 
     import torch
@@ -78,31 +78,21 @@ def compiler_version() -> str | None:
     return next(iter(output.splitlines()), None)
 
 
-def prepare_compiler(folder: Path) -> None:
+def prepare_compiler(folder: Path | None) -> None:
     """Let torch.compile keep its cache in `folder`, to which only this user may write.
 
-    Where $TORCHINDUCTOR_CACHE_DIR names another folder, that is used. The cache holds pickles and
-    libraries, which are code. By default torch keeps it in a folder that all users share, under a
-    name that others can guess.
+    None: the cache is of this process only. Where $TORCHINDUCTOR_CACHE_DIR names another folder,
+    that is used. The cache holds pickles and libraries, which are code. By default torch keeps it
+    in a folder that all users share, under a name that others can guess.
 
     It also skips torch's test of each set of vector instructions, which compiles for 8 seconds
     before a first run. The CPU says which it has. A compiler that is too old for them fails on the
     network itself, and training reports it."""
-    from torch._inductor import codecache, config
-    from torch._inductor.runtime.cache_dir_utils import default_cache_dir
-
     variable = "TORCHINDUCTOR_CACHE_DIR"
-    torchs_own = default_cache_dir()  # torch itself sets the variable to it
-    if os.environ.get(variable, torchs_own) == torchs_own:
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            folder.chmod(0o700)
-        except OSError:
-            # It belongs to another user, or the disk is full. A folder for this process only will
-            # do: everything is compiled anew.
-            folder = Path(tempfile.mkdtemp(prefix="undiffuse-"))
-            atexit.register(shutil.rmtree, folder, ignore_errors=True)
-        os.environ[variable] = str(folder)
+    if os.environ.get(variable) in (None, torchs_own_cache()):
+        os.environ[variable] = str(private_folder(folder))
+    from torch._inductor import codecache, config
+
     # torch 2.13 keeps the headers elsewhere, whatever the variable says. It names them by openssl.
     headers = Path(os.environ[variable], "precompiled_headers")
     codecache._HEADER_DIR, codecache._HEADER_LOCK_DIR = str(headers), str(headers / "locks")
@@ -111,6 +101,34 @@ def prepare_compiler(folder: Path) -> None:
     )
     if config.cpp.vec_isa_ok is None:
         config.cpp.vec_isa_ok = True
+
+
+def torchs_own_cache() -> str | None:
+    """The folder that torch.compile takes by default; None for a user without a name.
+
+    Torch itself sets the variable to it."""
+    from torch._inductor.runtime.cache_dir_utils import default_cache_dir
+
+    try:
+        return default_cache_dir()
+    except (KeyError, OSError):  # torch asks for the user's name
+        return None
+
+
+def private_folder(folder: Path | None) -> Path:
+    """`folder`, made where only this user may write to it.
+
+    Without one, or where it belongs to another user or the disk is full, a folder for this process
+    only."""
+    with contextlib.suppress(OSError):
+        if folder is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+            folder.chmod(0o700)
+            if os.access(folder, os.W_OK):
+                return folder
+    folder = Path(tempfile.mkdtemp(prefix="undiffuse-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
 
 
 def arithmetic(precision: str) -> AbstractContextManager[Any]:
@@ -143,6 +161,26 @@ class Engine:
     def arithmetic(self) -> AbstractContextManager[Any]:
         """The context in which a network computes in this precision."""
         return arithmetic(self.precision)
+
+
+PROCESS = os.getpid()  # that imported the package
+
+
+@contextlib.contextmanager
+def safe_after_fork() -> Iterator[None]:
+    """A context, and a decorator, for what computes with torch.
+
+    A process that was forked after torch had used several threads would wait for them for ever. In
+    such a process one thread computes. Afterwards the number of threads is as before."""
+    if os.getpid() == PROCESS:
+        yield
+        return
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def machine_facts() -> dict[str, Any]:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
+import secrets
+import time
 from pathlib import Path
 
 from undiffuse.base.errors import UserError
@@ -25,26 +28,77 @@ def readable(name: str) -> str:
 def write_atomic(path: Path, content: bytes) -> None:
     """Write a file so that its name holds the old content or the new, whatever happens meanwhile.
 
-    It makes the folders above that are missing. When it returns, the content is on the disk. Raises
+    It makes the folders above that are missing. When it returns, the content is on the disk, where
+    the file system has a way to say so. Several processes may write the same file at once. Raises
     UserError where the file cannot be written."""
-    temporary = path.with_name(path.name + ".tmp")
+    temporary = path.with_name(temporary_name(path.name))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
+        with temporary.open("xb") as file:
             file.write(content)
             file.flush()
-            os.fsync(file.fileno())
+            sync(file.fileno())
         temporary.replace(path)
-        if os.name == "posix":  # elsewhere a folder cannot be opened, and so not synced
-            folder = os.open(path.parent, os.O_RDONLY)
-            try:
-                os.fsync(folder)
-            finally:
-                os.close(folder)
+        sync_folder(path.parent)
     except OSError as error:
         with contextlib.suppress(OSError):
             temporary.unlink()
         raise cannot_write(path, error) from error
+
+
+def temporary_name(name: str) -> str:
+    """A hidden name for a file while it is written. Each call gives another one."""
+    return f".{name[:60]}.{os.getpid()}-{secrets.token_hex(4)}.tmp"
+
+
+def remove_left_over(folder: Path) -> None:
+    """Remove the files that killed processes were writing in a folder, an hour ago or more."""
+    for file in folder.glob(".*.tmp"):
+        with contextlib.suppress(OSError):
+            if time.time() - file.stat().st_mtime > 3600:
+                file.unlink()
+
+
+UNSUPPORTED = {errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EBADF}
+"""What a file system answers that has no such operation. Network disks do."""
+
+
+def sync(descriptor: int) -> None:
+    """Have the system write an open file to the disk, where the file system can."""
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in UNSUPPORTED:
+            raise
+
+
+def sync_folder(folder: Path) -> None:
+    """Have the system write the names in a folder to the disk, where the file system can.
+
+    Elsewhere a power cut may bring back the old content of a file, and never a part of one."""
+    if os.name != "posix":  # there a folder cannot be opened
+        return
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except OSError as error:
+        if error.errno not in {*UNSUPPORTED, errno.EACCES, errno.EPERM}:
+            raise
+        return
+    try:
+        sync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def as_path(where: str | os.PathLike[str]) -> Path:
+    """A path that a user gave. ~ stands for the home folder.
+
+    Raises UserError where that has no home folder."""
+    path = Path(where)
+    try:
+        return path.expanduser()
+    except RuntimeError:
+        raise UserError(f"{path}: there is no home folder here; give the whole path") from None
 
 
 def cannot_write(path: Path, error: OSError) -> UserError:

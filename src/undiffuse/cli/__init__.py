@@ -8,6 +8,7 @@ output.py    printing, and the ways to end
 
 from __future__ import annotations
 
+import errno
 import inspect
 import os
 import re
@@ -22,10 +23,11 @@ import tyro
 from undiffuse import __version__
 from undiffuse.base import engine
 from undiffuse.base.errors import UserError
-from undiffuse.cli.arguments import refuse_repeated, run_comes_late
-from undiffuse.cli.output import STOPPED, fail, leave
+from undiffuse.cli.arguments import refuse_repeated, run_comes_late, with_home
+from undiffuse.cli.output import STOPPED, fail, flush_all, leave, prepare_streams
 from undiffuse.cli.train import NETWORK, flags_of, preset_of, train_verb, with_flags
 from undiffuse.cli.verbs import evaluate, info, report, sample, study
+from undiffuse.runs.signals import ENDING, heeded
 
 __all__ = ["NETWORK", "evaluate", "info", "main", "report", "sample", "study"]
 
@@ -37,14 +39,17 @@ def main() -> None:
         print(f"undiffuse {__version__}")
         return
     engine.keep_freed_memory()
+    prepare_streams()
     try:
-        run_verb(arguments)
+        run_verb(with_home(arguments))
+        if error := flush_all():
+            fail(f"the output cannot be written ({error.strerror}); make room there")
     except SystemExit as end:
-        if end.code in (STOPPED + signal.SIGINT, STOPPED + signal.SIGTERM):
-            sys.stdout.flush()
+        flush_all()
+        if end.code in [STOPPED + number for number in ENDING]:
             sys.stderr.flush()
             # Everything is saved. Python's usual exit waits 10 s and more for compilers in threads.
-            os._exit(int(end.code))
+            os._exit(int(end.code or 0))
         raise
 
 
@@ -53,7 +58,9 @@ def run_verb(arguments: list[str]) -> None:
 
     Raises SystemExit for help, for a user's mistake, after a signal and after a closed pipe."""
     if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, lambda number, frame: leave(number))
+        for number in heeded():
+            if number != signal.SIGINT:
+                signal.signal(number, lambda number, frame: leave(number))
     try:
         verbs: dict[str, Callable[..., Any]] = {
             "train": train_verb(flags_of(preset_of(arguments))),
@@ -85,6 +92,8 @@ def run_verb(arguments: list[str]) -> None:
     except BrokenPipeError:
         raise SystemExit(STOPPED + 13) from None
     except OSError as error:
+        if error.filename is None and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
+            fail(f"the output cannot be written ({error.strerror}); make room there")
         if error.filename is None:
             raise
         fail(f"{error.filename} can't be used ({error.strerror}); give another path, or fix that")

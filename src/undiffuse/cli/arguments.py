@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
+
 from undiffuse.base.errors import UserError
+from undiffuse.base.files import as_path
 from undiffuse.training.config import FORMER
 
 ALIASES = {
@@ -34,3 +37,16 @@ def run_comes_late(arguments: list[str]) -> str | None:
     if verb == "train" or not rest or not rest[0].startswith("-"):
         return None
     return f"give the run folder first, before the flags: undiffuse {verb} RUN {rest[0]} .."
+
+
+def with_home(arguments: list[str]) -> list[str]:
+    """The arguments with the home folder in place of ~, also after = where shells leave it."""
+    return [
+        re.sub(r"^(--[\w-]+=)?(~/.*)$", lambda found: (found[1] or "") + home(found[2]), argument)
+        for argument in arguments
+    ]
+
+
+def home(path: str) -> str:
+    """A path that begins with ~/, with the home folder; a slash at its end stays."""
+    return f"{as_path(path)}{'/' if path.endswith('/') else ''}"

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import signal
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import tyro
 
 from undiffuse.base.lazy import lazy
+from undiffuse.runs.signals import heeded
 
 if TYPE_CHECKING:
     from rich import console as rich_console
@@ -19,7 +23,7 @@ else:
     rich_console, live = lazy("rich.console"), lazy("undiffuse.console.live")
 
 STOPPED = 128
-"""The exit code after a signal, less the signal's number: 130 after Ctrl-C, 143 after SIGTERM."""
+"""The exit code after a signal, less its number: 130 after Ctrl-C, 143 after SIGTERM."""
 
 
 def by_default(text: str) -> Any:
@@ -27,24 +31,78 @@ def by_default(text: str) -> Any:
     return tyro.conf.arg(help_behavior_hint=f"(default: {text})")
 
 
-def stdout() -> Console:
-    """The terminal. Brackets and colons in a text have no meaning there."""
-    return rich_console.Console(markup=False, emoji=False)
+def prepare_streams() -> None:
+    """Let stdout and stderr take any text: letters that they lack are escaped.
+
+    A stream that is closed takes everything and shows nothing."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            nowhere = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 - to the end
+            setattr(sys, name, nowhere)
+        elif hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
 
 
-def say(line: str) -> None:
+def flush_all() -> OSError | None:
+    """Write out what stdout holds. Returns the error where that fails; then stdout is dropped."""
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        with contextlib.suppress(OSError, ValueError):  # so that Python's own flush is silent
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return error
+    return None
+
+
+class Forgiving:
+    """stdout for a training, which must not end because a line cannot be shown.
+
+    failed: the first error, after which nothing more is written."""
+
+    def __init__(self) -> None:
+        self.stream = sys.stdout
+        self.failed: OSError | None = None
+
+    def write(self, text: str) -> int:
+        if self.failed is None:
+            try:
+                return self.stream.write(text)
+            except OSError as error:
+                self.failed = error
+        return len(text)
+
+    def flush(self) -> None:
+        if self.failed is None:
+            try:
+                self.stream.flush()
+            except OSError as error:
+                self.failed = error
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+
+def stdout(stream: Any = None) -> Console:
+    """The terminal. Brackets and colons in a text have no meaning there.
+
+    stream: where it writes; None for sys.stdout."""
+    return rich_console.Console(file=stream, markup=False, emoji=False)
+
+
+def say(line: str, console: Console | None = None) -> None:
     """Print a line without breaking it."""
-    live.say(stdout(), line)
+    live.say(console or stdout(), line)
 
 
-def leave(number: int, sentence: str = "") -> NoReturn:
+def leave(number: int, sentence: str = "", console: Console | None = None) -> NoReturn:
     """Print the sentence and end with the exit code for a signal. Further signals are ignored.
 
     Only the main thread may call it: Python delivers signals to that thread."""
-    for each in (signal.SIGINT, signal.SIGTERM):
+    for each in heeded():
         signal.signal(each, signal.SIG_IGN)
     if sentence:
-        say(sentence)
+        say(sentence, console)
     raise SystemExit(STOPPED + number) from None
 
 

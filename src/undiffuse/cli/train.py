@@ -16,7 +16,7 @@ from tyro.conf import OmitArgPrefixes
 from undiffuse.base import engine
 from undiffuse.base.errors import UserError
 from undiffuse.base.lazy import lazy
-from undiffuse.cli.output import by_default, leave, say, stdout
+from undiffuse.cli.output import Forgiving, by_default, leave, say, stdout
 from undiffuse.training.config import FORMER, Config, described
 from undiffuse.training.options import SessionOptions, make_options
 from undiffuse.training.presets import PRESETS, make_config
@@ -120,8 +120,10 @@ def train_verb(preset: Any) -> Callable[..., None]:
         if run.exists():
             run.about()  # refuses a folder of another version before its log is read
         done = run.finished()
+        stream = Forgiving()
+        console = stdout(stream)
         try:
-            with live.Watcher(config, path, stdout()) as watcher:
+            with live.Watcher(config, path, console) as watcher:
                 api.train_config(
                     config, path, options, replay=replay, started=engine.STARTED, watch=watcher
                 )
@@ -129,15 +131,22 @@ def train_verb(preset: Any) -> Callable[..., None]:
             leave(
                 stop.signal,
                 f"{path}: stopped by {stop} and saved; the same command goes on from here",
+                console,
             )
         end = run.finished()
         assert end is not None
         state = "was already finished" if done else "finished"
-        say(f"{path}: {state}, {end.step:,} steps in {end.time / 60:.1f} minutes")
-        say(f"  {path}/samples/step_{end.step:06d}.png")
-        say(f"  {path}/timeline.png, {path}/loss.png")
+        say(f"{path}: {state}, {end.step:,} steps in {end.time / 60:.1f} minutes", console)
+        say(f"  {path}/samples/step_{end.step:06d}.png", console)
+        say(f"  {path}/timeline.png, {path}/loss.png", console)
         command = sys.argv[0] if "/" in sys.argv[0] else "undiffuse"
-        say(f"  more samples: {command} sample {path}")
+        say(f"  more samples: {command} sample {path}", console)
+        if stream.failed is not None:
+            print(
+                f"undiffuse: {path} is {state}, but its progress could not be shown "
+                f"({stream.failed.strerror})",
+                file=sys.stderr,
+            )
 
     train.__annotations__["flags"] = OmitArgPrefixes[type(preset)]  # type: ignore[misc]
     return train

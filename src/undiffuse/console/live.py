@@ -19,6 +19,7 @@ from undiffuse.runs.progress import Progress
 from undiffuse.training.records import (
     CompileFallback,
     Cooldown,
+    PictureFailed,
     Quality,
     Record,
     Rollback,
@@ -97,6 +98,8 @@ class Watcher:
                     "it and is slower",
                     style="yellow",
                 )
+            case PictureFailed():
+                self.say(f"note: {record.file} is missing: {record.reason}", style="yellow")
             case Rollback():
                 self.say(
                     f"step {record.failed:>6,}  {record.reason}: back to step {record.step:,}, "

@@ -26,6 +26,7 @@ from undiffuse.report.notebook import notebook, picture
 from undiffuse.report.pictures import drawings, svg
 from undiffuse.report.sections import blocks
 from undiffuse.report.source import read
+from undiffuse.runs.figures import own_style
 from undiffuse.runs.folder import Run
 
 
@@ -47,7 +48,7 @@ class Report:
     def pictures(self) -> dict[str, bytes]:
         """The bytes of every picture that the blocks name, by file name."""
         wanted = {block.name for block in self.blocks if isinstance(block, Figure)}
-        with self.understood():
+        with own_style(), self.understood():
             drawn = {
                 f"{name}.svg": svg(draw(self.content))
                 for name, draw in drawings(self.content).items()

@@ -83,8 +83,8 @@ def compile_document(
     files = resources.files("undiffuse.report")
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
-        (place / "style.typ").write_text((files / "style.typ").read_text())
-        (place / "main.typ").write_text(typst_source(title, blocks))
+        (place / "style.typ").write_bytes((files / "style.typ").read_bytes())
+        (place / "main.typ").write_text(typst_source(title, blocks), encoding="utf-8")
         (place / "pictures.json").write_text(
             json.dumps({Path(name).stem: name for name in pictures})
         )
@@ -105,7 +105,7 @@ def compile_document(
             return found
 
         page, document = compiled("html").decode(), compiled("pdf")
-    css = (files / "style.css").read_text()
+    css = (files / "style.css").read_text(encoding="utf-8")
     for combining, spacing in ACCENTS.items():
         page = page.replace(f"<mo>{combining}</mo>", f"<mo>{spacing}</mo>")
     return page.replace("</head>", f"<style>{css}</style></head>", 1), document

@@ -8,19 +8,16 @@ import io
 from collections.abc import Callable
 from functools import partial
 from itertools import pairwise
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import matplotlib
 import numpy as np
 import torch
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.patches import FancyArrowPatch
 from PIL import Image
 from torch import Tensor
 
 from undiffuse.base import rng
 from undiffuse.base.images import as_picture, tiles
+from undiffuse.base.lazy import lazy
 from undiffuse.base.pixels import to_float, to_uint8
 from undiffuse.base.table import Table
 from undiffuse.diffusion import process
@@ -28,6 +25,14 @@ from undiffuse.diffusion.schedule import SCHEDULES, noise_level
 from undiffuse.report.source import Source
 from undiffuse.report.words import SAMPLER_NAMES, sampler_name, shown
 from undiffuse.runs import figures
+
+if TYPE_CHECKING:
+    import matplotlib
+    from matplotlib import patches
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+else:  # a setting that matplotlib refuses is reported where a picture is drawn
+    matplotlib, patches = lazy("matplotlib"), lazy("matplotlib.patches")
 
 PICTURES = Table("picture")
 
@@ -106,7 +111,7 @@ def chain(source: Source) -> Figure:
         if name in ("$x_1$", "$x_t$"):  # many steps lie between these and the next
             figure.text((left + right) / 2, 0.52, r"$\cdots$", ha="center", fontsize=14)
         for y, start, end in ((0.68, left, right), (0.41, right, left)):
-            arrow = FancyArrowPatch(
+            arrow = patches.FancyArrowPatch(
                 (start, y), (end, y), arrowstyle="-|>", mutation_scale=11, color=figures.COLOURS[1]
             )
             figure.add_artist(arrow)

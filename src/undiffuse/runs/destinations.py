@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from undiffuse.base.errors import UserError
-from undiffuse.base.files import cannot_write, write_atomic
+from undiffuse.base.files import cannot_write, is_clutter, write_atomic
 from undiffuse.base.images import (
     animation_bytes,
     as_array,
@@ -54,7 +54,7 @@ def destination(text: str, name: str = "out") -> Destination:
         )
     if kind == "folder" and path.exists() and not path.is_dir():
         raise UserError(f"{name}={text}: {path} is a file, not a folder; choose another name")
-    if kind == "folder" and path.exists() and any(path.iterdir()):
+    if kind == "folder" and path.exists() and not all(map(is_clutter, path.iterdir())):
         raise UserError(
             f"{name}={text}: the folder is not empty; choose a new one, so that old images do not "
             "mix with new ones"

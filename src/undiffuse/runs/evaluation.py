@@ -12,7 +12,9 @@ import hashlib
 import json
 import math
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +23,7 @@ import torch
 from undiffuse import __version__
 from undiffuse.base import engine
 from undiffuse.base.errors import UserError
-from undiffuse.base.files import write_atomic
+from undiffuse.base.files import as_path, write_atomic
 from undiffuse.base.images import image_grid, png_bytes
 from undiffuse.data.splits import random_labels
 from undiffuse.measuring import features
@@ -52,12 +54,13 @@ class Parts:
     novelty: bool = True
 
 
+@engine.safe_after_fork()
 def evaluate(run: Where, n: int = 10_000, **options: Any) -> dict[str, Any]:
     """Evaluate a run by n samples. Writes metrics.json and returns its content.
 
     It is the command `undiffuse evaluate RUN` in Python. options: those of `evaluate_run`. Raises
     UserError where the run cannot be evaluated."""
-    return evaluate_run(Path(run), n, **options)
+    return evaluate_run(as_path(run), n, **options)
 
 
 def evaluate_run(
@@ -80,7 +83,7 @@ def evaluate_run(
     if they have moved. sampling: options of `Model.request`, such as steps=12.
 
     Returns the content of metrics.json. Raises UserError before anything is written, except where
-    the samples cannot be saved: then metrics.json is written first."""
+    a picture or the samples cannot be saved: metrics.json is written first."""
     watch = stopwatch = Stopwatch(watch)
     run = Run(path)
     config = run.about().config
@@ -112,9 +115,9 @@ def evaluate_run(
         )
     content["seconds"] = stopwatch.seconds()
     content = with_earlier(run.path / "metrics.json", content, parts)
-    for name, picture in pictures.items():
-        run.write(name, picture)
     write_metrics(run.path / "metrics.json", content)
+    for name, draw in pictures.items():
+        run.write(name, draw())
     # Last: saving may fail, and the measurements took long.
     if to is not None and generated is not None:
         destinations.save_images(to, generated, request.classes, model.classes)
@@ -193,9 +196,9 @@ def evaluate_images(
         watch,
     )
     content["warnings"] = [*notes, *content["warnings"]]
-    for name, picture in pictures.items():
-        write_atomic(out.with_name(f"{out.stem}-{name}"), picture)
     write_metrics(out, content)
+    for name, draw in pictures.items():
+        write_atomic(out.with_name(f"{out.stem}-{name}"), draw())
     return content
 
 
@@ -208,16 +211,16 @@ def assembled(
     parts: Parts,
     seed: int,
     watch: Watch,
-) -> tuple[dict[str, Any], dict[str, bytes]]:
-    """(the content of metrics.json; PNG pictures by file name).
+) -> tuple[dict[str, Any], dict[str, Callable[[], bytes]]]:
+    """(the content of metrics.json; what draws each picture, a PNG file, by file name).
 
     of: what is evaluated. found: the figures so far, to which quality and novelty are added.
     generated: images uint8 (n, C, H, W), with classes (n,), or None."""
     missing: dict[str, str] = {}
     warnings: list[str] = []
-    pictures: dict[str, bytes] = {}
+    pictures: dict[str, Callable[[], bytes]] = {}
     if "bits_per_dim" in found:
-        pictures["bits.png"] = figures.bits_by_level(found["bits_per_dim"])
+        pictures["bits.png"] = partial(figures.bits_by_level, found["bits_per_dim"])
     network = None
     if generated is not None and (parts.quality or parts.novelty):
         network = features.feature_network(
@@ -234,13 +237,18 @@ def assembled(
         measured, warnings = quality(comparison)
         found |= measured
         worst = generated[[one["image"] for one in measured["least_sure"]]]
-        pictures["unsure.png"] = png_bytes(image_grid(worst, columns=10))
+        pictures["unsure.png"] = partial(sheet, worst)
         for name in (name for name in METRICS if name not in measured):
             missing[name] = "the images were sampled without classes"
     if generated is not None and parts.novelty:
         found["novelty"], pairs = novelty_figures(generated, real, network, watch=watch)
-        pictures["novelty.png"] = png_bytes(image_grid(pairs, columns=10))
+        pictures["novelty.png"] = partial(sheet, pairs)
     return {**head_of(of, real, network, seed, warnings, missing), **found}, pictures
+
+
+def sheet(images: Tensor) -> bytes:
+    """Images in rows of ten, as a PNG file that is marked as drawn, so that it is never data."""
+    return png_bytes(image_grid(images, columns=10), {})
 
 
 def head_of(

@@ -3,35 +3,63 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullFormatter
 from PIL import Image
 
+from undiffuse.base.errors import UserError
 from undiffuse.base.images import columns_for, image_grid, png_bytes, tiles
+from undiffuse.base.lazy import lazy
 from undiffuse.runs.folder import Run
 from undiffuse.training.records import Quality, Snapshot, StepTaken, Validation
 
 if TYPE_CHECKING:
+    from matplotlib import figure, style, ticker
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
     from undiffuse.data.dataset import Dataset
+
+else:  # a setting that matplotlib refuses must not keep a run from being trained
+    figure, style = lazy("matplotlib.figure"), lazy("matplotlib.style")
+    ticker = lazy("matplotlib.ticker")
 
 COLOURS = ("#9ab3c9", "#1f4e79", "#c8501e")  # of different brightness, for prints in grey
 
 
+class NotDrawn(UserError):
+    """A figure could not be drawn."""
+
+
+@contextmanager
+def own_style() -> Iterator[None]:
+    """A context, and a decorator, in which figures have matplotlib's own defaults.
+
+    The user's settings do not reach them, and they stay as they are. Raises NotDrawn where
+    matplotlib cannot draw."""
+    try:
+        with style.context("default"):
+            yield
+    except UserError:
+        raise
+    except Exception as error:  # whatever matplotlib or its settings raise
+        what = " ".join(str(error).split()) or type(error).__name__
+        raise NotDrawn(f"matplotlib cannot draw here ({what}); check its settings") from error
+
+
 def new_figure(width: float, height: float) -> Figure:
     """A matplotlib figure, width x height inches. It needs no display and no global state."""
-    return Figure(figsize=(width, height), layout="constrained", dpi=120)
+    return figure.Figure(figsize=(width, height), layout="constrained", dpi=120)
 
 
-def png(figure: Figure) -> bytes:
+def png(drawn: Figure) -> bytes:
     """The figure as a PNG file."""
     out = io.BytesIO()
-    figure.savefig(out, format="png", metadata={"Software": None})
+    drawn.savefig(out, format="png", metadata={"Software": None})
     return out.getvalue()
 
 
@@ -39,26 +67,29 @@ def in_decimals(axis: Axes) -> None:
     """Label the logarithmic y axis with numbers such as 0.05, not with powers of ten."""
     low, high = axis.get_ylim()
     axis.yaxis.set_major_locator(
-        LogLocator(subs=(1, 2, 5) if high > 3 * low else (*range(1, 10), 1.1, 1.2, 1.3, 1.4, 1.5))
+        ticker.LogLocator(
+            subs=(1, 2, 5) if high > 3 * low else (*range(1, 10), 1.1, 1.2, 1.3, 1.4, 1.5)
+        )
     )
     axis.yaxis.set_major_formatter("{x:g}")
-    axis.yaxis.set_minor_formatter(NullFormatter())
+    axis.yaxis.set_minor_formatter(ticker.NullFormatter())
 
 
+@own_style()
 def loss_curve(run: Run) -> None:
     """Write loss.png: the losses by step, the loss by noise level, and the quality by step.
 
     The panel of quality is left out where the run measured none."""
     steps, validations, qualities = run.of(StepTaken), run.of(Validation), run.of(Quality)
-    figure = new_figure(7.2, 4.7 if qualities else 2.9)
-    panels = figure.subplot_mosaic("LR;QQ" if qualities else "LR")
+    drawn = new_figure(7.2, 4.7 if qualities else 2.9)
+    panels = drawn.subplot_mosaic("LR;QQ" if qualities else "LR")
     losses_by_step(panels["L"], steps, validations)
     loss_by_level(panels["R"], validations)
     if qualities:
         quality_by_step(panels["Q"], qualities)
     for axis in panels.values():
         in_decimals(axis)
-    run.write("loss.png", png(figure))
+    run.write("loss.png", png(drawn))
 
 
 def losses_by_step(axis: Axes, steps: list[StepTaken], validations: list[Validation]) -> None:
@@ -128,6 +159,7 @@ def examples(training: Dataset, classes: tuple[str, ...], count: int = 40) -> by
     return png_bytes(image_grid(training.read(chosen), columns))
 
 
+@own_style()
 def timeline(run: Run, each: int = 10) -> None:
     """Write timeline.png: a row for each snapshot, with its first `each` images.
 
@@ -141,8 +173,8 @@ def timeline(run: Run, each: int = 10) -> None:
             rows.append((event.step, tiles(sheet, height, width)[:each]))
     if not rows:
         return
-    figure = new_figure(0.5 * each + 1.2, 0.5 * len(rows) + 0.5)
-    axes = figure.subplots(len(rows), each, squeeze=False)
+    drawn = new_figure(0.5 * each + 1.2, 0.5 * len(rows) + 0.5)
+    axes = drawn.subplots(len(rows), each, squeeze=False)
     for row, (step, shown) in zip(axes, rows, strict=True):
         for axis in row:
             axis.set_axis_off()
@@ -157,16 +189,17 @@ def timeline(run: Run, each: int = 10) -> None:
             fontsize=10,
             transform=row[0].transAxes,
         )
-    figure.suptitle("The same noise, as training goes on", fontsize=11)
-    run.write("timeline.png", png(figure))
+    drawn.suptitle("The same noise, as training goes on", fontsize=11)
+    run.write("timeline.png", png(drawn))
 
 
+@own_style()
 def bits_by_level(found: dict[str, Any]) -> bytes:
     """The content of bits.png: the bits of the bound by noise level.
 
     found: `bits_per_dim` of metrics.json."""
-    figure = new_figure(5.2, 3.2)
-    axis = figure.subplots()
+    drawn = new_figure(5.2, 3.2)
+    axis = drawn.subplots()
     levels = [level for level, *_ in found["levels"]]
     bits = [bit for _, bit, _ in found["levels"]]
     axis.fill_between(levels, bits, color=COLOURS[0])
@@ -181,4 +214,4 @@ def bits_by_level(found: dict[str, Any]) -> bytes:
         ylim=(0, None),
     )
     axis.title.set_fontsize(9)
-    return png(figure)
+    return png(drawn)

@@ -17,7 +17,6 @@ from __future__ import annotations
 import json
 import os
 import shlex
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -28,10 +27,11 @@ from pydantic import TypeAdapter, ValidationError
 
 from undiffuse import __version__
 from undiffuse.base.errors import UserError
-from undiffuse.base.files import cannot_write, write_atomic
+from undiffuse.base.files import cannot_write, sync, write_atomic
 from undiffuse.base.tensors import load_tensors, not_finite, save_tensors
 from undiffuse.diffusion.conditioning import Conditioning
 from undiffuse.model import Description, Model
+from undiffuse.runs.lock import NO_LOCK, lock_folder
 from undiffuse.runs.log import follow_log, log_line, read_log
 from undiffuse.runs.places import found_data, only_data, places_of
 from undiffuse.training.config import Config, validated
@@ -122,32 +122,22 @@ class Run:
         return (self.path / "config.json").is_file()
 
     @contextmanager
-    def locked(self) -> Iterator[None]:
-        """A context in which no other process can train in the folder.
+    def locked(self) -> Iterator[list[str]]:
+        """A context in which no other process can train in the folder. Its value: notes for users.
 
         Raises UserError where another process trains. The lock ends with its process, also after
-        SIGKILL. On Windows there is no lock."""
-        if sys.platform == "win32":
-            yield
-            return
-        import fcntl
-
-        folder = os.open(self.path, os.O_RDONLY)
+        SIGKILL. Where a file system cannot lock, a note says so."""
         try:
-            try:
-                fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise UserError(
-                    f"{self.path} is being trained by another process; wait for it to end, or stop "
-                    "it"
-                ) from None
-            except OSError as error:
-                raise UserError(
-                    f"{self.path} can't be locked ({error.strerror}); take a folder on another disk"
-                ) from error
-            yield
+            held = lock_folder(self.path)
+        except BlockingIOError:
+            raise UserError(
+                f"{self.path} is being trained by another process; wait for it to end, or stop it"
+            ) from None
+        try:
+            yield [] if held is not None else [NO_LOCK]
         finally:
-            os.close(folder)
+            if held is not None:
+                os.close(held)
 
     # --- config.json ---
 
@@ -273,7 +263,7 @@ class Run:
         """Have the system write the log to the disk, so that it survives a power cut."""
         try:
             with self.log_path.open("ab") as file:
-                os.fsync(file.fileno())
+                sync(file.fileno())
         except OSError as error:
             raise cannot_write(self.log_path, error) from error
 

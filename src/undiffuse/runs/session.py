@@ -12,9 +12,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import torch
+
 from undiffuse.base.cache import cache_folder
 from undiffuse.base.engine import Engine, compiler_version, machine_facts
 from undiffuse.base.errors import UserError
+from undiffuse.base.files import remove_left_over
 from undiffuse.base.images import columns_for, image_grid, png_bytes
 from undiffuse.measuring.scorer import scorer_for
 from undiffuse.runs import figures
@@ -37,6 +40,7 @@ from undiffuse.training.records import (
     Cooldown,
     Decision,
     Finished,
+    PictureFailed,
     Projection,
     Quality,
     Record,
@@ -57,6 +61,8 @@ ELSEWHERE = "begin a new run in another folder with out=FOLDER"
 SAVE_SECONDS = 60.0  # between checkpoints, unless checkpoint_every is given
 
 
+@torch.inference_mode(False)  # whatever the caller's modes are, and they stay as they are
+@torch.enable_grad()
 def train_session(
     config: Config,
     path: Path,
@@ -91,10 +97,12 @@ def train_session(
     refuse_other_clusters(run, conditioning, ELSEWHERE)
     if not (run.path / "data.png").is_file():
         run.write("data.png", figures.examples(experiment.training.dataset, facts.classes))
-    with run.locked():
+    with run.locked() as unlocked:
+        remove_left_over(run.path)
         session = Session(
-            run, experiment, options, engine, scorer, decisions, replay, started, notes
-        )
+            run, experiment, options, engine, scorer, decisions, replay, started,
+            [*notes, *unlocked],
+        )  # fmt: skip
         yield from session.records()
 
 
@@ -147,8 +155,7 @@ class Session:
                 )  # fmt: skip
                 for record in records:
                     signals.something_to_save |= isinstance(record, StepTaken)
-                    self.keep(record)
-                    yield record
+                    yield from self.keep(record)
                 if signals.received and not run.finished():
                     raise Interrupted(signals.received)
         finally:
@@ -229,16 +236,27 @@ class Session:
         self.run.save_checkpoint(self.state.tensors(), self.state.step)
         self.saved = time.monotonic()
 
-    def keep(self, record: Record) -> None:
-        """Write a record to the log, and a checkpoint where one is due."""
+    def keep(self, record: Record) -> Iterator[Record]:
+        """Write a record to the log, and a checkpoint where one is due. Yields the record.
+
+        Before the last record it yields one for each figure that could not be drawn."""
         run, state = self.run, self.state
         match record:
             case Finished():
                 self.save()
                 run.save_model(dict(state.average.state_dict()), state.step)
-                figures.loss_curve(run)
-                figures.timeline(run)
+                for draw, name in (
+                    (figures.loss_curve, "loss.png"),
+                    (figures.timeline, "timeline.png"),
+                ):
+                    try:
+                        draw(run)
+                    except figures.NotDrawn as error:
+                        undrawn = PictureFailed(record.step, record.time, name, str(error)[:1000])
+                        run.append(undrawn)
+                        yield undrawn
                 run.append(record)
+                yield record
                 return
             case Rollback():
                 self.save()  # before the log: after a kill between the two, the step fails again
@@ -254,6 +272,7 @@ class Session:
             due = record.step % every == 0
         if isinstance(record, Stopped) or (isinstance(record, StepTaken) and due):
             self.save()
+        yield record
 
 
 # --- Whether a run folder fits ---
@@ -306,7 +325,7 @@ def refuse_other_images(run: Run, facts: DataFacts, remedy: str = "bring those b
     about = run.about()
     if not about.facts.same_images(facts):
         raise UserError(
-            f"{run.path} was trained on other images than '{about.config.data}' holds now; {remedy}"
+            f"{run.path} was trained on other images than '{facts.name}' holds now; {remedy}"
         )
 
 

@@ -1,10 +1,20 @@
-"""Ctrl-C and SIGTERM during training."""
+"""Ctrl-C, SIGTERM and SIGHUP during training."""
 
 from __future__ import annotations
 
 import signal
 import threading
 from typing import Any
+
+ENDING = tuple(
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
+)
+"""The signals that ask a program to end. SIGHUP comes when a terminal closes; Windows lacks it."""
+
+
+def heeded() -> list[int]:
+    """Those of the signals that this process does not ignore. nohup has it ignore SIGHUP."""
+    return [number for number in ENDING if signal.getsignal(number) != signal.SIG_IGN]
 
 
 class Interrupted(BaseException):
@@ -19,7 +29,7 @@ class Interrupted(BaseException):
 
 
 class Signals:
-    """A context that handles Ctrl-C and SIGTERM during training.
+    """A context that handles Ctrl-C, SIGTERM and SIGHUP during training.
 
     While there is nothing to save, the first signal raises Interrupted. Once something_to_save is
     True, the signal's number is kept in `received`, and training saves and stops. Further signals
@@ -32,8 +42,7 @@ class Signals:
 
     def __enter__(self) -> Signals:
         if threading.current_thread() is threading.main_thread():
-            numbers = (signal.SIGINT, signal.SIGTERM)
-            self.handlers = {number: signal.signal(number, self.receive) for number in numbers}
+            self.handlers = {number: signal.signal(number, self.receive) for number in heeded()}
         return self
 
     def __exit__(self, *_: object) -> None:

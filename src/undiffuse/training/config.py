@@ -7,6 +7,7 @@ here.
 
 from __future__ import annotations
 
+import os
 from typing import Any, Literal, TypeVar
 
 from pydantic import (
@@ -20,6 +21,7 @@ from pydantic import (
 )
 
 from undiffuse.base.errors import UserError
+from undiffuse.base.files import as_path
 from undiffuse.data.loading import DATASETS
 from undiffuse.diffusion.conditioning import Conditioning, Kind
 from undiffuse.diffusion.denoiser import PREDICTIONS
@@ -348,9 +350,15 @@ class Config(BaseModel):
         table.check(spec)
         return table.canonical(spec) if table is NETWORKS and ":" in spec else spec
 
+    @field_validator("data", mode="before")
+    @classmethod
+    def as_text(cls, data: Any) -> Any:
+        return os.fspath(data) if isinstance(data, os.PathLike) else data
+
     @field_validator("data")
     @classmethod
     def without_slash(cls, data: str) -> str:
+        data = str(as_path(data)) + "/" * data.endswith("/") if data.startswith("~") else data
         # A data set's name with a slash is a folder: `mnist/`.
         bare = data.rstrip("/")
         return data if not bare or bare in DATASETS else bare

@@ -47,12 +47,12 @@ def make_options(**chosen: Any) -> SessionOptions:
 
 
 def resolve(
-    options: SessionOptions, config: Config, images: int | None, cache: Path
+    options: SessionOptions, config: Config, images: int | None, cache: Path | None
 ) -> tuple[Engine, list[str]]:
     """(the engine of a session on this machine; notes for the user).
 
     images: the number of images that the run trains on, over all epochs; None with a budget of
-    minutes. cache: undiffuse's folder, for the compiler's cache."""
+    minutes. cache: undiffuse's folder, for the compiler's cache, or None."""
     notes = []
     precision = options.precision
     if precision == "auto":
@@ -71,5 +71,5 @@ def resolve(
             "(see README); install g++ for full speed"
         )
     if compiled:
-        prepare_compiler(cache / "compiler")
+        prepare_compiler(cache and cache / "compiler")
     return Engine(precision, compiled), notes

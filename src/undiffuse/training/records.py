@@ -165,6 +165,15 @@ class Snapshot(Line):
 
 
 @dataclass(frozen=True)
+class PictureFailed(Line):
+    """The figure `file` could not be drawn. The run is whole without it."""
+
+    file: str
+    reason: Annotated[str, Field(max_length=1000)]
+    event: Literal["picture-failed"] = "picture-failed"
+
+
+@dataclass(frozen=True)
 class Stopped(Line):
     """The session was stopped before the budget was used up. The same command resumes the run."""
 
@@ -188,6 +197,7 @@ Record: TypeAlias = (
     | Validation
     | Quality
     | Snapshot
+    | PictureFailed
     | Stopped
     | Finished
 )
