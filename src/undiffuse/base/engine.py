@@ -163,6 +163,21 @@ class Engine:
         return arithmetic(self.precision)
 
 
+@contextlib.contextmanager
+def own_randomness(seed: int) -> Iterator[None]:
+    """A context in which torch's random numbers follow from `seed`, and new tensors are float32.
+
+    The caller's random state and default dtype are as before afterwards, and do not reach in."""
+    before = torch.get_default_dtype()
+    with torch.random.fork_rng(devices=[]):
+        torch.set_default_dtype(torch.float32)
+        torch.manual_seed(seed)
+        try:
+            yield
+        finally:
+            torch.set_default_dtype(before)
+
+
 PROCESS = os.getpid()  # that imported the package
 
 

@@ -113,6 +113,8 @@ def random_affine(x: Tensor, seed: int, step: int) -> Tensor:
     return F.grid_sample(x, grid, padding_mode="border", align_corners=False)
 
 
+@torch.inference_mode(False)
+@torch.enable_grad()
 def train_classifier(
     dataset: Dataset,
     *,
@@ -130,8 +132,8 @@ def train_classifier(
     taken. augment: whether images go through `random_affine`. watch: called every 20 steps with the
     share done."""
     assert dataset.labels is not None
-    torch.manual_seed(seed)
-    network = Classifier(dataset.shape, len(dataset.classes), width).train()
+    with engine.own_randomness(seed):
+        network = Classifier(dataset.shape, len(dataset.classes), width).train()
     steps = max(300, round(epochs * len(dataset) / batch_size))
     optimizer = torch.optim.AdamW(network.parameters(), lr=lr, weight_decay=1e-3)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps, pct_start=0.2)

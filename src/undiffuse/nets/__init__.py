@@ -23,10 +23,10 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from undiffuse.base.engine import own_randomness
 from undiffuse.base.errors import UserError
 from undiffuse.base.lazy import lazy
 from undiffuse.base.table import Table
@@ -87,24 +87,12 @@ def build_network(
     "unconditional". predict: the prediction it is built for; None for any. On the device "meta" the
     network takes no memory. Raises UserError for options that do not fit together, and where the
     network is made for another prediction only."""
-    with torch.random.fork_rng(devices=[]), float32_by_default(), torch.device(device):
-        torch.manual_seed(seed)
+    with own_randomness(seed), torch.device(device):
         network: nn.Module = NETWORKS[net](shape=shape, conditions=conditions)
     only = getattr(network, "predicts", None)
     if None not in (only, predict) and predict != only:
         raise UserError(f"predict must be '{only}' for network '{net}', not '{predict}'")
     return network
-
-
-@contextmanager
-def float32_by_default() -> Iterator[None]:
-    """A context in which new tensors are float32, whatever the caller's default is."""
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float32)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(before)
 
 
 @dataclass(frozen=True)

@@ -31,9 +31,8 @@ def fourier_features(log_snr: Tensor) -> Tensor:
     """Cosines and sines of the log-SNR: (B,) -> (B, FEATURES).
 
     Their wavelengths are from 60, twice the range of the log-SNR, to 1."""
-    frequencies = (
-        2 * math.pi * torch.logspace(-math.log10(60), 0, FEATURES // 2, device=log_snr.device)
-    )
+    low, count, where = -math.log10(60), FEATURES // 2, log_snr.device
+    frequencies = 2 * math.pi * torch.logspace(low, 0, count, dtype=torch.float32, device=where)
     phase = log_snr.float()[:, None] * frequencies
     return torch.cat([phase.cos(), phase.sin()], dim=1)
 

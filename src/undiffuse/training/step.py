@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import torch
 
 from undiffuse.base import rng
+from undiffuse.base.engine import own_randomness
 from undiffuse.training.averages import ema_decay, ema_exponent
 
 if TYPE_CHECKING:
@@ -28,13 +29,14 @@ def train_step(
     batch: what the objective prepared. lr: the learning rate of this step. Returns the loss, and
     "loss", "gradient" or "weight or moment" for what is not finite, else None. Where something is
     not finite, the state cannot be used: restore an earlier one."""
-    torch.manual_seed(int(rng.stream(config.seed, "dropout", state.step).integers(2**63)))
+    seed = int(rng.stream(config.seed, "dropout", state.step).integers(2**63))
     parameters: list[Tensor] = list(state.network.parameters())
     average: list[Tensor] = list(state.average.parameters())
     for group in state.optimizer.param_groups:
         group["lr"] = lr
-    value = batch_loss(batch)
-    value.backward()
+    with own_randomness(seed):
+        value = batch_loss(batch)
+        value.backward()
     norm = torch.nn.utils.clip_grad_norm_(parameters, config.grad_clip)
     pairs = (("loss", value), ("gradient", norm))
     wrong = next((what for what, x in pairs if not x.isfinite()), None)

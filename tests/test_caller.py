@@ -1,0 +1,186 @@
+"""The caller's process is the caller's: it is not changed, and it does not change runs."""
+
+from __future__ import annotations
+
+import contextlib
+import locale
+import multiprocessing
+import os
+import random
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import undiffuse
+from undiffuse.report import write_report
+from undiffuse.runs import figures
+from undiffuse.runs.evaluation import Parts, evaluate_run
+from undiffuse.runs.folder import Run
+from undiffuse.training.records import PictureFailed
+
+
+def state() -> dict[str, Any]:
+    """What of a process a library could change."""
+    return {
+        "torch's random state": torch.get_rng_state().tolist(),
+        "NumPy's random state": np.random.get_state()[1].tolist(),
+        "Python's random state": random.getstate(),
+        "default dtype": torch.get_default_dtype(),
+        "grad mode": (torch.is_grad_enabled(), torch.is_inference_mode_enabled()),
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
+        "threads": (torch.get_num_threads(), torch.get_num_interop_threads()),
+        "rcParams": dict(mpl.rcParams),
+        "signal handlers": [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)],
+        "locale": locale.setlocale(locale.LC_ALL),
+        "folder": Path.cwd(),
+    }
+
+
+def test_nothing_of_the_caller_is_changed(tmp_path: Path, tiny: dict[str, Any]) -> None:
+    before = state()
+    run = undiffuse.train(tmp_path / "run", **tiny)
+    seen: list[dict[str, Any]] = []
+    undiffuse.train(tmp_path / "watched", **tiny, watch=lambda _: seen.append(state()))
+    model = undiffuse.load(run)
+    model.sample(4)
+    model(torch.zeros(2, *model.description.shape), 0.5)
+    Run(run).model()
+    write_report(run)
+    after = state()
+    assert [name for name in before if before[name] != after[name]] == []
+    for inside in seen:  # between the steps too, but for the handlers that save the run
+        own = {"signal handlers", "rcParams"}
+        assert [n for n in before if n not in own and before[n] != inside[n]] == []
+
+
+@contextlib.contextmanager
+def default_dtype() -> Any:
+    torch.set_default_dtype(torch.float64)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+MODES: dict[str, Callable[[], Any]] = {
+    "no_grad": torch.no_grad,
+    "inference_mode": torch.inference_mode,
+    "float64 by default": default_dtype,
+}
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("fields", [{}, {"conditional": True, "clusters": 4}, {"net": "dit"}])
+def test_the_callers_modes_change_nothing(
+    tmp_path: Path, tiny: dict[str, Any], mode: str, fields: dict[str, Any]
+) -> None:
+    if "net" in fields:
+        tiny = {
+            k: v
+            for k, v in tiny.items()
+            if k not in ("net", "heads", "channels", "blocks", "attention")
+        }
+        fields = {"net": "dit:width=16,depth=1,heads=2,patch=2"}
+    plain = undiffuse.train(tmp_path / "plain", **tiny, **fields)
+    images = undiffuse.sample(plain, 4)
+    bits = undiffuse.load(plain).bits(images)
+    with MODES[mode]():
+        other = undiffuse.train(tmp_path / "other", **tiny, **fields)
+        assert np.array_equal(undiffuse.sample(plain, 4), images)
+        assert np.array_equal(undiffuse.load(plain).bits(images), bits)
+    left, right = (load_file(run / "model.safetensors") for run in (plain, other))
+    assert [name for name in left if not torch.equal(left[name], right[name])] == []
+    assert (plain / "loss.png").is_file()
+
+
+STYLE = {"text.usetex": True, "axes.facecolor": "red", "font.size": 40, "savefig.dpi": 10}
+
+
+def test_the_users_style_does_not_reach_the_figures(tmp_path: Path, tiny: dict[str, Any]) -> None:
+    run = undiffuse.train(tmp_path / "run", **tiny)
+    before = {name: (run / name).read_bytes() for name in ("loss.png", "timeline.png")}
+    with mpl.rc_context(STYLE):
+        figures.loss_curve(Run(run))
+        figures.timeline(Run(run))
+        assert mpl.rcParams["text.usetex"] is True
+    assert {name: (run / name).read_bytes() for name in before} == before
+
+
+def test_a_run_is_finished_where_no_figure_can_be_drawn(
+    tmp_path: Path, tiny: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: Any, **__: Any) -> None:
+        raise RuntimeError("latex could not be found")
+
+    monkeypatch.setattr(figures, "new_figure", broken)
+    records: list[Any] = []
+    run = Run(undiffuse.train(tmp_path / "run", **tiny, watch=records.append))
+    assert run.finished()
+    missing = [record for record in records if isinstance(record, PictureFailed)]
+    assert [record.file for record in missing] == ["loss.png", "timeline.png"]
+    assert "latex could not be found" in missing[0].reason
+    assert undiffuse.sample(run.path, 2).shape[0] == 2
+
+
+def test_figures_cost_no_measurement(
+    tmp_path: Path, train: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: Any, **__: Any) -> None:
+        raise RuntimeError("no fonts")
+
+    run = train(steps=2, data="mnist", subset=2100, snapshots=2, quality_share=0.0)
+    monkeypatch.setattr(figures, "new_figure", broken)
+    with pytest.raises(figures.NotDrawn, match="no fonts"):
+        evaluate_run(
+            run, 100, parts=Parts(quality=False, novelty=False), bits_images=4, ode_images=0
+        )
+    assert (run / "metrics.json").is_file()
+
+
+def test_a_backend_that_does_not_exist_costs_no_run(tmp_path: Path, digits: Path) -> None:
+    flags = "--steps 2 --snapshots 2 --channels 8 16 --batch-size 4 --snapshot-images 2"
+    line = [sys.executable, "-m", "undiffuse", "train", "--data", digits, "--out", tmp_path / "run"]
+    done = subprocess.run(
+        [*line, *flags.split(), "--quality-share", "0", "--compile", "off"],
+        env={**os.environ, "MPLBACKEND": "nonsense"}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "loss.png is missing" in done.stdout
+    assert "Traceback" not in done.stderr
+
+
+def _in_child(run: Path, answers: Any) -> None:
+    answers.put((undiffuse.sample(run, 4), torch.get_num_threads()))
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there is no fork")
+@pytest.mark.filterwarnings("ignore:.*fork.*")
+def test_a_forked_process_samples(tmp_path: Path, digits: Path) -> None:
+    """With a network that is large enough for several threads."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        run = undiffuse.train(
+            tmp_path / "run", data=digits, steps=1, snapshots=2, snapshot_images=2, batch_size=8,
+            channels=(32, 64), quality_share=0, compile="off", sample_calls=2,
+        )  # fmt: skip
+        images = undiffuse.sample(run, 4)
+        context = multiprocessing.get_context("fork")
+        answers = context.Queue()
+        child = context.Process(target=_in_child, args=(run, answers), daemon=True)
+        child.start()
+        found, threads_there = answers.get(timeout=60)
+        child.join()
+    finally:
+        torch.set_num_threads(threads)
+    assert np.abs(found.astype(int) - images.astype(int)).max() <= 1  # one thread adds otherwise
+    assert threads_there == 2
