@@ -25,6 +25,11 @@ def readable(name: str) -> str:
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
+def safe_name(name: str) -> str:
+    """A class name as part of a file name: at most 60 letters, digits, "-", "." and "_"."""
+    return "".join(c if c.isalnum() or c in "-." else "_" for c in name)[:60]
+
+
 def write_atomic(path: Path, content: bytes) -> None:
     """Write a file so that its name holds the old content or the new, whatever happens meanwhile.
 

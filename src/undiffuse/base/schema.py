@@ -1,8 +1,9 @@
-"""Types that the schemas of our files share."""
+"""What the schemas of our files share: types, and what JSON lacks."""
 
 from __future__ import annotations
 
-from typing import Annotated, TypeAlias
+import math
+from typing import Annotated, Any, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -17,3 +18,12 @@ class Strict(BaseModel):
     """A part of a file. Unknown names are errors."""
 
     model_config = ConfigDict(extra="forbid")
+
+
+def finite(content: Any) -> Any:
+    """The content with None in place of NaN and infinity, which JSON does not have."""
+    if isinstance(content, dict):
+        return {key: finite(value) for key, value in content.items()}
+    if isinstance(content, list):
+        return [finite(value) for value in content]
+    return None if isinstance(content, float) and not math.isfinite(content) else content

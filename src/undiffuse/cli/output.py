@@ -26,6 +26,10 @@ STOPPED = 128
 """The exit code after a signal, less its number: 130 after Ctrl-C, 143 after SIGTERM."""
 
 
+UNCUT = 4096
+"""Columns where there is no terminal, so that every value is whole."""
+
+
 def by_default(text: str) -> Any:
     """For a flag whose value is None unless it is given: what the help says instead of None."""
     return tyro.conf.arg(help_behavior_hint=f"(default: {text})")
@@ -86,8 +90,11 @@ class Forgiving:
 def stdout(stream: Any = None) -> Console:
     """The terminal. Brackets and colons in a text have no meaning there.
 
-    stream: where it writes; None for sys.stdout."""
-    return rich_console.Console(file=stream, markup=False, emoji=False)
+    stream: where it writes; None for sys.stdout. In a pipe or a file no line is broken or cut. A
+    terminal has at least 40 columns, whatever it says."""
+    console = rich_console.Console(file=stream, markup=False, emoji=False)
+    console.width = max(console.width, 40) if console.is_terminal else UNCUT
+    return console
 
 
 def say(line: str, console: Console | None = None) -> None:

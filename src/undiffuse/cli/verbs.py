@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -11,6 +12,7 @@ from tyro.conf import Positional
 
 from undiffuse.base.errors import UserError
 from undiffuse.base.lazy import lazy
+from undiffuse.base.schema import finite
 from undiffuse.cli.output import by_default, leave, say, stdout
 from undiffuse.study import STUDIES, make_study
 from undiffuse.training.config import among
@@ -53,6 +55,7 @@ def sample(
     batch_size: int = 256,
     precision: Literal["fp32", "bf16"] = "fp32",
     out: Annotated[str | None, by_default("RUN/samples.png")] = None,
+    overwrite: bool = False,
     trajectory: Annotated[Path | None, by_default("none")] = None,
 ) -> None:
     """Sample new images from a run.
@@ -69,13 +72,14 @@ def sample(
         precision: bf16 is faster where the CPU has it, and changes some 8-bit values by a few units
         out: FILE.png for a grid, FILE.npz for an archive of images and labels, or FOLDER/ for a
             PNG file of each image
+        overwrite: replace the images that an earlier call wrote into FOLDER/; other files stay
         trajectory: also write the steps from noise to image of the first ten: FILE.gif or FILE.png
     """
     request = api.load(run).request(
         n, classes, sampler=sampler, steps=steps, grid=grid, guidance=guidance, clip=clip,
         seed=seed, batch_size=batch_size, precision=precision,
     )  # fmt: skip
-    to = destinations.destination(out or str(run / "samples.png"))
+    to = destinations.destination(out or str(run / "samples.png"), overwrite=overwrite)
     if trajectory is not None:
         destinations.check_trajectory(trajectory, to)
     begin = time.monotonic()
@@ -125,7 +129,8 @@ def evaluate(
 
     Args:
         run: the run folder
-        images: FILE.npz with `images`, uint8 (n, H, W) or (n, H, W, 3), and optionally `labels`
+        images: FILE.npz with `images`, uint8 (n, H, W) or (n, H, W, 3), and optionally `labels`; or
+            FOLDER/ of image files, as undiffuse sample writes it
         n: number of images to sample
         sampler: as for undiffuse sample
         steps: number of sampling steps
@@ -233,10 +238,17 @@ def report(run: Positional[Path]) -> None:
         say(str(path))
 
 
-def info(run: Positional[Path]) -> None:
+def info(
+    run: Positional[Path], as_json: Annotated[bool, tyro.conf.arg(name="json")] = False
+) -> None:
     """Show a run: its state, its data, and every hyperparameter with its reason.
 
     Args:
         run: the run folder
+        as_json: print one JSON object in place of tables
     """
-    stdout().print(info_table.describe(folder.Run(run)))
+    if as_json:
+        content = info_table.as_data(folder.Run(run))
+        print(json.dumps(finite(content), indent=2, allow_nan=False))
+    else:
+        stdout().print(info_table.describe(folder.Run(run)))

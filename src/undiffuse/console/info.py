@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import asdict
+from typing import Any
 
 from rich import box
 from rich.console import Group
@@ -12,6 +14,7 @@ from undiffuse.nets import options_of
 from undiffuse.runs.folder import About, Run
 from undiffuse.training.records import (
     Finished,
+    Quality,
     Record,
     SessionStarted,
     StepTaken,
@@ -32,6 +35,34 @@ def describe(run: Run) -> Group:
     for row in hyperparameters(about, records):
         table.add_row(*row)
     return Group(summary, table)
+
+
+def as_data(run: Run) -> dict[str, Any]:
+    """What `describe` shows, as plain data: the content of `undiffuse info --json`."""
+    about, records = run.about(), list(run.records())
+    end = of_kind(Finished, records)
+    steps, validations = of_kind(StepTaken, records), of_kind(Validation, records)
+    qualities, sessions = of_kind(Quality, records), of_kind(SessionStarted, records)
+    named = {name.strip(): (value, why) for name, value, why in hyperparameters(about, records)}
+    return {
+        "run": str(run.path),
+        "version": about.version,
+        "state": "finished" if end else "unfinished",
+        "step": steps[-1].step if steps else 0,
+        "seconds": max((record.time for record in records), default=0.0),
+        "command": run.command(),
+        "data": asdict(about.facts),
+        "conditioning": asdict(about.conditioning),
+        "config": about.config.model_dump(mode="json"),
+        "hyperparameters": {
+            name: {"value": value, "why": why} for name, (value, why) in named.items()
+        },
+        "loss": steps[-1].loss if steps else None,
+        "held_out_loss": validations[-1].loss if validations else None,
+        "quality": qualities[-1].scalars() if qualities else None,
+        "machine": sessions[-1].machine if sessions else None,
+        "replay_of": about.replay_of,
+    }
 
 
 def state_of(about: About, records: list[Record]) -> dict[str, str]:

@@ -11,7 +11,10 @@ import numpy as np
 import torch
 
 from undiffuse.base.errors import UserError
+from undiffuse.base.files import safe_name
 from undiffuse.data.dataset import MAX_BYTES, Dataset
+from undiffuse.data.loading import files_of
+from undiffuse.data.pictures import ENDINGS, class_of, read_pictures
 from undiffuse.data.values import stretch
 from undiffuse.measuring.reference import FEWEST
 
@@ -21,7 +24,7 @@ if TYPE_CHECKING:
 
 
 def read_images(file: Path, training: Dataset) -> tuple[Tensor, Tensor | None, list[str]]:
-    """(images uint8 (n, C, H, W), classes (n,) or None, notes) of an .npz file.
+    """(images uint8 (n, C, H, W), classes (n,) or None, notes) of an .npz file or a folder.
 
     The file has an array `images`, uint8 (n, H, W) or (n, H, W, C). It may have an array `labels`,
     whole numbers (n,): the class of each image. notes: how the images were changed, or look black,
@@ -30,6 +33,8 @@ def read_images(file: Path, training: Dataset) -> tuple[Tensor, Tensor | None, l
     Raises UserError for images that cannot be compared with the training images."""
 
     channels, height, width = training.shape
+    if file.is_dir():
+        return read_folder(file, training)
     arrays = read_arrays(file)
     pixels, labels = arrays["images"], arrays.get("labels")
     if pixels.dtype.kind == "f" and not np.isfinite(pixels).all():
@@ -73,6 +78,35 @@ def seen_images(pixels: NDArray[np.uint8], file: Path) -> tuple[NDArray[np.uint8
     except UserError as dark:
         return pixels, [str(dark)]
     return (pixels * factor, [said]) if said else (pixels, [])
+
+
+def read_folder(folder: Path, training: Dataset) -> tuple[Tensor, Tensor | None, list[str]]:
+    """`read_images` of a folder of image files.
+
+    The class of an image is that of its sub-folder, or of a name such as 00012_CLASS.png, if every
+    image has one that the training images have too."""
+    paths = [path for path in files_of(folder) if path.suffix.lower() in ENDINGS]
+    if len(paths) < FEWEST:
+        raise UserError(
+            f"{folder}: {len(paths)} images are too few for a statistic; give at least {FEWEST}"
+        )
+    found = read_pictures(folder, paths, None)
+    images, (channels, height, width) = found.images, training.shape
+    if found.shape == (1, height, width):  # grey images beside training images in colour
+        images = images.expand(-1, channels, -1, -1)
+    if tuple(images.shape[1:]) != training.shape:
+        raise UserError(
+            f"{folder}: images are {found.shape}; those of '{training.name}' are {training.shape} "
+            "(channels, height, width)"
+        )
+    names = {safe_name(name): number for number, name in enumerate(training.classes)}
+    of_file = [
+        names.get(safe_name(class_of(folder, path)) or path.stem.partition("_")[2])
+        for path in paths
+    ]
+    known = [number for number in of_file if number is not None]
+    labelled = len(known) == len(images)
+    return images.contiguous(), torch.tensor(known) if labelled else None, list(found.notes)
 
 
 def read_arrays(file: Path) -> dict[str, NDArray[Any]]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from undiffuse.base.errors import UserError
+from undiffuse.base.files import readable
 from undiffuse.report.blocks import (
     Block,
     Code,
@@ -84,10 +85,9 @@ def compile_document(
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
         (place / "style.typ").write_bytes((files / "style.typ").read_bytes())
-        (place / "main.typ").write_text(typst_source(title, blocks), encoding="utf-8")
-        (place / "pictures.json").write_text(
-            json.dumps({Path(name).stem: name for name in pictures})
-        )
+        (place / "main.typ").write_bytes(readable(typst_source(title, blocks)).encode())
+        named = {Path(name).stem: name for name in pictures}
+        (place / "pictures.json").write_bytes(json.dumps(named).encode())
         for name, content in pictures.items():
             (place / name).write_bytes(content)
 

@@ -9,6 +9,7 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from undiffuse.base.files import readable
 from undiffuse.report.blocks import (
     Block,
     Code,
@@ -64,7 +65,7 @@ def notebook(
         },
         "cells": cells,
     }
-    return json.dumps(content, indent=1, ensure_ascii=False).encode()
+    return readable(json.dumps(content, indent=1, ensure_ascii=False)).encode()
 
 
 def cells_of(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ import numpy as np
 import torch
 
 from undiffuse.base.errors import UserError
-from undiffuse.base.files import cannot_write, is_clutter, write_atomic
+from undiffuse.base.files import cannot_write, is_clutter, safe_name, write_atomic
 from undiffuse.base.images import (
     animation_bytes,
     as_array,
@@ -26,6 +27,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+DRAWN = re.compile(r"\d{5,}(_.*)?\.png")
+"""The names of the images in a folder: 00012.png, or 00012_CLASS.png."""
+
+
 @dataclass(frozen=True)
 class Destination:
     """A file or folder to write images to. kind: "png", "npz" or "folder"."""
@@ -37,11 +42,13 @@ class Destination:
         return str(self.path)
 
 
-def destination(text: str, name: str = "out") -> Destination:
+def destination(text: str, name: str = "out", *, overwrite: bool = False) -> Destination:
     """The destination that a text names: FILE.png, FILE.npz or FOLDER/.
 
-    A folder ends in a slash or exists. name: the parameter, for errors. Raises UserError for other
-    files, for a folder that is not empty, and for a file in a folder that does not exist."""
+    A folder ends in a slash or exists. name: the parameter, for errors. overwrite: the images that
+    an earlier call wrote into the folder are replaced. Raises UserError for other files, for a
+    folder that is not empty, unless it is overwritten, and for a file in a folder that does not
+    exist."""
     path = Path(text)
     if text.endswith("/") or path.is_dir():
         kind = "folder"
@@ -54,10 +61,11 @@ def destination(text: str, name: str = "out") -> Destination:
         )
     if kind == "folder" and path.exists() and not path.is_dir():
         raise UserError(f"{name}={text}: {path} is a file, not a folder; choose another name")
-    if kind == "folder" and path.exists() and not all(map(is_clutter, path.iterdir())):
+    full = kind == "folder" and path.exists() and not all(map(is_clutter, path.iterdir()))
+    if full and not overwrite:
         raise UserError(
-            f"{name}={text}: the folder is not empty; choose a new one, so that old images do not "
-            "mix with new ones"
+            f"{name}={text}: the folder is not empty; choose a new one, or replace the images of "
+            "an earlier call in it with overwrite=True"
         )
     if kind != "folder" and not path.parent.is_dir():
         raise UserError(f"{name}={text}: there is no folder {path.parent}; make it first")
@@ -86,7 +94,8 @@ def save_images(
 
     labels: class numbers (N,), or None. classes: the names of all classes. note: the metadata of a
     grid. A file is written completely or not at all. The images of a folder are moved into it when
-    all of them are written. Raises UserError where that is not possible."""
+    all of them are written; those of an earlier call are removed then, and no other file. Raises
+    UserError where that is not possible."""
     if to.kind == "png":
         rows = classes_in_turn(labels)
         sheet = image_grid(images, rows or columns_for(len(images)), down=rows > 0)
@@ -106,18 +115,16 @@ def save_images(
                     name = (
                         f"{i:05d}.png"
                         if labels is None
-                        else f"{i:05d}_{safe(classes[labels[i]])}.png"
+                        else f"{i:05d}_{safe_name(classes[labels[i]])}.png"
                     )
                     Path(place, name).write_bytes(png_bytes(as_picture(image)))
+                for file in to.path.iterdir():
+                    if DRAWN.fullmatch(file.name):
+                        file.unlink()
                 for file in Path(place).iterdir():
                     file.rename(to.path / file.name)
         except OSError as error:
             raise cannot_write(to.path, error) from error
-
-
-def safe(name: str) -> str:
-    """A class name as part of a file name: at most 60 letters, digits, "-", "." and "_"."""
-    return "".join(c if c.isalnum() or c in "-." else "_" for c in name)[:60]
 
 
 def check_trajectory(path: Path, images: Destination) -> None:

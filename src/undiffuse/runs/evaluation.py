@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -25,6 +24,7 @@ from undiffuse.base import engine
 from undiffuse.base.errors import UserError
 from undiffuse.base.files import as_path, write_atomic
 from undiffuse.base.images import image_grid, png_bytes
+from undiffuse.base.schema import finite
 from undiffuse.data.splits import random_labels
 from undiffuse.measuring import features
 from undiffuse.measuring.bits import bits_per_dim
@@ -172,7 +172,7 @@ def evaluate_images(
     seed: int = 0,
     watch: Watch = unwatched,
 ) -> dict[str, Any]:
-    """Measure the images of an .npz file of any program. Writes the results to `out`.
+    """Measure the images of any program, in an .npz file or a folder. Writes the results to `out`.
 
     spec: the data set to compare with. size: resize it to so many pixels a side. Pictures are
     written beside `out`. Returns the content of `out`. Raises UserError where the images cannot be
@@ -185,8 +185,9 @@ def evaluate_images(
         raise UserError(f"out={out}: there is no folder {out.parent}; make it first")
     real = reference(spec, size)
     generated, classes, notes = read_images(file, real.training)
+    digest = hashlib.sha256(generated.numpy().tobytes() if file.is_dir() else file.read_bytes())
     content, pictures = assembled(
-        {"images": file.name, "sha256": hashlib.sha256(file.read_bytes()).hexdigest()},
+        {"images": file.resolve().name, "sha256": digest.hexdigest()},
         {},
         generated,
         classes,
@@ -302,15 +303,6 @@ def write_metrics(path: Path, content: dict[str, Any]) -> None:
     """Write metrics.json. The content is checked first, so what is written can be read."""
     plain = check_results(finite(content))
     write_atomic(path, json.dumps(plain, indent=2, allow_nan=False).encode())
-
-
-def finite(content: Any) -> Any:
-    """The content with None in place of NaN and infinity, which JSON does not have."""
-    if isinstance(content, dict):
-        return {key: finite(value) for key, value in content.items()}
-    if isinstance(content, list):
-        return [finite(value) for value in content]
-    return None if isinstance(content, float) and not math.isfinite(content) else content
 
 
 def check(parts: Parts, n: int, seed: int, bits_images: int | None, ode_images: int) -> None:
