@@ -30,13 +30,13 @@ READY   := .venv/.ready
 .DEFAULT_GOAL := digits
 
 digits: setup
-	@$(BIN)/undiffuse train --conditional --minutes $(MINUTES) --out $(RUN) || { status=$$?; \
-	  if $(BIN)/python -c '$(OTHER_MINUTES)' $(RUN)/config.json $(MINUTES) 2>/dev/null; then \
+	@$(BIN)/undiffuse train --conditional --minutes $(MINUTES) --out "$(RUN)" || { status=$$?; \
+	  if $(BIN)/python -c '$(OTHER_MINUTES)' "$(RUN)/config.json" $(MINUTES) 2>/dev/null; then \
 	    echo "For a new run: make digits MINUTES=$(MINUTES) RUN=$(RUN)-$(MINUTES)min"; fi; \
 	  exit $$status; }
-	@test -f $(RUN)/samples.png || $(BIN)/undiffuse sample $(RUN) --n 100
-	@test -f $(RUN)/report.html || { $(BIN)/undiffuse study samplers $(RUN) && \
-	  $(BIN)/undiffuse report $(RUN); }
+	@test -f "$(RUN)/samples.png" || $(BIN)/undiffuse sample "$(RUN)" --n 100
+	@test -f "$(RUN)/report.html" || { $(BIN)/undiffuse study samplers "$(RUN)" && \
+	  $(BIN)/undiffuse report "$(RUN)"; }
 
 # Succeeds where the run's config.json has another number of minutes. Fails where there is no such
 # file or where MINUTES is not a number.

@@ -41,9 +41,9 @@ with atheris.instrument_imports(include=["undiffuse"]):
     from undiffuse.diffusion.conditioning import Conditioning
     from undiffuse.measuring import files
     from undiffuse.model import Description, Model
+    from undiffuse.runs.fitting import decisions_of
     from undiffuse.runs.folder import Run
     from undiffuse.runs.log import log_line
-    from undiffuse.runs.session import decisions_of
     from undiffuse.training.clock import Clock
     from undiffuse.training.experiment import DataFacts
     from undiffuse.training.presets import make_config

@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from undiffuse.base.engine import safe_after_fork
+from undiffuse.base.errors import UserError
 from undiffuse.base.files import as_path
 from undiffuse.model import Model
 from undiffuse.runs.folder import Run, Where
+from undiffuse.runs.longer import longer_config
 from undiffuse.runs.session import train_session
 from undiffuse.training.config import Config
 from undiffuse.training.options import SessionOptions, make_options
@@ -26,6 +28,7 @@ def train(
     out: Where | None = None,
     preset: str = "fast",
     *,
+    longer: Where | None = None,
     watch: Callable[[Record], None] | None = None,
     **fields: Any,
 ) -> Path:
@@ -33,15 +36,33 @@ def train(
 
     It is the command `undiffuse train` in Python. out: runs/PRESET by default. fields: those of
     `Config`, such as minutes=3 or data="photos/"; those of `SessionOptions`, such as compile="off";
-    the network's own options, such as channels=(64, 128). watch: called with each record as it
-    happens.
+    the network's own options, such as channels=(64, 128). longer: a finished run that this new run
+    goes on from, with its configuration; of fields only minutes, epochs or steps, the further ones,
+    and those of `SessionOptions`. watch: called with each record as it happens.
 
     A finished run stays as it is. Raises UserError for values that do not fit, before anything is
     written. After Ctrl-C or SIGTERM it saves the run, then raises `runs.signals.Interrupted`. Like
     KeyboardInterrupt, that is not an Exception."""
     own = {name: fields.pop(name) for name in SessionOptions.model_fields if name in fields}
-    config, options = make_config(preset, **fields), make_options(**own)
-    return train_config(config, as_path(out or f"runs/{preset}"), options, watch=watch)
+    options, old = make_options(**own), None
+    if longer is None:
+        config = make_config(preset, **fields)
+    else:
+        if out is None:
+            raise UserError("a longer run is a new run; give out=FOLDER")
+        old = as_path(longer)
+        config = of_longer(old, as_path(out), **fields)
+    path = as_path(out or f"runs/{preset}")
+    return train_config(config, path, options, longer=old, watch=watch)
+
+
+def of_longer(old: Path, path: Path, **budget: Any) -> Config:
+    """The configuration of a longer run at `path`. The run knows it once it exists.
+
+    old: the run that it goes on from. budget: one of minutes, epochs and steps."""
+    source = Run(old) if Run(old).exists() else Run(path)
+    config = longer_config(source.about().config, **budget)
+    return config.model_copy(update={"data": source.data_place()})
 
 
 def train_config(
@@ -50,11 +71,14 @@ def train_config(
     options: SessionOptions = SessionOptions(),
     *,
     replay: Path | None = None,
+    longer: Path | None = None,
     started: float | None = None,
     watch: Callable[[Record], None] | None = None,
 ) -> Path:
-    """`train` for a whole configuration. replay, started: see `train_session`."""
-    for record in train_session(config, path, options, replay=replay, started=started):
+    """`train` for a whole configuration. replay, longer, started: see `train_session`."""
+    for record in train_session(
+        config, path, options, replay=replay, longer=longer, started=started
+    ):
         if watch:
             watch(record)
     return path

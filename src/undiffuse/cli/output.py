@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import signal
 import sys
 from pathlib import Path
@@ -26,6 +27,7 @@ STOPPED = 128
 """The exit code after a signal, less its number: 130 after Ctrl-C, 143 after SIGTERM."""
 
 
+NARROW = 40  # columns
 UNCUT = 4096
 """Columns where there is no terminal, so that every value is whole."""
 
@@ -38,7 +40,10 @@ def by_default(text: str) -> Any:
 def prepare_streams() -> None:
     """Let stdout and stderr take any text: letters that they lack are escaped.
 
-    A stream that is closed takes everything and shows nothing."""
+    A stream that is closed takes everything and shows nothing. Of a terminal of fewer columns than
+    a help can be laid out in, 40 are assumed."""
+    if shutil.get_terminal_size().columns < NARROW:
+        os.environ["COLUMNS"] = str(NARROW)
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is None:
@@ -93,7 +98,7 @@ def stdout(stream: Any = None) -> Console:
     stream: where it writes; None for sys.stdout. In a pipe or a file no line is broken or cut. A
     terminal has at least 40 columns, whatever it says."""
     console = rich_console.Console(file=stream, markup=False, emoji=False)
-    console.width = max(console.width, 40) if console.is_terminal else UNCUT
+    console.width = max(console.width, NARROW) if console.is_terminal else UNCUT
     return console
 
 

@@ -17,6 +17,7 @@ from undiffuse.base import engine
 from undiffuse.base.errors import UserError
 from undiffuse.base.lazy import lazy
 from undiffuse.cli.output import Forgiving, by_default, leave, say, stdout
+from undiffuse.runs.longer import BUDGETS
 from undiffuse.training.config import FORMER, Config, described
 from undiffuse.training.options import SessionOptions, make_options
 from undiffuse.training.presets import PRESETS, make_config
@@ -99,6 +100,9 @@ def train_verb(preset: Any) -> Callable[..., None]:
         flags: Any = preset,
         out: Annotated[Path | None, by_default("runs/PRESET")] = None,
         replay: Annotated[Path | None, by_default("none")] = None,
+        longer: Annotated[
+            Path | None, tyro.conf.arg(name="from"), by_default("none, a run begins untrained")
+        ] = None,
         plan: bool = False,
     ) -> None:
         """Train a diffusion model. The same command again resumes an unfinished run.
@@ -107,10 +111,14 @@ def train_verb(preset: Any) -> Callable[..., None]:
             out: the run folder
             replay: repeat this finished run step by step, to the same weights; needs --out, and
                 the same --precision and --compile
+            longer: train this finished run for longer, as a new run; needs --out, and one of
+                --minutes, --epochs and --steps, the further ones
             plan: time a few steps and print what the budget allows, without training
         """
         config, options = chosen(flags)
-        if replay is not None:
+        if longer is not None:
+            config = lengthened(longer, config, out, plan or replay is not None)
+        elif replay is not None:
             config = replayed(replay, config, out, plan)
         if plan:
             say(plans.plan(config, options))
@@ -125,8 +133,9 @@ def train_verb(preset: Any) -> Callable[..., None]:
         try:
             with live.Watcher(config, path, console) as watcher:
                 api.train_config(
-                    config, path, options, replay=replay, started=engine.STARTED, watch=watcher
-                )
+                    config, path, options, replay=replay, longer=longer,
+                    started=engine.STARTED, watch=watcher,
+                )  # fmt: skip
         except signals.Interrupted as stop:
             leave(
                 stop.signal,
@@ -165,6 +174,24 @@ def replayed(run: Path, asked: Config, out: Path | None, plan: bool) -> Config:
         )
     source = folder.Run(run)
     return source.about().config.model_copy(update={"data": source.data_place()})
+
+
+def lengthened(run: Path, asked: Config, out: Path | None, other: bool) -> Config:
+    """The configuration of a run that goes on from `run`.
+
+    asked, out: the other flags. other: whether --plan or --replay is given. Raises UserError for
+    flags that do not go with --from."""
+    if out is None:
+        raise UserError("--from needs --out, a new folder for the longer run")
+    budget = {name: getattr(asked, name) for name in BUDGETS}
+    if other or asked.model_copy(update=dict.fromkeys(BUDGETS)) != make_config().model_copy(
+        update=dict.fromkeys(BUDGETS)
+    ):
+        raise UserError(
+            "--from takes the other run's configuration, so it takes no flag of a hyperparameter "
+            "but --minutes, --epochs or --steps, no --preset, no --replay and no --plan"
+        )
+    return api.of_longer(run, out, **budget)
 
 
 def preset_of(arguments: list[str]) -> Config:

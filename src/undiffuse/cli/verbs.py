@@ -129,8 +129,7 @@ def evaluate(
 
     Args:
         run: the run folder
-        images: FILE.npz with `images`, uint8 (n, H, W) or (n, H, W, 3), and optionally `labels`; or
-            FOLDER/ of image files, as undiffuse sample writes it
+        images: FILE.npz with `images`, uint8 (n, H, W[, 3]), maybe `labels`; or FOLDER/ of files
         n: number of images to sample
         sampler: as for undiffuse sample
         steps: number of sampling steps

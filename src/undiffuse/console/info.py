@@ -62,6 +62,7 @@ def as_data(run: Run) -> dict[str, Any]:
         "quality": qualities[-1].scalars() if qualities else None,
         "machine": sessions[-1].machine if sessions else None,
         "replay_of": about.replay_of,
+        "start": about.start and asdict(about.start),
     }
 
 
@@ -87,6 +88,8 @@ def state_of(about: About, records: list[Record]) -> dict[str, str]:
     for session in of_kind(SessionStarted, records)[-1:]:
         machine = session.machine.items()
         lines["machine"] = ", ".join(f"{key} {value}" for key, value in machine)
+    if about.start:
+        lines["begun from"] = f"step {about.start.step:,} of {about.start.run}"
     if about.replay_of:
         lines["replays"] = about.replay_of
     return lines

@@ -115,8 +115,10 @@ class Watcher:
 
     def started(self, record: SessionStarted) -> None:
         """Show what is trained on what, and the session's notes."""
-        facts = Run(self.path).about().facts
+        about = Run(self.path).about()
+        facts, start = about.facts, about.start
         self.progress.images = facts.training
+        self.progress.begin = start.step if start else 0
         c, h, w = facts.shape
         machine = record.machine
         compiled = ", compiled" if machine.get("compiled") else ""
@@ -133,7 +135,9 @@ class Watcher:
             self.say(f"{len(facts.classes)} classes: {named}{more}")
         for note in record.notes:
             self.say(f"note: {note}", style="yellow")
-        if record.step:
+        if start and record.step == start.step:
+            self.say(f"begins at step {start.step:,} of {start.run}, before its learning rate fell")
+        elif record.step:
             self.say(f"resumed at step {record.step:,}, after {duration(record.time)} min")
         words = "compiling the network, up to a minute" if compiled else "starting"
         self.bar.update(self.task, words=words)

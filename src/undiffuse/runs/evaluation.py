@@ -38,8 +38,8 @@ from undiffuse.measuring.results import FORMAT, check_results
 from undiffuse.measuring.watch import Stopwatch, Watch, unwatched
 from undiffuse.model import Model, Request, check_numbers
 from undiffuse.runs import destinations, figures
+from undiffuse.runs.fitting import trained_on
 from undiffuse.runs.folder import Run, Where
-from undiffuse.runs.session import trained_on
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -6,6 +6,8 @@
     samples/step_*.png       grids of samples during training, from the same noise each time
     checkpoint.safetensors   the state that a session resumes: weights, average, moments
     model.safetensors        the model of a finished run, which `Model.load` reads without the run
+    before-decay.safetensors the state before the learning rate fell, for a longer run
+    start.safetensors        of a longer run: the state from which it began
     loss.png, timeline.png   figures, drawn at the end
 
 All files are data and none is code. A file is written beside its place and then renamed, so a file
@@ -33,6 +35,7 @@ from undiffuse.diffusion.conditioning import Conditioning
 from undiffuse.model import Description, Model
 from undiffuse.runs.lock import NO_LOCK, lock_folder
 from undiffuse.runs.log import follow_log, log_line, read_log
+from undiffuse.runs.longer import BUDGETS, Start
 from undiffuse.runs.places import found_data, only_data, places_of
 from undiffuse.training.config import Config, validated
 from undiffuse.training.experiment import DataFacts
@@ -63,7 +66,8 @@ class About:
     """The content of config.json.
 
     facts: what the run knows of its data. reasons: by field of config. version: of undiffuse.
-    replay_of: the run that this one repeats, or None. places: where the data lie, see places.py."""
+    replay_of: the run that this one repeats, or None. places: where the data lie, see places.py.
+    start: where a longer run began, or None."""
 
     config: Config
     facts: DataFacts
@@ -72,6 +76,7 @@ class About:
     version: str
     replay_of: str | None
     places: tuple[str, ...] = ()
+    start: Start | None = None
 
     def __post_init__(self) -> None:
         """Raises ValueError where facts, conditioning and configuration contradict each other."""
@@ -142,9 +147,14 @@ class Run:
     # --- config.json ---
 
     def create(
-        self, config: Config, facts: DataFacts, conditioning: Conditioning, replay_of: str | None
+        self,
+        config: Config,
+        facts: DataFacts,
+        conditioning: Conditioning,
+        replay_of: str | None,
+        start: Start | None = None,
     ) -> None:
-        """Make the folder and write config.json.
+        """Make the folder and write config.json. The arguments are the fields of `About`.
 
         Raises UserError where the folder already has files, other than its own data, and where
         config.json could not be read again."""
@@ -156,6 +166,7 @@ class Run:
             "format": FORMAT,
             "version": __version__,
             "replay_of": replay_of,
+            "start": start and asdict(start),
             "places": places_of(config.data, self.path),
             "data": asdict(facts),
             "conditioning": asdict(conditioning),
@@ -226,6 +237,11 @@ class Run:
         if about.replay_of:
             words = ["undiffuse", "train", "--replay", about.replay_of, "--out", str(self.path)]
             return shlex.join(words)
+        if about.start:
+            budgets = [(name, getattr(about.config, name)) for name in BUDGETS]
+            own = [[f"--{name}", f"{value:g}"] for name, value in budgets if value is not None]
+            words = ["undiffuse", "train", "--from", about.start.run, *own[0]]
+            return shlex.join([*words, "--out", str(self.path)])
         return as_command(about.config, self.path)
 
     def command_for(self, *verb: str, after: Sequence[str] = ()) -> str:
@@ -342,6 +358,7 @@ def about_of(content: dict[str, Any]) -> About:
         reasons=of_fields(content["reasons"]),
         version=str(content["version"]),
         replay_of=TypeAdapter(str | None).validate_python(content["replay_of"]),
+        start=TypeAdapter(Start | None).validate_python(content.get("start")),
         places=TypeAdapter(tuple[str, ...]).validate_python(content.get("places", ())),
     )
 

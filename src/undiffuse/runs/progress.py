@@ -30,6 +30,7 @@ class Progress:
     def __init__(self, config: Config, images: int) -> None:
         self.config, self.images = config, images
         self.step = 0
+        self.begin = 0  # the step at which the run begins
         self.elapsed = 0.0  # seconds of the run, over all sessions
         self.end: int | None = None  # the last step, or its estimate; None where unknown
         self.held_out: float | None = None
@@ -79,7 +80,8 @@ class Progress:
         """The share of the budget that is used, 0 to 1."""
         if self.config.minutes is not None:
             return min(1.0, self.elapsed / (60 * self.config.minutes))
-        return min(1.0, self.step / (self.end or max(1, self.step)))
+        done = self.step - self.begin
+        return min(1.0, done / ((self.end or max(self.begin + 1, self.step)) - self.begin))
 
     @property
     def left(self) -> float | None:

@@ -7,7 +7,7 @@ SIGTERM. Then the same command starts the next session, which resumes the run.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,29 +19,36 @@ from undiffuse.base.engine import Engine, compiler_version, machine_facts
 from undiffuse.base.errors import UserError
 from undiffuse.base.files import remove_left_over
 from undiffuse.base.images import columns_for, image_grid, png_bytes
+from undiffuse.base.tensors import save_tensors
 from undiffuse.measuring.scorer import scorer_for
 from undiffuse.runs import figures
+from undiffuse.runs.fitting import (
+    ELSEWHERE,
+    decisions_of,
+    open_run,
+    refuse_other_clusters,
+    refuse_other_images,
+    replayed_decisions,
+    started_from,
+)
 from undiffuse.runs.folder import Run
+from undiffuse.runs.longer import BEFORE_DECAY, START, copy_start
 from undiffuse.runs.signals import Interrupted, Signals
 from undiffuse.training.clock import Clock
 from undiffuse.training.config import Config
 from undiffuse.training.experiment import (
-    DataFacts,
     Experiment,
     load_configured,
     make_experiment,
-    prepare_data,
     shapes,
 )
 from undiffuse.training.loop import fit
 from undiffuse.training.options import SessionOptions, resolve
-from undiffuse.training.presets import differences
 from undiffuse.training.records import (
     Cooldown,
     Decision,
     Finished,
     PictureFailed,
-    Projection,
     Quality,
     Record,
     Rollback,
@@ -53,11 +60,8 @@ from undiffuse.training.records import (
 )
 
 if TYPE_CHECKING:
-    from undiffuse.data.dataset import Dataset
-    from undiffuse.diffusion.conditioning import Conditioning
     from undiffuse.measuring.scorer import Scorer
 
-ELSEWHERE = "begin a new run in another folder with out=FOLDER"
 SAVE_SECONDS = 60.0  # between checkpoints, unless checkpoint_every is given
 
 
@@ -69,6 +73,7 @@ def train_session(
     options: SessionOptions = SessionOptions(),
     *,
     replay: Path | None = None,
+    longer: Path | None = None,
     started: float | None = None,
 ) -> Iterator[Record]:
     """Train the run at `path` until it is finished. Yields records, each written to the log first.
@@ -76,9 +81,9 @@ def train_session(
     A run that exists is resumed. The first record is `SessionStarted`. A finished run yields
     nothing.
 
-    replay: a finished run to repeat step by step. started: time.monotonic() at the start of the
-    process. Raises UserError where the run cannot be trained, and Interrupted after a signal, when
-    everything is saved."""
+    replay: a finished run to repeat step by step. longer: a finished run from whose state this one
+    begins. started: time.monotonic() at the start of the process. Raises UserError where the run
+    cannot be trained, and Interrupted after a signal, when everything is saved."""
     started = time.monotonic() if started is None else started
     decisions = replayed_decisions(Run(replay)) if replay else []
     whole = load_configured(config)
@@ -90,7 +95,10 @@ def train_session(
         refuse_other_clusters(Run(replay), conditioning, remedy)
     scorer = scorer_for(whole) if config.quality_share > 0 else None
     engine, notes = resolve(options, config, experiment.images, cache_folder())
-    run = open_run(path, config, facts, conditioning, replay)
+    start, source = started_from(replay, longer, path)
+    run = open_run(path, config, facts, conditioning, replay, start)
+    if start and source:
+        copy_start(run, start, source)
     notes = [*whole.notes, *notes]
     if run.finished():
         return
@@ -144,6 +152,7 @@ class Session:
         clock = self.clock(logged)
         run.append(first)
         yield first
+        self.keep_before_decay(clock)
         self.saved = time.monotonic()
         signals = Signals()
         try:
@@ -156,6 +165,8 @@ class Session:
                 for record in records:
                     signals.something_to_save |= isinstance(record, StepTaken)
                     yield from self.keep(record)
+                    if isinstance(record, StepTaken | Cooldown):
+                        self.keep_before_decay(clock)
                 if signals.received and not run.finished():
                     raise Interrupted(signals.received)
         finally:
@@ -168,13 +179,15 @@ class Session:
 
         Raises UserError for a damaged one, or for one of another network."""
         run, state = self.run, self.state
-        if not run.checkpoint_path.is_file():
+        files = (run.checkpoint_path, run.path / START)
+        path = next((path for path in files if path.is_file()), None)
+        if path is None:
             return
-        tensors, step = run.load_tensors(run.checkpoint_path)
+        tensors, step = run.load_tensors(path)
         expected = self.experiment.expected if step else state.tensors()
         if shapes(tensors) != shapes(expected):
             raise UserError(
-                f"{run.checkpoint_path} does not fit the network of {run.path}/config.json; bring "
+                f"{path} does not fit the network of {run.path}/config.json; bring "
                 "back the run's own checkpoint, or begin a new run"
             )
         state.restore(tensors, step)
@@ -218,17 +231,29 @@ class Session:
         """The clock, with the decisions of earlier sessions. logged: the records so far."""
         config = self.experiment.config
         snapshots, qualities = of_kind(Snapshot, logged), of_kind(Quality, logged)
+        start, steps = self.run.about().start, self.experiment.steps
+        begin = start.step if start else 0
         clock = Clock(
             self.elapsed,
             config.decay,
             budget=None if config.minutes is None else 60 * config.minutes,
-            steps=self.experiment.steps,
+            steps=None if steps is None else begin + steps,
+            begin=begin,
+            rate=start.rate if start else 1.0,
             replayed=self.replay is not None,
             snapshot_seconds=snapshots[-1].seconds if snapshots else 0.0,
             quality_seconds=qualities[-1].seconds if qualities else 0.0,
         )
         clock.read(decisions_of(logged))
         return clock
+
+    def keep_before_decay(self, clock: Clock) -> None:
+        """Keep the state of the step at which the learning rate begins to fall."""
+        state, path = self.state, self.run.path / BEFORE_DECAY
+        if clock.cooldowns and state.step == clock.cooldowns[0].start:
+            if path.is_file() and self.run.load_tensors(path)[1] == state.step:
+                return
+            save_tensors(path, state.tensors(), {"step": str(state.step)})
 
     def save(self) -> None:
         """Write a checkpoint. The log is on the disk first, because it holds the decisions."""
@@ -273,85 +298,3 @@ class Session:
         if isinstance(record, Stopped) or (isinstance(record, StepTaken) and due):
             self.save()
         yield record
-
-
-# --- Whether a run folder fits ---
-
-
-def open_run(
-    path: Path,
-    config: Config,
-    facts: DataFacts,
-    conditioning: Conditioning,
-    replay_of: Path | None,
-) -> Run:
-    """The run folder at `path`. It is made where there is none.
-
-    Raises UserError where the folder holds a run with another configuration, with other images, or
-    of another replay."""
-    run, source = Run(path), str(replay_of.resolve()) if replay_of else None
-    if not run.exists():
-        run.create(config, facts, conditioning, source)
-        return run
-    there = run.about()
-    moved = there.facts.same_images(facts)
-    different = differences(there.config, config, {"data"} if moved else set())
-    if different:
-        raise UserError(
-            f"{path} holds a run with another configuration ({'; '.join(different)}); {ELSEWHERE}"
-        )
-    if there.replay_of != source:
-        is_what = f"replays {there.replay_of}" if there.replay_of else "is no replay"
-        raise UserError(f"{path} holds a run that {is_what}; {ELSEWHERE}")
-    refuse_other_images(run, facts, ELSEWHERE)
-    if there.config.data != config.data:
-        run.note_place(config.data)
-    return run
-
-
-def trained_on(run: Run, whole: Dataset) -> tuple[Dataset, Dataset]:
-    """(training set, held-out set) of a run, from its whole data set.
-
-    Raises UserError where the run was trained on other images."""
-    training, held_out, facts = prepare_data(run.about().config, whole)
-    refuse_other_images(run, facts)
-    return training, held_out
-
-
-def refuse_other_images(run: Run, facts: DataFacts, remedy: str = "bring those back") -> None:
-    """Raises UserError where a run was trained on other images than those of `facts`.
-
-    remedy: what to do, for the error."""
-    about = run.about()
-    if not about.facts.same_images(facts):
-        raise UserError(
-            f"{run.path} was trained on other images than '{facts.name}' holds now; {remedy}"
-        )
-
-
-def refuse_other_clusters(run: Run, conditioning: Conditioning, remedy: str) -> None:
-    """Raises UserError where a run had another number of clusters than there are now.
-
-    The sizes of the clusters are not compared. On another machine rounding may move an image into
-    another cluster. remedy: what to do, for the error."""
-    there = run.about().conditioning
-    then = len(there.clusters), there.class_of_cluster
-    if then != (len(conditioning.clusters), conditioning.class_of_cluster):
-        raise UserError(
-            f"{run.path} was begun with {len(there.clusters)} clusters of similar images, and "
-            f"{len(conditioning.clusters)} are found now; {remedy}"
-        )
-
-
-def replayed_decisions(source: Run) -> list[Decision]:
-    """The decisions of a run, for a replay. Raises UserError where it is unfinished."""
-    if not source.finished():
-        raise UserError(
-            f"{source.path} is unfinished, so there is no whole run to replay; finish it first"
-        )
-    return decisions_of(source.records())
-
-
-def decisions_of(records: Iterable[Record]) -> list[Decision]:
-    """The decisions of a run's clock, in order."""
-    return [r for r in records if isinstance(r, Projection | Cooldown | Rollback)]

@@ -11,7 +11,7 @@ from undiffuse.base import engine
 from undiffuse.base.errors import UserError
 from undiffuse.base.files import write_atomic
 from undiffuse.measuring import distances
-from undiffuse.runs.session import trained_on
+from undiffuse.runs.fitting import trained_on
 from undiffuse.runs.studies import FORMAT, check_study
 from undiffuse.training.experiment import load_configured
 

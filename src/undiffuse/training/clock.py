@@ -58,6 +58,9 @@ class Clock:
     run in which the learning rate falls. budget: seconds from start to exit, or None. steps: a
     fixed number of steps, or None. replayed: decisions are read, not made.
 
+    begin: the step at which the run begins, which is not 0 in a longer run. rate: the share of the
+    peak learning rate there.
+
     cooldowns, projection, rollbacks: the decisions so far. durations: seconds of the last steps.
     snapshot_seconds, quality_seconds: of the last snapshot and the last measurement of quality.
     quality_steps: the steps at which quality is measured."""
@@ -74,6 +77,8 @@ class Clock:
     snapshot_seconds: float = 0.0
     quality_seconds: float = 0.0
     quality_steps: Sequence[int] = ()
+    begin: int = 0
+    rate: float = 1.0
     delayed: bool = False  # whether there was a rollback since the last decision
 
     def read(self, decisions: Iterable[Decision]) -> None:
@@ -137,7 +142,8 @@ class Clock:
         start, end = step, None
         if self.steps is not None:
             if not self.cooldowns:
-                start, end = self.steps - round(self.decay * self.steps), self.steps
+                falling = round(self.decay * (self.steps - self.begin))
+                start, end = self.steps - falling, self.steps
         elif not self.durations:
             return None
         elif not self.cooldowns:

@@ -7,6 +7,8 @@ upsampling. Therefore compiled gradients are compared with plain ones before the
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -35,6 +37,18 @@ def has_dropout(network: nn.Module) -> bool:
     return any(isinstance(module, nn.Dropout) and module.p > 0 for module in network.modules())
 
 
+@contextmanager
+def without_warning() -> Iterator[None]:
+    """A context, and a decorator, without a warning that diffusers causes.
+
+    It caches constant functions. The caller's filters of warnings stay as they are."""
+    with warnings.catch_warnings():
+        of_cache = "Dynamo detected a call to a `functools.lru_cache`"
+        warnings.filterwarnings("ignore", message=of_cache)
+        yield
+
+
+@without_warning()
 def fault_of(
     quick: BatchLoss, plain: BatchLoss, network: nn.Module, batch: Any, *, gradients: bool = True
 ) -> str | None:
@@ -43,8 +57,6 @@ def fault_of(
     It fails, or its gradients are wrong. The weights are moved at random for the comparison,
     because many gradients are zero at the start. They are restored afterwards. gradients: whether
     gradients are compared; with dropout they differ anyway."""
-    # diffusers causes this warning by caching constant functions.
-    warnings.filterwarnings("ignore", message="Dynamo detected a call to a `functools.lru_cache`")
     generator = torch.Generator().manual_seed(0)
     kept = {name: p.detach().clone() for name, p in network.named_parameters()}
 

@@ -106,20 +106,22 @@ class Loop:
 
     @property
     def snapshots(self) -> list[int]:
-        """The steps of the snapshots. Before the projection only step 0 is known."""
-        projection = self.clock.projection
+        """The steps of the snapshots. Before the projection only the run's first is known."""
+        projection, begin = self.clock.projection, self.clock.begin
         if projection is None:
-            return [0]
+            return [begin]
         # No snapshot before the projection's step, not even in a replay, which knows it earlier.
-        planned = snapshot_steps(projection.steps, self.config.snapshots)
-        return [step for step in planned if step == 0 or step >= projection.step]
+        planned = snapshot_steps(projection.steps - begin, self.config.snapshots)
+        steps = [begin + step for step in planned]
+        return [step for step in steps if step == begin or step >= projection.step]
 
     def quality_plan(self) -> tuple[int, list[int]]:
         """(samples of a measurement of quality; the steps of the measurements)."""
         if self.scorer is None or self.clock.projection is None:
             return 0, []
         counts = tuple(self.scorer.floors)
-        return quality_plan(self.clock.projection.steps, self.snapshots, self.config, counts)
+        steps = self.clock.projection.steps - self.clock.begin
+        return quality_plan(steps, self.snapshots, self.config, counts)
 
     def take_snapshot(self) -> Iterator[Record]:
         """Measure the held-out loss, the samples and the quality of the averaged weights.
@@ -181,9 +183,8 @@ class Loop:
             batch = self.experiment.batch(step)
             if self.first and self.engine.compiled:
                 yield from self.compile(batch)
-            lr = self.config.lr * lr_factor(
-                step, self.config.warmup, clock.cooldowns, clock.rollbacks
-            )
+            factor = lr_factor(step, self.config.warmup, clock.cooldowns, clock.rollbacks)
+            lr = self.config.lr * clock.rate * factor
             value, wrong = train_step(self.batch_loss, state, batch, lr, self.config)
             now = time.monotonic()
             seconds, last = now - last, now

@@ -16,6 +16,12 @@ from undiffuse.training.step import train_step
 
 def section(source: Source) -> Iterator[Block]:
     yield Heading(1, "Training")
+    if start := source.about.start:
+        yield Text(
+            f"This run is longer than its own budget says. It began at step {start.step:,} of "
+            f"the run `{plain(start.run)}`, with the state that it had before its learning rate "
+            "fell."
+        )
     yield from progress(source)
     yield from figures(source)
     yield from mishaps(source)

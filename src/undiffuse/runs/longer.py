@@ -1,0 +1,96 @@
+"""A longer run: it begins from the state that a finished run had before its learning rate fell.
+
+A finished run's learning rate is 0, so its last state is no place to go on from. Each run keeps its
+state of the step at which the cooldown begins, in before-decay.safetensors. A longer run copies
+that file, as start.safetensors. So it can be resumed and replayed without the other run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import Field
+
+from undiffuse.base.errors import UserError
+from undiffuse.base.schema import Count
+from undiffuse.training.config import Config, validated
+from undiffuse.training.records import Rollback
+
+if TYPE_CHECKING:
+    from undiffuse.runs.folder import Run
+
+BEFORE_DECAY = "before-decay.safetensors"
+START = "start.safetensors"
+BUDGETS = ("minutes", "epochs", "steps")
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where a run began.
+
+    run: the folder of the run that it goes on from. sha256: of the file with the state. step: of
+    the state. rate: the share of the peak learning rate there, below 1 after a rollback."""
+
+    run: str
+    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+    step: Count
+    rate: Annotated[float, Field(gt=0, le=1)] = 1.0
+
+
+def longer_config(old: Config, **budget: Any) -> Config:
+    """The configuration of a longer run: the old one's, with another budget.
+
+    budget: one of minutes, epochs and steps, the further ones. Raises UserError for others."""
+    given = {name: value for name, value in budget.items() if value is not None}
+    if len(given) != 1 or not given.keys() <= {*BUDGETS}:
+        raise UserError(
+            "a longer run takes the other run's configuration and a budget of its own: give one of "
+            "minutes=M, epochs=E and steps=S, the further ones, and nothing else"
+        )
+    return validated({**old.model_dump(), **dict.fromkeys(BUDGETS), **given})
+
+
+def start_of(old: Run) -> Start:
+    """Where a longer run of the finished run `old` begins.
+
+    Raises UserError where it is unfinished, or kept no state."""
+    path = old.path / BEFORE_DECAY
+    if not old.finished():
+        raise UserError(
+            f"{old.path} is unfinished; the command that began it continues it: {old.command()}"
+        )
+    if not path.is_file():
+        raise UserError(
+            f"{old.path} has no {BEFORE_DECAY}, from which a longer run begins; train it again"
+        )
+    _, step = old.load_tensors(path)
+    earlier = old.about().start
+    rollbacks = sum(rollback.step <= step for rollback in old.of(Rollback))
+    rate = (earlier.rate if earlier else 1.0) * 0.5**rollbacks
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    return Start(str(old.path.resolve()), digest, step, rate)
+
+
+def same_start(one: Start | None, other: Start | None) -> bool:
+    """Whether two runs begin from the same state. The old run's folder may have moved."""
+    if one is None or other is None:
+        return one is other
+    return replace(one, run=other.run) == other
+
+
+def copy_start(run: Run, start: Start, source: Path) -> None:
+    """Copy the state of which a run begins into its folder, unless it is there.
+
+    source: the file. Raises UserError where it is another state now."""
+    to = run.path / START
+    if to.is_file():
+        return
+    if hashlib.sha256(source.read_bytes()).hexdigest() != start.sha256:
+        raise UserError(f"{source} has changed since {run.path} was begun; begin a new run")
+    part = to.with_name(f".{START}.tmp")
+    shutil.copyfile(source, part)
+    part.replace(to)
