@@ -80,6 +80,8 @@ def reader(
     train, evaluate = undiffuse.train, undiffuse.evaluate
 
     def small_train(out: Any = None, preset: str = "fast", **fields: Any) -> Path:
+        if "longer" in fields:  # it takes the other run's configuration
+            return train(out, longer=fields["longer"], steps=12)
         smaller = {
             key: value
             for key, value in tiny.items()
