@@ -254,7 +254,7 @@ def test_a_run_that_was_never_without_condition_says_so(train: Callable[..., Pat
         ({"batch_size": 0}, "batch_size must be at least 1"),
         ({"steps": 0}, "steps must be at least 1"),
         ({"steps": 10**9}, "at most 100,000, not 1000000000"),
-        ({"seed": "one"}, "seed must be a number from 0 to 2\\^63 - 1, not one"),
+        ({"seed": "one"}, "seed must be a whole number, not 'one'"),
         ({"seed": -1}, "seed must be a number from 0 to 2\\^63 - 1, not -1"),
         ({"seed": 2**63}, "seed must be a number from 0 to 2\\^63 - 1"),
         ({"label": 7}, "no option 'label'; there are: sampler, steps"),

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from undiffuse.base.engine import safe_after_fork
+from undiffuse.base.engine import undisturbed
 from undiffuse.base.errors import UserError
 from undiffuse.base.files import as_path
 from undiffuse.model import Model
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
-@safe_after_fork()
+@undisturbed()
 def train(
     out: Where | None = None,
     preset: str = "fast",
@@ -84,7 +84,7 @@ def train_config(
     return path
 
 
-@safe_after_fork()
+@undisturbed()
 def load(run: Where) -> Model:
     """The model of a run folder, with its averaged weights. It can be used many times.
 
@@ -92,7 +92,7 @@ def load(run: Where) -> Model:
     return Run(as_path(run)).model()
 
 
-@safe_after_fork()
+@undisturbed()
 def sample(run: Where, n: int = 64, classes: Any = None, **options: Any) -> NDArray[np.uint8]:
     """Sample n images from a run: uint8 (n, H, W), or (n, H, W, 3) in colour.
 

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
-from undiffuse.base.engine import safe_after_fork
+from undiffuse.base.engine import undisturbed
 from undiffuse.base.errors import UserError
 from undiffuse.base.files import as_path
 from undiffuse.base.images import as_array
@@ -113,7 +113,7 @@ class Model:
         save_tensors(as_path(path), dict(self.network.state_dict()), metadata)
 
     @classmethod
-    @safe_after_fork()
+    @undisturbed()
     def load(cls, path: str | Path) -> Model:
         """The model that `save` wrote, or a finished run's model.safetensors.
 
@@ -152,7 +152,7 @@ class Model:
 
     # --- Use ---
 
-    @safe_after_fork()
+    @undisturbed()
     @torch.no_grad()
     def __call__(
         self,
@@ -235,14 +235,14 @@ class Model:
         chosen = replace(own, **given).checked(self.denoiser)
         return Request(self, n, numbers, chosen, batch_size, usual)
 
-    @safe_after_fork()
+    @undisturbed()
     def sample(self, n: int = 64, classes: Any = None, **options: Any) -> NDArray[np.uint8]:
         """n new images, uint8 (n, H, W), or (n, H, W, 3) in colour. See `request` for the options.
 
         The same seed gives the same images with any batch size."""
         return as_array(torch.cat(list(self.request(n, classes, **options).batches())))
 
-    @safe_after_fork()
+    @undisturbed()
     def bits(
         self, images: NDArray[np.uint8] | Tensor, classes: Any = None, *, seed: int = 0
     ) -> NDArray[np.float64]:

@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -163,13 +164,17 @@ class Engine:
         return arithmetic(self.precision)
 
 
+RANDOMNESS = threading.RLock()
+
+
 @contextlib.contextmanager
 def own_randomness(seed: int) -> Iterator[None]:
     """A context in which torch's random numbers follow from `seed`, and new tensors are float32.
 
-    The caller's random state and default dtype are as before afterwards, and do not reach in."""
+    The caller's random state and default dtype are as before afterwards, and do not reach in. They
+    belong to the process, so of several threads one at a time is inside."""
     before = torch.get_default_dtype()
-    with torch.random.fork_rng(devices=[]):
+    with RANDOMNESS, torch.random.fork_rng(devices=[]):
         torch.set_default_dtype(torch.float32)
         torch.manual_seed(seed)
         try:
@@ -182,20 +187,21 @@ PROCESS = os.getpid()  # that imported the package
 
 
 @contextlib.contextmanager
-def safe_after_fork() -> Iterator[None]:
-    """A context, and a decorator, for what computes with torch.
+def undisturbed() -> Iterator[None]:
+    """A context, and a decorator, for what computes with torch, whatever the caller has set.
 
-    A process that was forked after torch had used several threads would wait for them for ever. In
-    such a process one thread computes. Afterwards the number of threads is as before."""
-    if os.getpid() == PROCESS:
+    The caller's autocast and default device do not reach in. A process that was forked after torch
+    had used several threads would wait for them for ever; in such a process one thread computes.
+    Afterwards everything is as before."""
+    with contextlib.ExitStack() as stack:
+        if torch.is_autocast_enabled("cpu"):
+            stack.enter_context(torch.autocast("cpu", enabled=False))
+        if torch.get_default_device().type != "cpu":
+            stack.enter_context(torch.device("cpu"))
+        if os.getpid() != PROCESS:
+            stack.callback(torch.set_num_threads, torch.get_num_threads())
+            torch.set_num_threads(1)
         yield
-        return
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def machine_facts() -> dict[str, Any]:

@@ -54,7 +54,7 @@ class Parts:
     novelty: bool = True
 
 
-@engine.safe_after_fork()
+@engine.undisturbed()
 def evaluate(run: Where, n: int = 10_000, **options: Any) -> dict[str, Any]:
     """Evaluate a run by n samples. Writes metrics.json and returns its content.
 
