@@ -120,6 +120,7 @@ def copy(run: Path, tmp_path: Path) -> Path:
 
 def test_a_run_leaves_these_files_and_no_others(run: Path) -> None:
     assert list(files(run)) == [
+        "before-decay.safetensors",
         "checkpoint.safetensors",
         "config.json",
         "data.png",

@@ -175,7 +175,7 @@ def test_a_run_without_unconditional_predictions_is_refused(train: Callable[...,
 
 
 def test_a_study_of_too_few_images_is_refused(train: Callable[..., Path], tmp_path: Path) -> None:
-    few = write_idx(tmp_path / "few", np.zeros((19, 8, 8), np.uint8))
+    few = write_idx(tmp_path / "few", np.full((19, 8, 8), 99, np.uint8))
     with pytest.raises(UserError, match="too few images to hold some out"):
         training_study(train(data=str(few), steps=2, snapshots=2), "schedules")
 

@@ -100,6 +100,8 @@ def as_path(where: str | os.PathLike[str]) -> Path:
 
     Raises UserError where that has no home folder."""
     path = Path(where)
+    if not path.parts or not path.parts[0].startswith("~"):
+        return path
     try:
         return path.expanduser()
     except RuntimeError:

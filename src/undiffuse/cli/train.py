@@ -142,23 +142,28 @@ def train_verb(preset: Any) -> Callable[..., None]:
                 f"{path}: stopped by {stop} and saved; the same command goes on from here",
                 console,
             )
-        end = run.finished()
-        assert end is not None
-        state = "was already finished" if done else "finished"
-        say(f"{path}: {state}, {end.step:,} steps in {end.time / 60:.1f} minutes", console)
-        say(f"  {path}/samples/step_{end.step:06d}.png", console)
-        say(f"  {path}/timeline.png, {path}/loss.png", console)
-        command = sys.argv[0] if "/" in sys.argv[0] else "undiffuse"
-        say(f"  more samples: {command} sample {path}", console)
-        if stream.failed is not None:
-            print(
-                f"undiffuse: {path} is {state}, but its progress could not be shown "
-                f"({stream.failed.strerror})",
-                file=sys.stderr,
-            )
+        announce(run, "was already finished" if done else "finished", stream)
 
     train.__annotations__["flags"] = OmitArgPrefixes[type(preset)]  # type: ignore[misc]
     return train
+
+
+def announce(run: folder.Run, state: str, stream: Forgiving) -> None:
+    """Say that a run is finished, and what there is to see."""
+    console = stdout(stream)
+    path, end = run.path, run.finished()
+    assert end is not None
+    say(f"{path}: {state}, {end.step:,} steps in {end.time / 60:.1f} minutes", console)
+    say(f"  {path}/samples/step_{end.step:06d}.png", console)
+    say(f"  {path}/timeline.png, {path}/loss.png", console)
+    command = sys.argv[0] if "/" in sys.argv[0] else "undiffuse"
+    say(f"  more samples: {command} sample {path}", console)
+    if stream.failed is not None:
+        print(
+            f"undiffuse: {path} is {state}, but its progress could not be shown "
+            f"({stream.failed.strerror})",
+            file=sys.stderr,
+        )
 
 
 def replayed(run: Path, asked: Config, out: Path | None, plan: bool) -> Config:

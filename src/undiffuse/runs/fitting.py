@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from undiffuse.base.errors import UserError
 from undiffuse.runs.folder import Run
-from undiffuse.runs.longer import BEFORE_DECAY, START, Start, same_start, start_of
+from undiffuse.runs.longer import BEFORE_DECAY, START, Start, same_start
 from undiffuse.training.config import Config
 from undiffuse.training.experiment import DataFacts, prepare_data
 from undiffuse.training.presets import differences
@@ -70,6 +71,27 @@ def started_from(
     if Run(path).exists() and not (longer / BEFORE_DECAY).is_file():
         return Run(path).about().start, None
     return start_of(Run(longer)), longer / BEFORE_DECAY
+
+
+def start_of(old: Run) -> Start:
+    """Where a longer run of the finished run `old` begins.
+
+    Raises UserError where it is unfinished, or kept no state."""
+    path = old.path / BEFORE_DECAY
+    if not old.finished():
+        raise UserError(
+            f"{old.path} is unfinished; the command that began it continues it: {old.command()}"
+        )
+    if not path.is_file():
+        raise UserError(
+            f"{old.path} has no {BEFORE_DECAY}, from which a longer run begins; train it again"
+        )
+    _, step = old.load_tensors(path)
+    earlier = old.about().start
+    rollbacks = sum(rollback.step <= step for rollback in old.of(Rollback))
+    rate = (earlier.rate if earlier else 1.0) * 0.5**rollbacks
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    return Start(str(old.path.resolve()), digest, step, rate)
 
 
 def trained_on(run: Run, whole: Dataset) -> tuple[Dataset, Dataset]:

@@ -11,17 +11,13 @@ import hashlib
 import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 from pydantic import Field
 
 from undiffuse.base.errors import UserError
 from undiffuse.base.schema import Count
 from undiffuse.training.config import Config, validated
-from undiffuse.training.records import Rollback
-
-if TYPE_CHECKING:
-    from undiffuse.runs.folder import Run
 
 BEFORE_DECAY = "before-decay.safetensors"
 START = "start.safetensors"
@@ -54,27 +50,6 @@ def longer_config(old: Config, **budget: Any) -> Config:
     return validated({**old.model_dump(), **dict.fromkeys(BUDGETS), **given})
 
 
-def start_of(old: Run) -> Start:
-    """Where a longer run of the finished run `old` begins.
-
-    Raises UserError where it is unfinished, or kept no state."""
-    path = old.path / BEFORE_DECAY
-    if not old.finished():
-        raise UserError(
-            f"{old.path} is unfinished; the command that began it continues it: {old.command()}"
-        )
-    if not path.is_file():
-        raise UserError(
-            f"{old.path} has no {BEFORE_DECAY}, from which a longer run begins; train it again"
-        )
-    _, step = old.load_tensors(path)
-    earlier = old.about().start
-    rollbacks = sum(rollback.step <= step for rollback in old.of(Rollback))
-    rate = (earlier.rate if earlier else 1.0) * 0.5**rollbacks
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    return Start(str(old.path.resolve()), digest, step, rate)
-
-
 def same_start(one: Start | None, other: Start | None) -> bool:
     """Whether two runs begin from the same state. The old run's folder may have moved."""
     if one is None or other is None:
@@ -82,15 +57,15 @@ def same_start(one: Start | None, other: Start | None) -> bool:
     return replace(one, run=other.run) == other
 
 
-def copy_start(run: Run, start: Start, source: Path) -> None:
-    """Copy the state of which a run begins into its folder, unless it is there.
+def copy_start(run: Path, start: Start, source: Path) -> None:
+    """Copy the state with which a run begins into its folder, unless it is there.
 
     source: the file. Raises UserError where it is another state now."""
-    to = run.path / START
+    to = run / START
     if to.is_file():
         return
     if hashlib.sha256(source.read_bytes()).hexdigest() != start.sha256:
-        raise UserError(f"{source} has changed since {run.path} was begun; begin a new run")
+        raise UserError(f"{source} has changed since {run} was begun; begin a new run")
     part = to.with_name(f".{START}.tmp")
     shutil.copyfile(source, part)
     part.replace(to)

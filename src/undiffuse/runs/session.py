@@ -98,7 +98,7 @@ def train_session(
     start, source = started_from(replay, longer, path)
     run = open_run(path, config, facts, conditioning, replay, start)
     if start and source:
-        copy_start(run, start, source)
+        copy_start(run.path, start, source)
     notes = [*whole.notes, *notes]
     if run.finished():
         return
