@@ -24,6 +24,7 @@ from undiffuse.data.pictures import (
     BACKGROUNDS,
     ENDINGS,
     classes_of,
+    kinds_of,
     passed_over,
     read_pictures,
     resized,
@@ -151,7 +152,7 @@ def _read_folder(folder: Path, size: int | None, split: str, background: str) ->
         return resized(read_idx_folder(folder, idx, split), size)
     if not pictures:
         return _read_below(folder, others, size, split)
-    notes = tuple(passed_over(others))
+    notes = tuple(kinds_of(pictures, others))
     if parts := _parts(folder, pictures):
         dataset = _read_part(folder, parts, pictures, size, split, background)
     elif split == "test":

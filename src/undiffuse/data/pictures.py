@@ -211,13 +211,27 @@ def coloured(pixels: NDArray[np.uint8]) -> bool:
     return bool((pixels != pixels[..., :1]).any())
 
 
+def kinds_of(read: list[Path], others: list[Path]) -> list[str]:
+    """Notes on the kinds of image files: those that are read, if several, and those that are not.
+
+    read, others: the files that are read, and all others."""
+    counts = Counter(path.suffix.lower() for path in read)
+    notes = [f"read: {counted(counts)}"] if len(counts) > 1 else []
+    return notes + passed_over(others)
+
+
 def passed_over(paths: list[Path]) -> list[str]:
     """A note on the image files that are not read, [] where there are none."""
     counts = Counter(path.suffix.lower() for path in paths if path.suffix.lower() in UNREAD)
     if not counts:
         return []
-    listed = ", ".join(f"{count:,} {ending}" for ending, count in sorted(counts.items()))
+    listed = counted(counts)
     return [f"passed over: {listed}; convert them to PNG or JPEG to train on them too"]
+
+
+def counted(counts: Counter[str]) -> str:
+    """The number of files with each ending, in words."""
+    return ", ".join(f"{count:,} {ending}" for ending, count in sorted(counts.items()))
 
 
 # --- One file ---
