@@ -256,6 +256,26 @@ def test_parts_that_are_not_wanted_are_kept_from_before(shade_run: Path, tmp_pat
     assert json.loads((run / "metrics.json").read_text()) == json.loads(json.dumps(only_quality))
 
 
+def test_a_folder_of_images_is_measured_as_its_archive(shades: Path, tmp_path: Path) -> None:
+    """With the classes in the names of the files, and in sub-folders."""
+    pixels, labels = shade_images(120, seed=2)
+    np.savez(tmp_path / "x.npz", images=pixels, labels=labels)
+    for number, (image, label) in enumerate(zip(pixels, labels, strict=True)):
+        for path in (f"named/{number:05}_{label}.png", f"sub/{label}/{number:05}.png"):
+            (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image).save(tmp_path / path)
+    parts = Parts(likelihood=False, novelty=False)
+    of = {
+        name: evaluate_images(tmp_path / name, str(shades), tmp_path / "m.json", parts=parts)
+        for name in ("x.npz", "named", "sub")
+    }
+    agreement = of["x.npz"]["class_agreement"]["value"]
+    assert agreement > 0.9
+    assert of["named"]["frechet"] == of["x.npz"]["frechet"]
+    for name in ("named", "sub"):
+        assert of[name]["class_agreement"]["value"] == pytest.approx(agreement)
+
+
 def test_images_that_cannot_be_saved_do_not_cost_the_figures(
     shade_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -25,7 +25,7 @@ from undiffuse.base.files import is_clutter
 from undiffuse.data.loading import load_dataset as load
 from undiffuse.data.pictures import ENDINGS
 from undiffuse.diffusion.conditioning import Conditioning
-from undiffuse.runs.evaluation import Parts, evaluate_images, evaluate_run
+from undiffuse.runs.evaluation import Parts, evaluate_run
 from undiffuse.runs.folder import Run
 from undiffuse.training.experiment import DataFacts
 from undiffuse.training.presets import make_config
@@ -231,6 +231,15 @@ def test_images_of_0_and_1_are_black_and_white(tmp_path: Path, kind: str) -> Non
     assert "0 or 1, which are read as black and white" in found.notes[0]
 
 
+def test_each_note_is_given_once(tmp_path: Path) -> None:
+    """Images of 0 and 1 are read twice: they are known as such at the end only."""
+    for number, mask in enumerate((GREY > 128).astype(np.uint8)):
+        clear = np.where(GREY[0] > 50, 255, 0).astype(np.uint8)
+        picture(tmp_path / f"{number:02}.png", np.dstack([mask, clear]))
+    notes = load(str(tmp_path), background="black").notes
+    assert len(notes) == len({note.split(":")[0] for note in notes}) == 2
+
+
 @pytest.mark.parametrize(
     ("pixels", "said"),
     [
@@ -404,28 +413,6 @@ def test_a_folder_is_overwritten_and_other_files_stay(
     names = sorted(path.name for path in (tmp_path / "drawn").iterdir())
     assert [name[:5] for name in names[:2]] == ["00000", "00001"]
     assert names[2:] == ["mine.png", "notes.txt"]
-
-
-def test_a_folder_of_images_is_measured_as_its_archive(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """With the classes in the names of the files, and in sub-folders."""
-    test = load("mnist", split="test").take(torch.arange(120))
-    pixels, labels = test.images[:, 0].numpy(), test.labels.numpy()
-    np.savez(tmp_path / "x.npz", images=pixels, labels=labels)
-    for number, (image, label) in enumerate(zip(pixels, labels, strict=True)):
-        picture(tmp_path / "named" / f"{number:05}_{label}.png", image)
-        picture(tmp_path / "sub" / str(label) / f"{number:05}.png", image)
-    parts = Parts(likelihood=False, novelty=False)
-    of = {
-        name: evaluate_images(tmp_path / name, "mnist", tmp_path / "m.json", parts=parts)
-        for name in ("x.npz", "named", "sub")
-    }
-    agreement = of["x.npz"]["class_agreement"]["value"]
-    assert agreement > 0.9
-    assert of["named"]["frechet"] == of["x.npz"]["frechet"]
-    for name in ("named", "sub"):
-        assert of[name]["class_agreement"]["value"] == pytest.approx(agreement)
 
 
 def test_info_in_a_pipe_is_whole(

@@ -8,11 +8,17 @@ from undiffuse.base.errors import UserError
 from undiffuse.base.files import as_path
 from undiffuse.training.config import FORMER
 
+
+def flag_of(name: str) -> str:
+    """The flag of a field or parameter: "--sample-calls" for "sample_calls"."""
+    return f"--{name.replace('_', '-')}"
+
+
 ALIASES = {
     "--label": "--classes",
-    **{f"--{old.replace('_', '-')}": f"--{new.replace('_', '-')}" for old, new in FORMER.items()},
+    **{flag_of(old): flag_of(new) for old, new in FORMER.items()},
 }
-"""Other names of flags -> the names that the help gives."""
+"""Other names of flags, those of version 0.1 among them -> the names that the help gives."""
 
 
 def refuse_repeated(arguments: list[str]) -> None:

@@ -16,9 +16,9 @@ from tyro.conf import OmitArgPrefixes
 from undiffuse.base import engine
 from undiffuse.base.errors import UserError
 from undiffuse.base.lazy import lazy
+from undiffuse.cli.arguments import ALIASES, flag_of
 from undiffuse.cli.output import Forgiving, by_default, leave, say, stdout
-from undiffuse.runs.longer import BUDGETS
-from undiffuse.training.config import FORMER, Config, described
+from undiffuse.training.config import BUDGETS, Config, described
 from undiffuse.training.options import SessionOptions, make_options
 from undiffuse.training.presets import PRESETS, make_config
 
@@ -47,9 +47,6 @@ NETWORK = {
 WRITTEN = "out|save|trajectory"
 """Flags for what is written, which errors of the library name as well."""
 
-FORMER_FLAGS = {new: f"--{old.replace('_', '-')}" for old, new in FORMER.items()}
-"""The flags' names in version 0.1, which are still accepted."""
-
 
 def flags_of(preset: Config) -> Any:
     """The flags of `train` as a plain dataclass: hyperparameters, network and session options.
@@ -58,7 +55,7 @@ def flags_of(preset: Config) -> Any:
     values fit together, so that an error is one sentence."""
 
     def flag(name: str, kind: Any, text: str | None, default: Any) -> tuple[str, Any, Any]:
-        aliases = [FORMER_FLAGS[name]] if name in FORMER_FLAGS else None
+        aliases = [old for old, new in ALIASES.items() if new == flag_of(name)] or None
         return (
             name,
             Annotated[kind, tyro.conf.arg(help=text, aliases=aliases)],
@@ -188,10 +185,9 @@ def lengthened(run: Path, asked: Config, out: Path | None, other: bool) -> Confi
     flags that do not go with --from."""
     if out is None:
         raise UserError("--from needs --out, a new folder for the longer run")
+    no_budget = dict.fromkeys(BUDGETS)
     budget = {name: getattr(asked, name) for name in BUDGETS}
-    if other or asked.model_copy(update=dict.fromkeys(BUDGETS)) != make_config().model_copy(
-        update=dict.fromkeys(BUDGETS)
-    ):
+    if other or asked.model_copy(update=no_budget) != make_config().model_copy(update=no_budget):
         raise UserError(
             "--from takes the other run's configuration, so it takes no flag of a hyperparameter "
             "but --minutes, --epochs or --steps, no --preset, no --replay and no --plan"
@@ -221,12 +217,9 @@ def with_flags(sentence: str) -> str:
     """An error's sentence with the names of flags. The library's errors name parameters."""
     fields = "|".join((*Config.model_fields, *SessionOptions.model_fields))
 
-    def flag(name: str) -> str:
-        return f"--{name.replace('_', '-')}"
-
     def given(match: re.Match[str]) -> str:
-        return flag(match[1]) + ("" if match[2] == "True" else f" {match[2]}")
+        return flag_of(match[1]) + ("" if match[2] == "True" else f" {match[2]}")
 
     sentence = re.sub(rf"\b({fields}|{WRITTEN})=(\S+?)(?=[:;,)]?(?:\s|$))", given, sentence)
     names = f"{fields}|{'|'.join(NETWORK)}|n|classes|bits_images|ode_images"
-    return re.sub(rf"^({names})(?=:| must )", lambda match: flag(match[1]), sentence)
+    return re.sub(rf"^({names})(?=:| must )", lambda match: flag_of(match[1]), sentence)

@@ -159,9 +159,9 @@ class Reading:
         laid = list(self.on_background(pictures))
         if factor == 1:
             again, said = self.stretched(pictures, laid)
-            self.notes += [said] if said else []
-            if again != 1:
-                return Together(self.read(paths, again).pixels, read)
+            if again != 1:  # the second reading makes the other notes itself
+                self.notes = [said] if said else []
+                return self.read(paths, again)
         return Together(self.stacked(laid), read)
 
     def on_background(self, pictures: list[Picture]) -> Iterator[NDArray[np.uint8]]:

@@ -14,7 +14,7 @@ from undiffuse.base.errors import UserError
 from undiffuse.base.files import safe_name
 from undiffuse.data.dataset import MAX_BYTES, Dataset
 from undiffuse.data.loading import files_of
-from undiffuse.data.pictures import ENDINGS, class_of, read_pictures
+from undiffuse.data.pictures import ENDINGS, read_pictures
 from undiffuse.data.values import stretch
 from undiffuse.measuring.reference import FEWEST
 
@@ -31,10 +31,9 @@ def read_images(file: Path, training: Dataset) -> tuple[Tensor, Tensor | None, l
     a sentence each.
 
     Raises UserError for images that cannot be compared with the training images."""
-
-    channels, height, width = training.shape
     if file.is_dir():
         return read_folder(file, training)
+    channels, height, width = training.shape
     arrays = read_arrays(file)
     pixels, labels = arrays["images"], arrays.get("labels")
     if pixels.dtype.kind == "f" and not np.isfinite(pixels).all():
@@ -48,10 +47,7 @@ def read_images(file: Path, training: Dataset) -> tuple[Tensor, Tensor | None, l
             f"{file}: images have shape {pixels.shape}; those of '{training.name}' are (n, "
             f"{height}, {width}{f', {channels}' if channels > 1 else ''})"
         )
-    if len(pixels) < FEWEST:
-        raise UserError(
-            f"{file}: {len(pixels)} images are too few for a statistic; give at least {FEWEST}"
-        )
+    check_count(file, len(pixels))
     pixels, notes = seen_images(pixels, file)
     generated = torch.from_numpy(np.array(pixels.transpose(0, 3, 1, 2), order="C"))
     if labels is None or not training.classes:
@@ -86,11 +82,9 @@ def read_folder(folder: Path, training: Dataset) -> tuple[Tensor, Tensor | None,
     The class of an image is that of its sub-folder, or of a name such as 00012_CLASS.png, if every
     image has one that the training images have too."""
     paths = [path for path in files_of(folder) if path.suffix.lower() in ENDINGS]
-    if len(paths) < FEWEST:
-        raise UserError(
-            f"{folder}: {len(paths)} images are too few for a statistic; give at least {FEWEST}"
-        )
+    check_count(folder, len(paths))
     found = read_pictures(folder, paths, None)
+    check_count(folder, len(found))
     images, (channels, height, width) = found.images, training.shape
     if found.shape == (1, height, width):  # grey images beside training images in colour
         images = images.expand(-1, channels, -1, -1)
@@ -99,14 +93,20 @@ def read_folder(folder: Path, training: Dataset) -> tuple[Tensor, Tensor | None,
             f"{folder}: images are {found.shape}; those of '{training.name}' are {training.shape} "
             "(channels, height, width)"
         )
-    names = {safe_name(name): number for number, name in enumerate(training.classes)}
-    of_file = [
-        names.get(safe_name(class_of(folder, path)) or path.stem.partition("_")[2])
-        for path in paths
-    ]
-    known = [number for number in of_file if number is not None]
+    numbers = {safe_name(name): number for number, name in enumerate(training.classes)}
+    if found.labels is not None:
+        names = [found.classes[label] for label in found.labels]
+    else:
+        names = [path.stem.partition("_")[2] for path in paths]
+    known = [numbers[name] for name in map(safe_name, names) if name in numbers]
     labelled = len(known) == len(images)
     return images.contiguous(), torch.tensor(known) if labelled else None, list(found.notes)
+
+
+def check_count(source: Path, n: int) -> None:
+    """Raises UserError where n images, those of `source`, are too few for a statistic."""
+    if n < FEWEST:
+        raise UserError(f"{source}: {n} images are too few for a statistic; give at least {FEWEST}")
 
 
 def read_arrays(file: Path) -> dict[str, NDArray[Any]]:

@@ -35,9 +35,9 @@ from undiffuse.diffusion.conditioning import Conditioning
 from undiffuse.model import Description, Model
 from undiffuse.runs.lock import NO_LOCK, lock_folder
 from undiffuse.runs.log import follow_log, log_line, read_log
-from undiffuse.runs.longer import BUDGETS, Start
+from undiffuse.runs.longer import Start
 from undiffuse.runs.places import found_data, only_data, places_of
-from undiffuse.training.config import Config, validated
+from undiffuse.training.config import BUDGETS, Config, validated
 from undiffuse.training.experiment import DataFacts
 from undiffuse.training.presets import as_command, reasons
 from undiffuse.training.records import (
@@ -58,7 +58,7 @@ R = TypeVar("R", bound=Record)
 
 FORMAT = 3
 FORMER_FORMATS = (1, 2)  # of version 0.1
-LARGEST_CONFIG = 2**26  # bytes
+LARGEST_CONFIG = 2**22  # bytes
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,6 @@ that file, as start.safetensors. So it can be resumed and replayed without the o
 from __future__ import annotations
 
 import hashlib
-import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,12 +15,12 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from undiffuse.base.errors import UserError
+from undiffuse.base.files import write_atomic
 from undiffuse.base.schema import Count
-from undiffuse.training.config import Config, validated
+from undiffuse.training.config import BUDGETS, Config, validated
 
 BEFORE_DECAY = "before-decay.safetensors"
 START = "start.safetensors"
-BUDGETS = ("minutes", "epochs", "steps")
 
 
 @dataclass(frozen=True)
@@ -64,8 +63,7 @@ def copy_start(run: Path, start: Start, source: Path) -> None:
     to = run / START
     if to.is_file():
         return
-    if hashlib.sha256(source.read_bytes()).hexdigest() != start.sha256:
+    content = source.read_bytes()
+    if hashlib.sha256(content).hexdigest() != start.sha256:
         raise UserError(f"{source} has changed since {run} was begun; begin a new run")
-    part = to.with_name(f".{START}.tmp")
-    shutil.copyfile(source, part)
-    part.replace(to)
+    write_atomic(to, content)

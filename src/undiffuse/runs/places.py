@@ -9,7 +9,7 @@ import os
 from pathlib import Path
 
 from undiffuse.base.errors import UserError
-from undiffuse.base.files import is_clutter
+from undiffuse.base.files import is_clutter, readable
 from undiffuse.data.loading import DATASETS
 
 
@@ -21,17 +21,12 @@ def places_of(data: str, run: Path) -> tuple[str, ...]:
     if data in DATASETS:
         return ()
     absolute = os.path.abspath(data)  # noqa: PTH100 - links stay links
-    if not absolute.isascii() and not is_utf8(absolute):
+    if readable(absolute) != absolute:
         return ()
     try:
         return absolute, os.path.relpath(absolute, run)
     except ValueError:  # on another drive of Windows
         return (absolute,)
-
-
-def is_utf8(text: str) -> bool:
-    """Whether a path has no bytes outside UTF-8."""
-    return not any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def found_data(data: str, places: tuple[str, ...], run: Path) -> str:

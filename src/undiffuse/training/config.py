@@ -84,6 +84,10 @@ FORMER = {
 """Names of fields in version 0.1 -> today's names. Both are accepted."""
 
 
+BUDGETS = ("minutes", "epochs", "steps")
+"""The fields of the budget, of which a configuration has one."""
+
+
 class Config(BaseModel):
     """Every hyperparameter of a run.
 
@@ -358,14 +362,14 @@ class Config(BaseModel):
     @field_validator("data")
     @classmethod
     def without_slash(cls, data: str) -> str:
-        data = str(as_path(data)) + "/" * data.endswith("/") if data.startswith("~") else data
+        data = str(as_path(data)) if data.startswith("~") else data
         # A data set's name with a slash is a folder: `mnist/`.
         bare = data.rstrip("/")
         return data if not bare or bare in DATASETS else bare
 
     @model_validator(mode="after")
     def fits_together(self) -> Config:
-        if sum(budget is not None for budget in (self.minutes, self.epochs, self.steps)) != 1:
+        if sum(getattr(self, budget) is not None for budget in BUDGETS) != 1:
             raise UserError("give one of minutes=M, epochs=E and steps=S")
         return self
 

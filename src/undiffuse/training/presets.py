@@ -14,7 +14,7 @@ from typing import Any
 from undiffuse.base.errors import UserError
 from undiffuse.base.table import written
 from undiffuse.nets import NETWORKS
-from undiffuse.training.config import FORMER, Config, validated
+from undiffuse.training.config import BUDGETS, FORMER, Config, validated
 
 PRESETS: dict[str, dict[str, tuple[Any, str]]] = {
     "fast": {
@@ -76,7 +76,7 @@ def make_config(preset: str = "fast", **chosen: Any) -> Config:
         raise UserError(f"there is no preset called '{preset}'; there are: {', '.join(PRESETS)}")
     chosen = {FORMER.get(name, name): value for name, value in chosen.items()}
     values = {name: value for name, (value, _) in PRESETS[preset].items()}
-    if any(chosen.get(budget) is not None for budget in ("minutes", "epochs", "steps")):
+    if any(chosen.get(budget) is not None for budget in BUDGETS):
         values.pop("minutes")
     values |= {name: value for name, value in chosen.items() if name in Config.model_fields}
     options = {name: value for name, value in chosen.items() if name not in Config.model_fields}
