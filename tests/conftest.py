@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +58,14 @@ def as_flags(fields: dict[str, Any]) -> list[str]:
         for name, values in given.items()
         for part in (f"--{name.replace('_', '-')}", *map(str, values))
     ]
+
+
+@pytest.fixture(scope="module")
+def short_classifiers() -> Iterator[None]:
+    """Feature networks of a few steps, for tests that are not about how good they are."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("undiffuse.measuring.features.FEWEST_STEPS", 60)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -91,28 +91,33 @@ MODES: dict[str, Callable[[], Any]] = {
 }
 
 
+@pytest.fixture(scope="module", params=[{"conditional": True, "clusters": 4}, {"net": "dit"}])
+def plainly(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, tiny: dict[str, Any]
+) -> tuple[dict[str, Any], Path, Any, Any]:
+    """The fields of a run, the run, its samples and their bits, in a process as it usually is."""
+    fields = tiny | request.param
+    if "net" in request.param:
+        own = ("heads", "channels", "blocks", "attention")
+        fields = {name: value for name, value in fields.items() if name not in own}
+        fields["net"] = "dit:width=16,depth=1,heads=2,patch=2"
+    run = undiffuse.train(tmp_path_factory.mktemp("plainly") / "run", **fields)
+    images = undiffuse.sample(run, 4)
+    return fields, run, images, undiffuse.load(run).bits(images)
+
+
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("fields", [{"conditional": True, "clusters": 4}, {"net": "dit"}])
 def test_the_callers_modes_change_nothing(
-    tmp_path: Path, tiny: dict[str, Any], mode: str, fields: dict[str, Any]
+    tmp_path: Path, plainly: tuple[dict[str, Any], Path, Any, Any], mode: str
 ) -> None:
-    if "net" in fields:
-        tiny = {
-            k: v
-            for k, v in tiny.items()
-            if k not in ("net", "heads", "channels", "blocks", "attention")
-        }
-        fields = {"net": "dit:width=16,depth=1,heads=2,patch=2"}
-    plain = undiffuse.train(tmp_path / "plain", **tiny, **fields)
-    images = undiffuse.sample(plain, 4)
-    bits = undiffuse.load(plain).bits(images)
+    fields, plain, images, bits = plainly
     with MODES[mode]():
-        other = undiffuse.train(tmp_path / "other", **tiny, **fields)
+        other = undiffuse.train(tmp_path / "other", **fields)
         assert np.array_equal(undiffuse.sample(plain, 4), images)
         assert np.array_equal(undiffuse.load(plain).bits(images), bits)
     left, right = (load_file(run / "model.safetensors") for run in (plain, other))
     assert [name for name in left if not torch.equal(left[name], right[name])] == []
-    assert (plain / "loss.png").is_file()
+    assert (other / "loss.png").is_file()
 
 
 STYLE = {"text.usetex": True, "axes.facecolor": "red", "font.size": 40, "savefig.dpi": 10}

@@ -75,6 +75,7 @@ def reader(
     monkeypatch: pytest.MonkeyPatch,
     tiny: dict[str, Any],
     ten_classes: Path,
+    short_classifiers: None,
 ) -> Iterator[None]:
     """Somebody who tries the examples in an empty folder; what they add to tables goes again."""
     train, evaluate = undiffuse.train, undiffuse.evaluate

@@ -37,7 +37,7 @@ from undiffuse.training.records import Quality
 
 
 @pytest.fixture(scope="module", autouse=True)
-def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Any:
+def own_cache(tmp_path_factory: pytest.TempPathFactory, short_classifiers: None) -> Any:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("UNDIFFUSE_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield

@@ -114,7 +114,10 @@ def test_a_network_for_other_data_is_trained_once(
 
 
 @pytest.mark.parametrize("damage", [b"", b"garbage", None])
-def test_a_damaged_cache_is_computed_anew(damage: bytes | None, own_cache: Path) -> None:
+def test_a_damaged_cache_is_computed_anew(
+    damage: bytes | None, own_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(features, "FEWEST_STEPS", 60)
     dataset = shades(60)
     first = features.feature_network(dataset)
     assert first is not None

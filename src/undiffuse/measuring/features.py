@@ -45,6 +45,9 @@ DIGITS_KEY = "d18cfd466eb143ac1097fde604dba9eec4116885869d04cc648b510949f9e88c"
 """`dataset_key` of the images that `digits-64` is for: MNIST's training set."""
 
 
+FEWEST_STEPS = 300
+"""The fewest steps of `train_classifier`, for small data sets."""
+
 RECIPE = 2
 """The version of `train_classifier`. It is raised when the result changes, so that an old cached
 network is not used."""
@@ -128,13 +131,13 @@ def train_classifier(
 ) -> Classifier:
     """A classifier trained on a data set with labels, in evaluation mode.
 
-    AdamW with one cycle of the learning rate. epochs: passes over the data; at least 300 steps are
-    taken. augment: whether images go through `random_affine`. watch: called every 20 steps with the
-    share done."""
+    AdamW with one cycle of the learning rate. epochs: passes over the data; at least FEWEST_STEPS
+    are taken. augment: whether images go through `random_affine`. watch: called every 20 steps with
+    the share done."""
     assert dataset.labels is not None
     with engine.own_randomness(seed):
         network = Classifier(dataset.shape, len(dataset.classes), width).train()
-    steps = max(300, round(epochs * len(dataset) / batch_size))
+    steps = max(FEWEST_STEPS, round(epochs * len(dataset) / batch_size))
     optimizer = torch.optim.AdamW(network.parameters(), lr=lr, weight_decay=1e-3)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps, pct_start=0.2)
     precision = "bf16" if engine.has_bf16() else "fp32"
