@@ -265,6 +265,9 @@ def test_a_class_is_no_cluster() -> None:
         (("cat", "1", "dog"), "1", "1"),  # as text it is the name
         (("cat", "0 dogs", "2"), 1, "0 dogs"),
         (("cat", "1", "dog"), 1, "1"),  # the number and the name are the same class
+        (("e", "e\u0301"), "\u00e9", "e\u0301"),  # a Mac's name for \u00e9
+        (("e\u0301", "\u00e9"), "\u00e9", "\u00e9"),
+        (("cat", "None"), "None", "None"),
     ],
 )
 def test_a_class_is_what_it_is_called(names: tuple[str, ...], asked: Any, meant: str) -> None:

@@ -373,7 +373,7 @@ BAD_FILES = {
     "no images": (
         {"notes.txt": b"hello", "a.heic": b"ftyp", "b.HEIC": b"ftyp"},
         "",
-        r"no images.*\.png, \.jpg, .*\.gif and IDX \(passed over: 2 \.heic",
+        r"no images.*\.png, \.jpg, .*\.gif, IDX, and .*; it holds: 2 \.heic, 1 \.txt; convert",
     ),
     "cut short": ({"a.idx3": IMAGES[:-1]}, "a.idx3", "cut short"),
     "cut header": ({"a.idx3": IMAGES[:9]}, "a.idx3", "ends within its header"),

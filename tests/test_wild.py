@@ -128,7 +128,16 @@ def test_files_beside_images_are_no_data(tmp_path: Path) -> None:
         picture(tmp_path / f"{number:02}.png", image)
     for name in ("subset_idx1000.txt", "class_to_idx3.json", "labels.csv", "Thumbs.db"):
         write(tmp_path / name, b"\0\0\0\1 no image")
-    for name in (".DS_Store", "._00.png", "__MACOSX/00.png", "@eaDir/00.png", "desktop.ini"):
+    for name in (
+        ".DS_Store",
+        "._00.png",
+        "__MACOSX/00.png",
+        "@eaDir/00.png",
+        "desktop.ini",
+        "lost+found/00.png",
+        "$RECYCLE.BIN/00.png",
+        ".ipynb_checkpoints/00.png",
+    ):
         write(tmp_path / name, b"no image")
     assert torch.equal(load(str(tmp_path)).images[:, 0], torch.from_numpy(GREY))
     assert is_clutter(tmp_path / "Thumbs.db")
@@ -229,6 +238,22 @@ def test_images_of_0_and_1_are_black_and_white(tmp_path: Path, kind: str) -> Non
     else:
         assert torch.equal(found.images[:, 0], torch.from_numpy(masks * np.uint8(255)))
     assert "0 or 1, which are read as black and white" in found.notes[0]
+
+
+@pytest.mark.parametrize("ending", ["png", "tif", "gif", "webp"])
+def test_of_several_pictures_in_a_file_the_first_is_read_and_it_is_said(
+    tmp_path: Path, ending: str
+) -> None:
+    first, second = (np.kron(image, np.ones((2, 2), np.uint8)) for image in GREY[:2])
+    lossless = {"lossless": True} if ending == "webp" else {}
+    picture(
+        tmp_path / f"0.{ending}", first, save_all=True, append_images=[Image.fromarray(second)],
+        **lossless,
+    )  # fmt: skip
+    picture(tmp_path / f"1.{ending}", second, **lossless)
+    found = load(str(tmp_path))
+    assert torch.equal(found.images[:, 0], torch.from_numpy(np.stack([first, second])))
+    assert "1 of 2 files hold several pictures" in found.notes[0]
 
 
 def test_each_note_is_given_once(tmp_path: Path) -> None:
@@ -413,6 +438,49 @@ def test_a_folder_is_overwritten_and_other_files_stay(
     names = sorted(path.name for path in (tmp_path / "drawn").iterdir())
     assert [name[:5] for name in names[:2]] == ["00000", "00001"]
     assert names[2:] == ["mine.png", "notes.txt"]
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        (["sample", "{run}", "--n", "2", "--classes"], "--classes needs at least one class"),
+        (["sample", "{run}", "--label", "--n", "2"], "--classes needs at least one class"),
+        (["info", "{run}/config.json"], "config.json is a file; give a run folder"),
+        (["train", "--data", "{run}/config.json"], "config.json' is a file; give the folder"),
+        (["train", "--steps", "1", "--out", "{link}"], "is a link to nowhere, which does not"),
+    ],
+)
+def test_what_is_not_what_was_meant_is_refused_with_the_remedy(
+    run: Path, tmp_path: Path, asked: list[str], said: str, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    from undiffuse import cli
+
+    link = tmp_path / "link"
+    link.symlink_to("nowhere")
+    words = [word.format(run=run, link=link) for word in asked]
+    monkeypatch.setattr("sys.argv", ["undiffuse", *words])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 2
+    assert said in capsys.readouterr().err
+
+
+def test_a_class_called_none_is_a_class(
+    tmp_path: Path, tiny: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from undiffuse import cli
+
+    for name in ("None", "other"):
+        for number, image in enumerate(GREY):
+            picture(tmp_path / "data" / name / f"{number}.png", image)
+    fields = {**tiny, "data": str(tmp_path / "data"), "steps": 1, "snapshots": 2}
+    run = undiffuse.train(tmp_path / "run", **fields, conditional=True)
+    words = ["sample", str(run), "--n", "2", "--classes", "None", "--out", f"{tmp_path}/drawn/"]
+    monkeypatch.setattr("sys.argv", ["undiffuse", *words])
+    cli.main()
+    drawn = sorted(path.name for path in (tmp_path / "drawn").iterdir())
+    assert drawn == ["00000_None.png", "00001_None.png"]
 
 
 def test_info_in_a_pipe_is_whole(

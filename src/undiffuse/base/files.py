@@ -7,11 +7,15 @@ import errno
 import os
 import secrets
 import time
+import unicodedata
 from pathlib import Path
 
 from undiffuse.base.errors import UserError
 
-CLUTTER = frozenset({"thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r", "__macosx", "@eadir"})
+CLUTTER = frozenset({
+    "thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r", "__macosx", "@eadir", "#recycle",
+    "@recycle", "$recycle.bin", "system volume information", "lost+found",
+})  # fmt: skip
 """Files and folders that systems leave behind, in lower case."""
 
 
@@ -25,9 +29,16 @@ def readable(name: str) -> str:
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
+def composed(name: str) -> str:
+    """A name with each letter and its accents as one character, where there is one.
+
+    Macs store the names of files the other way."""
+    return unicodedata.normalize("NFC", name)
+
+
 def safe_name(name: str) -> str:
     """A class name as part of a file name: at most 60 letters, digits, "-", "." and "_"."""
-    return "".join(c if c.isalnum() or c in "-." else "_" for c in name)[:60]
+    return "".join(c if c.isalnum() or c in "-." else "_" for c in composed(name))[:60]
 
 
 def write_atomic(path: Path, content: bytes) -> None:

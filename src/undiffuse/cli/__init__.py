@@ -23,7 +23,7 @@ import tyro
 from undiffuse import __version__
 from undiffuse.base import engine
 from undiffuse.base.errors import UserError
-from undiffuse.cli.arguments import refuse_repeated, run_comes_late, with_home
+from undiffuse.cli.arguments import refuse_no_class, refuse_repeated, run_comes_late, with_home
 from undiffuse.cli.output import STOPPED, fail, flush_all, leave, prepare_streams
 from undiffuse.cli.train import NETWORK, flags_of, preset_of, train_verb, with_flags
 from undiffuse.cli.verbs import evaluate, info, report, sample, study
@@ -71,6 +71,7 @@ def run_verb(arguments: list[str]) -> None:
             "info": info,
         }
         refuse_repeated(arguments)
+        refuse_no_class(arguments)
         for verb in verbs.values():
             verb.__doc__ = unwrapped(verb.__doc__ or "")
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from itertools import pairwise
 
 from undiffuse.base.errors import UserError
 from undiffuse.base.files import as_path
@@ -33,6 +34,13 @@ def refuse_repeated(arguments: list[str]) -> None:
             if flag in seen:
                 raise UserError(f"{flag} is given twice; give it once, with all its values")
             seen.add(flag)
+
+
+def refuse_no_class(arguments: list[str]) -> None:
+    """Raises UserError where --classes stands alone. The parser would take it for all classes."""
+    for argument, after in pairwise([*arguments, "--"]):
+        if ALIASES.get(argument, argument) == "--classes" and after.startswith("--"):
+            raise UserError("--classes needs at least one class, by name or number")
 
 
 def run_comes_late(arguments: list[str]) -> str | None:

@@ -46,9 +46,9 @@ def sample(
     grid: Annotated[
         str | None, tyro.conf.arg(help=among("grid", "times of the steps: ")), OF_RUN
     ] = None,
-    classes: Annotated[
-        tuple[str, ...] | None, tyro.conf.arg(aliases=["--label"]), by_default("all classes")
-    ] = None,
+    classes: Annotated[  # not `| None`: a class may be called None
+        tuple[str, ...], tyro.conf.arg(aliases=["--label"]), by_default("all classes")
+    ] = (),
     guidance: Annotated[float | None, OF_RUN] = None,
     clip: bool = True,
     seed: int = 0,
@@ -76,7 +76,7 @@ def sample(
         trajectory: also write the steps from noise to image of the first ten: FILE.gif or FILE.png
     """
     request = api.load(run).request(
-        n, classes, sampler=sampler, steps=steps, grid=grid, guidance=guidance, clip=clip,
+        n, classes or None, sampler=sampler, steps=steps, grid=grid, guidance=guidance, clip=clip,
         seed=seed, batch_size=batch_size, precision=precision,
     )  # fmt: skip
     to = destinations.destination(out or str(run / "samples.png"), overwrite=overwrite)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import struct
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from importlib import resources
@@ -17,15 +18,16 @@ from undiffuse.base.errors import UserError
 from undiffuse.base.files import is_clutter, readable
 from undiffuse.base.lazy import lazy
 from undiffuse.base.table import Table
-from undiffuse.data.arrays import NoTestSet, read_idx_folder
+from undiffuse.data.arrays import NoTestSet, Source, read_arrays
 from undiffuse.data.dataset import Dataset, dataset_from_arrays
 from undiffuse.data.idx import idx_dimensions, read_idx
+from undiffuse.data.npy import NUMPY, dimensions_of
 from undiffuse.data.pictures import (
     BACKGROUNDS,
     ENDINGS,
     classes_of,
+    counted,
     kinds_of,
-    passed_over,
     read_pictures,
     resized,
 )
@@ -72,10 +74,13 @@ def load_dataset(
       in the folder, without classes
     - folders `train` and `test`, or `training` and `testing`, each with image files as above
     - one folder below it that holds IDX files, as torchvision's MNIST/raw
+    - .npz and .npy files of NumPy: arrays x_train, y_train, x_test and y_test, as Keras has them,
+      or train_images.. and test_images.. as MedMNIST; or images, labels and classes, as undiffuse
+      writes samples; or one array of images and at most one of labels
 
-    IDX files may be compressed with gzip and have any element type. The different numbers in the
-    file of labels are the names of the classes. In rising order they become the labels 0..K-1. The
-    labels of a test set are numbered as those of its training set.
+    IDX files may be compressed with gzip. Arrays have any element type. The different numbers or
+    names among the labels are the names of the classes. In rising order they become the labels
+    0..K-1. The labels of a test set are numbered as those of its training set.
 
     Image files have C = 1 if all of them are grey, else C = 3. Pixels that are 0 or 1 are read as
     black and white. 16 bits are reduced to 8. The EXIF orientation is applied. Of an animation the
@@ -93,7 +98,7 @@ def load_dataset(
     folder = Path(spec)
     try:
         if spec and folder.is_file():
-            raise UserError(f"'{spec}' is a file; give the folder that it lies in: {folder.parent}")
+            raise UserError(f"'{spec}' is a file; {instead_of(folder)}")
         if not spec or not folder.is_dir():
             known = ", ".join(DATASETS)
             raise UserError(
@@ -142,14 +147,15 @@ def _read_folder(folder: Path, size: int | None, split: str, background: str) ->
     files = list(files_of(folder))
     pictures = [file for file in files if file.suffix.lower() in ENDINGS]
     others = [file for file in files if file.suffix.lower() not in ENDINGS]
-    idx = _idx_files(file for file in others if file.parent == folder)
+    here = [file for file in others if file.parent == folder]
+    idx = _idx_files(here)
     if idx and pictures:
         raise UserError(
-            f"{folder} holds both IDX files ({next(iter(idx)).name}) and images ({pictures[0]}); "
-            "keep one kind"
+            f"{folder} holds both IDX files ({idx[0].name}) and images ({pictures[0]}); keep one "
+            "kind"
         )
-    if idx:
-        return resized(read_idx_folder(folder, idx, split), size)
+    if not pictures and (arrays := idx or _numpy_arrays(here)):
+        return resized(read_arrays(folder, arrays, split), size)
     if not pictures:
         return _read_below(folder, others, size, split)
     notes = tuple(kinds_of(pictures, others))
@@ -162,30 +168,57 @@ def _read_folder(folder: Path, size: int | None, split: str, background: str) ->
     return replace(dataset, notes=(*dataset.notes, *notes))
 
 
-def _idx_files(files: Iterable[Path]) -> dict[Path, int]:
-    """Those of the files that are IDX files, each with its number of dimensions."""
-    return {file: dimensions for file in files if (dimensions := idx_dimensions(file))}
+def instead_of(file: Path) -> str:
+    """What to give instead of a file, in words."""
+    if file.suffix.lower() in PACKED and not idx_dimensions(file):
+        return "unpack it, and give the folder that it makes"
+    return f"give the folder that it lies in: {file.parent}"
+
+
+def _idx_files(files: Iterable[Path]) -> list[Source]:
+    """Those of the files that are IDX files."""
+    return [Source(file, number) for file in files if (number := idx_dimensions(file))]
+
+
+def _numpy_arrays(files: Iterable[Path]) -> list[Source]:
+    """The arrays in those of the files that are NumPy's."""
+    return [
+        Source(file, number, name)
+        for file in files
+        if file.suffix.lower() in NUMPY
+        for name, number in dimensions_of(file).items()
+        if number
+    ]
 
 
 def _read_below(folder: Path, files: list[Path], size: int | None, split: str) -> Dataset:
     """The data set of the one folder below `folder` that holds IDX files."""
-    below = {file.parent: None for file in _idx_files(files)}
+    idx = _idx_files(files)
+    below = list(dict.fromkeys(source.file.parent for source in idx))
     if not below:
-        unread = "; ".join(passed_over(files))
+        held = counted(Counter(file.suffix.lower() or "without ending" for file in files))
         raise UserError(
-            f"{folder} holds no images; files that are read: {', '.join(ENDINGS)} and IDX"
-            f"{f' ({unread})' if unread else ''}"
+            f"{folder} holds no images; files that are read: {', '.join(ENDINGS)}, IDX, and "
+            f"{' and '.join(NUMPY)} directly in it"
+            f"{f'; it holds: {held}; {CONVERT}' if files else ''}"
         )
     if len(below) > 1:
         listed = ", ".join(map(str, below))
         raise UserError(f"{folder} holds IDX files in several folders; give one of {listed}")
     (place,) = below
-    idx = _idx_files(file for file in files if file.parent == place)
-    dataset = resized(read_idx_folder(place, idx, split), size)
+    dataset = resized(read_arrays(place, idx, split), size)
     named = place.parent if place.name == "raw" else place  # torchvision's MNIST/raw
     said = f"the images are those of {place}"
     return replace(dataset, name=readable(named.resolve().name), notes=(said, *dataset.notes))
 
+
+CONVERT = (
+    "convert pictures to PNG, and save numbers with numpy.savez('FOLDER/data.npz', images=IMAGES, "
+    "labels=LABELS)"
+)
+
+PACKED = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar")
+"""How the names of archives end, which are not read."""
 
 PARTS = {
     "train": "train", "training": "train", "test": "test", "testing": "test",

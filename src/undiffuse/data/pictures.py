@@ -53,12 +53,13 @@ class Picture(NamedTuple):
 
     pixels: uint8 (H, W, C) with C = 1 or 3, on black. alpha: uint8 (H, W, 1), None for an opaque
     picture. brightest: its largest value before it was resized. brightest_16: that of 16 bits, or
-    None for a picture of 8 bits."""
+    None for a picture of 8 bits. first: whether the file has more pictures, which are not read."""
 
     pixels: NDArray[np.uint8]
     alpha: NDArray[np.uint8] | None
     brightest: int
     brightest_16: int | None
+    first: bool
 
 
 def read_pictures(
@@ -156,6 +157,11 @@ class Reading:
         if len(read) < len(paths):
             drawn = len(paths) - len(read)
             self.notes.append(f"passed over: {drawn} pictures that undiffuse drew")
+        if first := sum(picture.first for picture in pictures):
+            self.notes.append(
+                f"{first:,} of {len(pictures):,} files hold several pictures, as animations do: "
+                "the first one of each is read"
+            )
         laid = list(self.on_background(pictures))
         if factor == 1:
             again, said = self.stretched(pictures, laid)
@@ -249,6 +255,7 @@ def read_picture(path: Path, size: int | None, factor: int = 1) -> Picture | Non
             image = opened(file)
             if NOTE in image.info:
                 return None
+            first = bool(getattr(image, "is_animated", False))
             image, alpha, brightest_16 = shown(turned(image))
         except MemoryError:
             raise
@@ -270,7 +277,7 @@ def read_picture(path: Path, size: int | None, factor: int = 1) -> Picture | Non
         alpha = alpha and _square(alpha, size)
     shape = image.height, image.width, -1
     covered = None if alpha is None else np.asarray(alpha).reshape(shape)
-    return Picture(np.asarray(image).reshape(shape), covered, brightest, brightest_16)
+    return Picture(np.asarray(image).reshape(shape), covered, brightest, brightest_16, first)
 
 
 def extrema(image: Image.Image) -> list[tuple[int, int]]:

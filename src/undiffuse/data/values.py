@@ -28,6 +28,8 @@ def as_bytes(pixels: NDArray[Any], source: object) -> tuple[NDArray[np.uint8], s
     255. source: where the pixels are from, for the note. Raises UserError for other values."""
     if pixels.dtype == np.uint8:
         return pixels, None
+    if pixels.dtype.kind not in "biuf":
+        raise UserError(f"{source} has values of type {pixels.dtype}; images need numbers")
     low, high = float(pixels.min()), float(pixels.max())
     floats = pixels.dtype.kind == "f"
     if floats and 0 <= low <= high <= 1:

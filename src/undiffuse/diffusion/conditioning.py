@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from undiffuse.base.errors import UserError
+from undiffuse.base.files import composed
 from undiffuse.base.lazy import lazy
 from undiffuse.base.rng import stream
 from undiffuse.base.schema import Count
@@ -100,6 +101,9 @@ class Conditioning:
             return names.index(value)
         number = -1
         if isinstance(value, str):
+            same = [i for i, name in enumerate(names) if composed(name) == composed(value)]
+            if len(same) == 1:
+                return same[0]
             number = int(value) if value.isdecimal() else -1
         elif hasattr(value, "__index__") and not isinstance(value, bool | np.bool_):
             number = operator.index(value)

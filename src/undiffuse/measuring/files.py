@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import math
-import zipfile
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from undiffuse.base.errors import UserError
 from undiffuse.base.files import safe_name
-from undiffuse.data.dataset import MAX_BYTES, Dataset
+from undiffuse.data.dataset import Dataset
 from undiffuse.data.loading import files_of
+from undiffuse.data.npy import members, read_array
 from undiffuse.data.pictures import ENDINGS, read_pictures
 from undiffuse.data.values import stretch
 from undiffuse.measuring.reference import FEWEST
@@ -113,54 +112,15 @@ def read_arrays(file: Path) -> dict[str, NDArray[Any]]:
     """The arrays `images` and, if there is one, `labels` of an .npz file.
 
     Raises UserError where the file can't be read or has no `images`."""
-    arrays: dict[str, NDArray[Any]] = {}
     try:
-        with zipfile.ZipFile(file) as archive:
-            members = {name.removesuffix(".npy"): name for name in archive.namelist()}
-            if "images" not in members:
+        with members(file) as arrays:
+            if "images" not in arrays:
                 raise UserError(
-                    f"{file} has no array 'images'; it has: {', '.join(members) or 'none'}"
+                    f"{file} has no array 'images'; it has: {', '.join(arrays) or 'none'}"
                 )
-            for name in ("images", "labels"):
-                if name in members:
-                    with archive.open(members[name]) as member:
-                        arrays[name] = read_array(member, f"{file}: {name}")
-    except UserError:
-        raise
+            names = [name for name in ("images", "labels") if name in arrays]
+            return {name: read_array(arrays[name](), f"{file}: {name}") for name in names}
     except FileNotFoundError:
         raise UserError(
             f"{file} does not exist; give an .npz file with an array 'images'"
         ) from None
-    except Exception as error:  # a broken archive can raise almost anything
-        raise UserError(
-            f"{file} can't be read as an .npz file ({error or type(error).__name__})"
-        ) from error
-    return arrays
-
-
-def read_array(member: IO[bytes], what: str) -> NDArray[Any]:
-    """One array of an .npz file. what: its name in errors.
-
-    The header is read first, so that an array that is too large is not read. Raises UserError for
-    an array that is too large, is damaged or holds Python objects."""
-
-    version = np.lib.format.read_magic(member)
-    read_header = (
-        np.lib.format.read_array_header_1_0
-        if version == (1, 0)
-        else np.lib.format.read_array_header_2_0
-    )
-    shape, fortran, dtype = read_header(member)
-    if dtype.hasobject:
-        raise UserError(f"{what} holds Python objects; save an array of numbers")
-    size = math.prod(shape) * dtype.itemsize
-    if size > MAX_BYTES:
-        raise UserError(
-            f"{what} needs {size:,} bytes, more than the limit of {MAX_BYTES:,} bytes; give fewer "
-            "images"
-        )
-    content = member.read(size + 1)
-    if len(content) != size:
-        raise UserError(f"{what} does not have the length that its header gives; save it again")
-    array = np.frombuffer(content, dtype).reshape(shape[::-1] if fortran else shape)
-    return array.T if fortran else array

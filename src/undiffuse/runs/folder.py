@@ -36,7 +36,7 @@ from undiffuse.model import Description, Model
 from undiffuse.runs.lock import NO_LOCK, lock_folder
 from undiffuse.runs.log import follow_log, log_line, read_log
 from undiffuse.runs.longer import Start
-from undiffuse.runs.places import found_data, only_data, places_of
+from undiffuse.runs.places import found_data, places_of, refuse_occupied
 from undiffuse.training.config import BUDGETS, Config, validated
 from undiffuse.training.experiment import DataFacts
 from undiffuse.training.presets import as_command, reasons
@@ -158,10 +158,7 @@ class Run:
 
         Raises UserError where the folder already has files, other than its own data, and where
         config.json could not be read again."""
-        if not only_data(self.path, config.data):
-            raise UserError(
-                f"{self.path} exists and is no run folder; choose another folder with out=FOLDER"
-            )
+        refuse_occupied(self.path, config.data)
         content = {
             "format": FORMAT,
             "version": __version__,
@@ -203,6 +200,8 @@ class Run:
 
         Raises UserError for a missing or damaged file, or for one of another version."""
         path = self.path / "config.json"
+        if self.path.is_file():
+            raise UserError(f"{self.path} is a file; give a run folder, unpacked if it is in one")
         if not path.is_file():
             raise UserError(
                 f"{self.path} is no run folder: it has no config.json; undiffuse train makes one"

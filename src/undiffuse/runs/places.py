@@ -57,3 +57,16 @@ def only_data(folder: Path, data: str) -> bool:
         is_clutter(entry) or (data not in DATASETS and place.is_relative_to(entry.resolve()))
         for entry in folder.iterdir()
     )
+
+
+def refuse_occupied(folder: Path, data: str) -> None:
+    """Raises UserError where a new run cannot be made in a folder, because of what is there."""
+    if folder.is_symlink() and not folder.exists():
+        raise UserError(
+            f"{folder} is a link to {folder.readlink()}, which does not exist; make it, or choose "
+            "another folder with out=FOLDER"
+        )
+    if not only_data(folder, data):
+        raise UserError(
+            f"{folder} exists and is no run folder; choose another folder with out=FOLDER"
+        )
