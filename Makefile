@@ -11,6 +11,8 @@
 # make properties   the tests of properties with new examples, EXAMPLES=2000 each
 # make speedrun     the quality that a budget of minutes gives: 3 and 10 minutes (or MINUTES=60), 3
 #                   seeds; about 2 hours
+# make generality   the quality of the defaults on five image sets that are not MNIST's, 3 minutes
+#                   each; BEFORE=FOLDER compares with another checkout; about 25 minutes
 # make docs         the documentation, into docs/_build/html; a dead link is an error
 # make features     train the metrics' feature network again (not needed: the package has it)
 # make setup        only set up .venv
@@ -25,8 +27,8 @@ EXAMPLES ?= 2000
 BIN     := .venv/bin
 READY   := .venv/.ready
 
-.PHONY: digits test test-slow check bench torture signals properties speedrun features docs setup \
-  clean
+.PHONY: digits test test-slow check bench torture signals properties speedrun generality features \
+  docs setup clean
 .DEFAULT_GOAL := digits
 
 digits: setup
@@ -56,6 +58,9 @@ check: setup
 
 bench: setup
 	$(BIN)/python benchmarks/bench.py
+
+generality: setup
+	$(BIN)/python benchmarks/generality.py $(if $(BEFORE),--before "$(BEFORE)")
 
 torture: setup
 	$(BIN)/python scripts/torture.py
