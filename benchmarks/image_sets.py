@@ -120,9 +120,15 @@ def texture(label: int, side: int, random: Random) -> NDArray[np.float64]:
 
 @SETS.add
 def textures(random: Random) -> Made:
-    """10 classes, grey, 28 x 28: noise, stripes and weaves with grain."""
+    """10 classes, grey, 28 x 28: noise, stripes and weaves with grain, of any brightness.
+
+    The contrast goes from a tenth to the whole, so that much is decided at low noise."""
     labels = random.integers(0, 10, 12_000)
-    return as_bytes(np.stack([texture(label, 28, random) for label in labels])), labels, 2000
+    images = [
+        random.uniform(0.3, 0.7) + 10 ** random.uniform(-1, 0) * (texture(label, 28, random) - 0.5)
+        for label in labels
+    ]
+    return as_bytes(np.stack(images)), labels, 2000
 
 
 # --- Kept aside: not looked at while anything is tuned ---
