@@ -192,6 +192,14 @@ def test_training_ends_on_the_budget(machine: str) -> None:
         assert all(one.start < other.start for one, other in pairwise(clock.cooldowns))
 
 
+@pytest.mark.parametrize("slower", [3, 10, 60])
+@pytest.mark.parametrize("at", [60, 300, 350, 400, 450, 500, 540, 580])
+def test_a_machine_that_becomes_very_slow_ends_about_on_the_budget(at: float, slower: int) -> None:
+    """As one does where another program begins to use it. The last steps may come late."""
+    _, exit_ = simulate(600, lambda step, now: 0.2 if now < at else 0.2 * slower, first=5.0)
+    assert exit_ < 600 + 0.05 * 600 + 2 * 0.2 * slower
+
+
 def test_the_cooldown_takes_its_share_of_the_run() -> None:
     clock, _ = simulate(600, lambda step, now: 0.25, decay=0.4)
     start, end = clock.cooldowns[0].start, clock.cooldowns[-1].end

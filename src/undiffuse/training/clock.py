@@ -154,11 +154,12 @@ class Clock:
                 end = step + self.steps_left(snapshots, step)
         else:
             last = self.cooldowns[-1]
-            # The end is decided again, more often as it comes closer.
-            due = step - last.start >= last.end - step or self.delayed
-            left = self.steps_left(snapshots, step) if due and last.end > step else None
+            planned, fit = last.end - step, self.steps_left(snapshots, step)
+            # The end is decided again, more often as it comes closer, and at once where the
+            # machine has become so slow that only half of the steps fit.
+            due = step - last.start >= planned or self.delayed or fit <= planned / 2
             self.delayed = False
-            end = None if left is None or step + left == last.end else step + left
+            end = step + fit if due and planned > 0 and fit != planned else None
         if end is None:
             return None
         self.cooldowns.append(Cooldown(step, self.now(), start, end))
