@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
 import struct
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -28,6 +30,13 @@ settings.register_profile(
     "new", max_examples=int(os.environ.get("EXAMPLES", "2000")), print_blob=True, **usual
 )
 settings.load_profile("new" if "EXAMPLES" in os.environ else "same")
+
+
+# A shell that starts the tests in the background has them ignore Ctrl-C, and so the commands that
+# they start.
+with contextlib.suppress(ValueError):  # not in the main thread
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -221,3 +221,17 @@ def test_trainings_in_threads_do_not_disturb_each_other(
     for k in range(3):
         found = load_file(tmp_path / str(k) / "model.safetensors")
         assert [name for name in alone if not torch.equal(alone[name], found[name])] == []
+
+
+def test_a_handler_that_is_not_pythons_stays(
+    tmp_path: Path, tiny: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such a handler looks like None, and signal.signal refuses to set None."""
+    usual = signal.getsignal
+    monkeypatch.setattr(
+        signal, "getsignal", lambda number: None if number == signal.SIGTERM else usual(number)
+    )
+    before = usual(signal.SIGTERM)
+    run = undiffuse.train(tmp_path / "run", **tiny)
+    assert Run(run).finished()
+    assert usual(signal.SIGTERM) == before

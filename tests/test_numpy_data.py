@@ -10,8 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import undiffuse
+from conftest import write_idx
 from undiffuse.base.errors import UserError
 from undiffuse.data.arrays import NoTestSet
 from undiffuse.data.loading import load_dataset as load
@@ -172,6 +174,40 @@ def test_arrays_that_do_not_fit_are_refused(
 ) -> None:
     with pytest.raises(UserError, match=said):
         load(data(tmp_path, **arrays))
+
+
+def test_arrays_of_several_files_are_never_mixed(tmp_path: Path) -> None:
+    for file in ("digits.npz", "samples.npz"):
+        data(tmp_path, file, images=IMAGES, labels=LABELS)
+    with pytest.raises(UserError, match=r"several files of arrays \(digits.npz, samples.npz\)"):
+        load(str(tmp_path))
+
+
+@pytest.mark.parametrize("kind", ["picture", "IDX"])
+def test_arrays_beside_other_images_are_passed_over_with_a_note(tmp_path: Path, kind: str) -> None:
+    """So samples that were written into the folder do not end a run."""
+    data(tmp_path, "samples.npz", images=IMAGES)
+    if kind == "IDX":
+        write_idx(tmp_path, IMAGES[:3])
+    else:
+        Image.fromarray(IMAGES[0]).save(tmp_path / "preview.png")
+    found = load(str(tmp_path))
+    assert len(found) == (3 if kind == "IDX" else 1)
+    assert found.notes[0].startswith("passed over: 1 .npz")
+
+
+def test_labels_in_bytes_are_names(tmp_path: Path) -> None:
+    names = np.array(["\u00e9".encode(), b"\xe9", b"owl"])
+    found = load(data(tmp_path, images=IMAGES, labels=names[LABELS]))
+    assert sorted(found.classes) == sorted(["\u00e9", "\\xe9", "owl"])
+
+
+@pytest.mark.parametrize("wrong", [np.inf, 2.0**63])
+def test_labels_that_no_number_holds_are_refused(tmp_path: Path, wrong: float) -> None:
+    labels = LABELS.astype(float)
+    labels[0] = wrong
+    with pytest.raises(UserError, match="no whole numbers"):
+        load(data(tmp_path, images=IMAGES, labels=labels))
 
 
 @pytest.mark.parametrize("name", ["train.csv", "0000.parquet", "data_batch_1", "images.mat"])

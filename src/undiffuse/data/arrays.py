@@ -8,6 +8,7 @@ and train_labels.
 from __future__ import annotations
 
 import math
+import os
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -157,6 +158,12 @@ def roles_of(folder: Path, sources: list[Source], split: str) -> Roles:
         raise NoTestSet(f"{folder} has no test set: it lacks files of train-images and test-images")
     plain = {source.member.lower(): source for source in sources}
     if "images" in plain:  # as undiffuse writes samples
+        files = sorted({source.file.name for source in sources if source.member})
+        if len(files) > 1:
+            raise UserError(
+                f"{folder} holds several files of arrays ({', '.join(files)}); keep one, or give "
+                "the arrays names such as train_images and test_images"
+            )
         labels = plain.get("labels")
         return Roles(plain["images"], labels, labels, names=plain.get("classes"))
     return roles_by_shape(folder, sources)
@@ -219,11 +226,14 @@ def label_array(source: Source, notes: list[str]) -> NDArray[Any]:
             notes.append(f"{source}: of its {labels.shape[1]} columns the first is the class")
     if labels.ndim == 2:
         labels = labels[:, 0]
-    if labels.dtype.kind in "US":
-        return labels.astype(str)
+    if labels.dtype.kind == "S":
+        return np.array([readable(os.fsdecode(name)) for name in labels.tolist()])
+    if labels.dtype.kind == "U":
+        return labels
     if labels.dtype.kind not in "fiub":
         raise UserError(f"{source} has labels of type {labels.dtype}; give each class a number")
-    if labels.dtype.kind == "f" and not np.equal(labels, np.rint(labels)).all():
+    numbers = np.asarray(labels, np.float64)
+    if not (np.abs(numbers) < 2**53).all() or not np.equal(numbers, np.rint(numbers)).all():
         raise UserError(f"{source} has labels that are no whole numbers; give each class a number")
     return labels.astype(np.int64)
 
@@ -237,7 +247,9 @@ def named(names: Source, labels: NDArray[Any]) -> NDArray[Any]:
     """The names of labels (N,). names: the array of names, by number.
 
     Names that are numbers are numbers, so that 10 follows 9."""
-    called = names.read(1).astype(str)
+    called = names.read(1)
+    if called.dtype.kind != "U":
+        raise UserError(f"{names} holds {called.dtype}; class names must be text")
     if labels.dtype.kind != "i" or labels.min() < 0 or labels.max() >= len(called):
         raise UserError(f"{names} has {len(called)} names, which do not fit the labels")
     if all(name.isdecimal() and name == str(int(name)) for name in called):

@@ -28,6 +28,7 @@ from undiffuse.data.pictures import (
     classes_of,
     counted,
     kinds_of,
+    passed_over,
     read_pictures,
     resized,
 )
@@ -155,7 +156,9 @@ def _read_folder(folder: Path, size: int | None, split: str, background: str) ->
             "kind"
         )
     if not pictures and (arrays := idx or _numpy_arrays(here)):
-        return resized(read_arrays(folder, arrays, split), size)
+        dataset = resized(read_arrays(folder, arrays, split), size)
+        unread = passed_over(others) if idx else []
+        return replace(dataset, notes=(*dataset.notes, *unread))
     if not pictures:
         return _read_below(folder, others, size, split)
     notes = tuple(kinds_of(pictures, others))

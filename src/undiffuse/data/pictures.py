@@ -36,9 +36,9 @@ ENDINGS = (
 
 UNREAD = (
     ".heic", ".heif", ".avif", ".svg", ".jp2", ".jxl", ".psd", ".tga", ".ico", ".ppm", ".pgm",
-    ".exr", ".hdr", ".dng", ".nef", ".cr2", ".cr3", ".arw", ".raw", ".pcx", ".xcf",
+    ".exr", ".hdr", ".dng", ".nef", ".cr2", ".cr3", ".arw", ".raw", ".pcx", ".xcf", ".npz", ".npy",
 )  # fmt: skip
-"""How the names of image files end that are passed over, with a note."""
+"""How the names of files with images end that are passed over beside others, with a note."""
 
 MAX_PIXELS = 4096 * 4096
 """The most pixels of one image file."""

@@ -13,8 +13,10 @@ ENDING = tuple(
 
 
 def heeded() -> list[int]:
-    """Those of the signals that this process does not ignore. nohup has it ignore SIGHUP."""
-    return [number for number in ENDING if signal.getsignal(number) != signal.SIG_IGN]
+    """Those of the signals that this process does not ignore. nohup has it ignore SIGHUP.
+
+    None is the handler of a program that has Python inside: Python could not put it back."""
+    return [number for number in ENDING if signal.getsignal(number) not in (signal.SIG_IGN, None)]
 
 
 class Interrupted(BaseException):
