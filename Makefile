@@ -12,7 +12,7 @@
 # make speedrun     the quality that a budget of minutes gives: 3 and 10 minutes (or MINUTES=60), 3
 #                   seeds; about 2 hours
 # make generality   the quality of the defaults on five image sets that are not MNIST's, 3 minutes
-#                   each; BEFORE=FOLDER compares with another checkout; about 25 minutes
+#                   of training each; BEFORE=FOLDER compares with another checkout
 # make docs         the documentation, into docs/_build/html; a dead link is an error
 # make features     train the metrics' feature network again (not needed: the package has it)
 # make setup        only set up .venv

@@ -33,7 +33,7 @@ def read_images(file: Path, training: Dataset) -> tuple[Tensor, Tensor | None, l
     if file.is_dir():
         return read_folder(file, training)
     channels, height, width = training.shape
-    arrays = read_arrays(file)
+    arrays = images_and_labels(file)
     pixels, labels = arrays["images"], arrays.get("labels")
     if pixels.dtype.kind == "f" and not np.isfinite(pixels).all():
         raise UserError(f"{file}: images hold NaN or infinity; save them as uint8, 0 to 255")
@@ -108,7 +108,7 @@ def check_count(source: Path, n: int) -> None:
         raise UserError(f"{source}: {n} images are too few for a statistic; give at least {FEWEST}")
 
 
-def read_arrays(file: Path) -> dict[str, NDArray[Any]]:
+def images_and_labels(file: Path) -> dict[str, NDArray[Any]]:
     """The arrays `images` and, if there is one, `labels` of an .npz file.
 
     Raises UserError where the file can't be read or has no `images`."""
