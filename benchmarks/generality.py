@@ -81,7 +81,7 @@ def one(run: Path, data: Path, minutes: float, n: int, source: Path | None) -> d
     """Train on a set and measure n samples, unless that was done before. Returns the ratio.
 
     source: a folder with the package to use; None for the installed one."""
-    result = run.with_suffix(".json")
+    result = run / "ratio.json"
     if result.is_file():
         return dict(json.loads(result.read_text()))
     labels = "train_labels" in np.load(data / "data.npz")
