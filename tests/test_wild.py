@@ -23,7 +23,7 @@ import undiffuse
 from undiffuse.base.errors import UserError
 from undiffuse.base.files import is_clutter
 from undiffuse.data.loading import load_dataset as load
-from undiffuse.data.pictures import ENDINGS
+from undiffuse.data.picture import ENDINGS
 from undiffuse.diffusion.conditioning import Conditioning
 from undiffuse.runs.evaluation import Parts, evaluate_run
 from undiffuse.runs.folder import Run

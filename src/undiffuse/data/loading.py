@@ -22,9 +22,9 @@ from undiffuse.data.arrays import NoTestSet, Source, read_arrays
 from undiffuse.data.dataset import Dataset, dataset_from_arrays
 from undiffuse.data.idx import idx_dimensions, read_idx
 from undiffuse.data.npy import NUMPY, dimensions_of
+from undiffuse.data.picture import ENDINGS, is_picture
 from undiffuse.data.pictures import (
     BACKGROUNDS,
-    ENDINGS,
     classes_of,
     counted,
     kinds_of,
@@ -83,6 +83,8 @@ def load_dataset(
     names among the labels are the names of the classes. In rising order they become the labels
     0..K-1. The labels of a test set are numbered as those of its training set.
 
+    The ending or the first bytes of a file say whether it is an image file.
+
     Image files have C = 1 if all of them are grey, else C = 3. Pixels that are 0 or 1 are read as
     black and white. 16 bits are reduced to 8. The EXIF orientation is applied. Of an animation the
     first picture is read. What was changed or passed over stands in the data set's `notes`.
@@ -95,7 +97,8 @@ def load_dataset(
     if background not in BACKGROUNDS:
         raise UserError(f"background must be one of {', '.join(BACKGROUNDS)}, not '{background}'")
     if spec in DATASETS:
-        return resized(DATASETS[spec](split), size)
+        dataset = resized(DATASETS[spec](split), size)
+        return replace(dataset, notes=(*dataset.notes, *same_name(spec)))
     folder = Path(spec)
     try:
         if spec and folder.is_file():
@@ -146,8 +149,9 @@ def _packaged(file: str, dimensions: int) -> NDArray[np.uint8]:
 def _read_folder(folder: Path, size: int | None, split: str, background: str) -> Dataset:
     """The data set in a folder, as `load_dataset` describes it."""
     files = list(files_of(folder))
-    pictures = [file for file in files if file.suffix.lower() in ENDINGS]
-    others = [file for file in files if file.suffix.lower() not in ENDINGS]
+    pictures = [file for file in files if is_picture(file)]
+    known = set(pictures)
+    others = [file for file in files if file not in known]
     here = [file for file in others if file.parent == folder]
     idx = _idx_files(here)
     if idx and pictures:
@@ -168,7 +172,38 @@ def _read_folder(folder: Path, size: int | None, split: str, background: str) ->
         raise NoTestSet(f"{folder} has no test set: it has no folder called test beside one train")
     else:
         dataset = read_pictures(folder, pictures, size, background)
+        notes += tuple(no_classes(others) if not dataset.classes else empty(folder, dataset))
     return replace(dataset, notes=(*dataset.notes, *notes))
+
+
+def same_name(spec: str) -> Iterator[str]:
+    """A note where a folder has the name of a data set that comes with the package."""
+    if Path(spec).is_dir() and not is_run_folder(Path(spec)):
+        yield (
+            f"the data set '{spec}' is the one that comes with undiffuse; for the folder here "
+            f"write ./{spec}"
+        )
+
+
+def no_classes(others: list[Path]) -> Iterator[str]:
+    """A note on files that may hold classes, which are not read. others: beside the pictures."""
+    tables = [file.name for file in others if file.suffix.lower() in TABLES]
+    if tables:
+        yield (
+            f"{tables[0]} is not read, so the pictures have no classes; to give them classes, put "
+            "the pictures of each class into a sub-folder with its name"
+        )
+
+
+def empty(folder: Path, dataset: Dataset) -> Iterator[str]:
+    """A note on sub-folders without pictures, which are no classes."""
+    below = [
+        entry for entry in sorted(folder.iterdir()) if entry.is_dir() and not is_clutter(entry)
+    ]
+    names = [readable(entry.name) for entry in below if not is_run_folder(entry)]
+    if none := [name for name in names if name not in dataset.classes]:
+        more = f" and {len(none) - 10:,} more" if len(none) > 10 else ""
+        yield f"without pictures, so no classes: {', '.join(none[:10])}{more}"
 
 
 def instead_of(file: Path) -> str:
@@ -214,6 +249,9 @@ def _read_below(folder: Path, files: list[Path], size: int | None, split: str) -
     said = f"the images are those of {place}"
     return replace(dataset, name=readable(named.resolve().name), notes=(said, *dataset.notes))
 
+
+TABLES = (".csv", ".tsv", ".json", ".jsonl", ".xml", ".parquet")
+"""How the names of files end that may list the classes of pictures."""
 
 CONVERT = (
     "convert pictures to PNG, and save numbers with numpy.savez('FOLDER/data.npz', images=IMAGES, "

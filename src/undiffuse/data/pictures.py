@@ -1,65 +1,40 @@
-"""Image files: each is read as a viewer shows it, and together they are a data set."""
+"""Image files as a data set."""
 
 from __future__ import annotations
 
-import io
-import struct
 import warnings
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING
 
 from undiffuse.base.errors import UserError
 from undiffuse.base.files import readable
-from undiffuse.base.images import NOTE
 from undiffuse.base.lazy import lazy
 from undiffuse.data.dataset import Dataset, check_bytes, dataset_from_arrays
-from undiffuse.data.values import as_bytes, deep_enough, stretch
+from undiffuse.data.picture import (
+    AS_STORED,
+    UNREAD,
+    BrokenPicture,
+    Picture,
+    Values,
+    read_picture,
+    square,
+)
+from undiffuse.data.values import deep_enough, scale_of, stretch
 
 if TYPE_CHECKING:
     import numpy as np
     import torch
     from numpy.typing import NDArray
-    from PIL import Image
 else:
     torch = lazy("torch")
     np = lazy("numpy")
 
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")
-ENDINGS = (
-    ".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".tif", ".tiff", ".gif"
-)  # fmt: skip
-"""How the names of image files end that are read; upper case is read too."""
-
-UNREAD = (
-    ".heic", ".heif", ".avif", ".svg", ".jp2", ".jxl", ".psd", ".tga", ".ico", ".ppm", ".pgm",
-    ".exr", ".hdr", ".dng", ".nef", ".cr2", ".cr3", ".arw", ".raw", ".pcx", ".xcf", ".npz", ".npy",
-)  # fmt: skip
-"""How the names of files with images end that are passed over beside others, with a note."""
-
-MAX_PIXELS = 4096 * 4096
-"""The most pixels of one image file."""
-
 BACKGROUNDS = ("auto", "black", "white")
 DIM = 64
 """On "auto", transparent pictures lie on white where what they show is darker than this, of 255."""
-
-
-class Picture(NamedTuple):
-    """One image file.
-
-    pixels: uint8 (H, W, C) with C = 1 or 3, on black. alpha: uint8 (H, W, 1), None for an opaque
-    picture. brightest: its largest value before it was resized. brightest_16: that of 16 bits, or
-    None for a picture of 8 bits. first: whether the file has more pictures, which are not read."""
-
-    pixels: NDArray[np.uint8]
-    alpha: NDArray[np.uint8] | None
-    brightest: int
-    brightest_16: int | None
-    first: bool
 
 
 def read_pictures(
@@ -135,14 +110,18 @@ class Reading:
         self.folder, self.size, self.background = folder, size, background
         self.notes: list[str] = []
 
-    def read(self, paths: list[Path], factor: int = 1) -> Together:
+    def read(self, paths: list[Path], values: Values = AS_STORED) -> Together:
         """The pictures, all of one size and with one number of channels.
 
-        factor: their values are multiplied by it. Raises UserError as `read_pictures` does."""
-        pictures, read = list[Picture](), list[Path]()
+        Raises UserError as `read_pictures` does."""
+        pictures, read, broken = list[Picture](), list[Path](), list[BrokenPicture]()
         for path in paths:
-            picture = read_picture(path, self.size, factor)
-            if picture is None:
+            try:
+                picture = read_picture(path, self.size, values)
+            except BrokenPicture as error:
+                broken.append(error)
+                continue
+            if picture is None or broken:
                 continue
             pictures.append(picture)
             read.append(path)
@@ -152,6 +131,7 @@ class Reading:
                     f"{path} is {w} x {h} and {read[0]} {width} x {height}; set a size for all"
                 )
             check_bytes(self.folder, len(paths), *picture.pixels.shape)
+        refuse_broken(self.folder, broken)
         if not pictures:
             return Together(np.zeros((0, 1, 1, 1), np.uint8), [])
         if len(read) < len(paths):
@@ -162,12 +142,18 @@ class Reading:
                 f"{first:,} of {len(pictures):,} files hold several pictures, as animations do: "
                 "the first one of each is read"
             )
+        spans = [picture.span for picture in pictures if picture.span is not None]
+        if spans and values.floats is None:  # one scale for all; the second reading makes the notes
+            low, high = min(low for low, _ in spans), max(high for _, high in spans)
+            scale = scale_of(low, high, self.folder, floats=True)
+            self.notes = [scale.note] if scale.note else []
+            return self.read(paths, Values(floats=scale))
         laid = list(self.on_background(pictures))
-        if factor == 1:
+        if values.factor == 1:
             again, said = self.stretched(pictures, laid)
-            if again != 1:  # the second reading makes the other notes itself
+            if again != 1:
                 self.notes = [said] if said else []
-                return self.read(paths, again)
+                return self.read(paths, values._replace(factor=again))
         return Together(self.stacked(laid), read)
 
     def on_background(self, pictures: list[Picture]) -> Iterator[NDArray[np.uint8]]:
@@ -212,6 +198,19 @@ class Reading:
         return np.stack([np.broadcast_to(pixels, (height, width, channels)) for pixels in laid])
 
 
+def refuse_broken(folder: Path, broken: list[BrokenPicture]) -> None:
+    """Raises an error that names the broken pictures of a folder, the first ten of them."""
+    if len(broken) == 1:
+        raise broken[0]
+    if broken:
+        names = ", ".join(str(error).partition(" is broken")[0] for error in broken[:10])
+        more = f" and {len(broken) - 10:,} more" if len(broken) > 10 else ""
+        raise BrokenPicture(
+            f"{len(broken):,} files in {folder} are broken or no images; fix or remove them: "
+            f"{names}{more}"
+        )
+
+
 def coloured(pixels: NDArray[np.uint8]) -> bool:
     """Whether some pixel of a picture (H, W, C) is not grey."""
     return bool((pixels != pixels[..., :1]).any())
@@ -237,144 +236,8 @@ def passed_over(paths: list[Path]) -> list[str]:
 
 def counted(counts: Counter[str]) -> str:
     """The number of files with each ending, in words."""
-    return ", ".join(f"{count:,} {ending}" for ending, count in sorted(counts.items()))
-
-
-# --- One file ---
-
-
-def read_picture(path: Path, size: int | None, factor: int = 1) -> Picture | None:
-    """The picture in an image file. None for a sheet that undiffuse drew.
-
-    size: crop it to its central square and resize that. factor: its values are multiplied by it.
-    Raises UserError for a file that is broken or too large."""
-    from PIL import Image
-
-    with path.open("rb") as file:
-        try:
-            image = opened(file)
-            if NOTE in image.info:
-                return None
-            first = bool(getattr(image, "is_animated", False))
-            image, alpha, brightest_16 = shown(turned(image))
-        except MemoryError:
-            raise
-        except UserError as error:
-            raise UserError(f"{path}: {error}") from None
-        except Image.DecompressionBombError:
-            raise UserError(
-                f"{path} has more than {MAX_PIXELS} pixels; make it smaller or remove it"
-            ) from None
-        except Exception as error:  # a decoder may raise anything for a broken file
-            raise UserError(f"{path} is broken or no image; fix or remove it") from error
-    brightest = max(high for _, high in extrema(image))
-    if factor != 1:
-        image = image.point(
-            [min(255, factor * value) for value in range(256)] * len(image.getbands())
-        )
-    if size is not None:
-        image = _square(image, size)
-        alpha = alpha and _square(alpha, size)
-    shape = image.height, image.width, -1
-    covered = None if alpha is None else np.asarray(alpha).reshape(shape)
-    return Picture(np.asarray(image).reshape(shape), covered, brightest, brightest_16, first)
-
-
-def extrema(image: Image.Image) -> list[tuple[int, int]]:
-    """(the smallest value, the largest value) of each band of an image."""
-    found: Any = image.getextrema()
-    return [found] if len(image.getbands()) == 1 else list(found)
-
-
-def opened(file: Any) -> Image.Image:
-    """The decoded image in a file, the first one of an animation.
-
-    A PNG file whose texts or colour profile are too long for Pillow is read without them."""
-    from PIL import Image
-
-    try:
-        return decoded(file)
-    except Image.DecompressionBombError:
-        raise
-    except Exception:
-        file.seek(0)
-        content = file.read()
-        if not content.startswith(SIGNATURE):
-            raise
-        return decoded(io.BytesIO(without_texts(content)))
-
-
-def decoded(file: Any) -> Image.Image:
-    """The image in a file. Raises DecompressionBombError where it has too many pixels."""
-    from PIL import Image
-
-    Image.init()  # the formats beyond the most common ones
-    image: Image.Image = Image.open(file, formats=FORMATS)  # reads the header only
-    if image.width * image.height > MAX_PIXELS:
-        raise Image.DecompressionBombError
-    image.load()
-    return image
-
-
-SIGNATURE = b"\x89PNG\r\n\x1a\n"
-TEXTS = (b"tEXt", b"zTXt", b"iTXt", b"iCCP", b"eXIf")
-
-
-def without_texts(png: bytes) -> bytes:
-    """A PNG file without its chunks of text, colour profile and camera data."""
-    kept, place = [SIGNATURE], len(SIGNATURE)
-    while place + 12 <= len(png):
-        (length,) = struct.unpack(">I", png[place : place + 4])
-        if png[place + 4 : place + 8] not in TEXTS:
-            kept.append(png[place : place + 12 + length])
-        place += 12 + length
-    return b"".join(kept)
-
-
-def turned(image: Image.Image) -> Image.Image:
-    """The image as the camera was held. Where the camera's data are broken it stays as it is."""
-    from PIL import ImageOps
-
-    with suppress(Exception):  # a reader of broken data may raise anything
-        return ImageOps.exif_transpose(image)
-    return image
-
-
-def shown(image: Image.Image) -> tuple[Image.Image, Image.Image | None, int | None]:
-    """(the image in mode L or RGB, on black; its alpha or None; its largest value of 16 bits)."""
-    from PIL import Image
-
-    brightest_16 = None
-    if image.mode == "F":
-        values, _ = as_bytes(np.asarray(image), "the picture")
-        image = Image.fromarray(values)
-    if image.mode.startswith("I"):  # 16 bits: 65535 = 257 * 255
-        sixteen, clear = np.asarray(image), image.info.get("transparency", -1)
-        brightest_16 = int(sixteen.max())
-        if not 0 <= sixteen.min() <= brightest_16 <= 65535:
-            raise UserError(f"values from {sixteen.min()} to {brightest_16} are no 16-bit image")
-        image = Image.fromarray(np.rint(sixteen * (sixteen != clear) / 257).astype(np.uint8))
-        if (sixteen == clear).any():
-            image.putalpha(Image.fromarray(((sixteen != clear) * 255).astype(np.uint8)))
-    opaque = "L" if image.mode in ("1", "L", "LA") else "RGB"
-    if not image.has_transparency_data:
-        return image.convert(opaque), None, brightest_16
-    image = image.convert(opaque + "A")
-    black, alpha = Image.new(opaque, image.size), image.getchannel("A")
-    black.paste(image.convert(opaque), mask=alpha)
-    everywhere = alpha.getextrema() == (255, 255)
-    return black, None if everywhere else alpha, brightest_16
-
-
-def _square(image: Image.Image, size: int) -> Image.Image:
-    """The central square of an image, resized to (size, size)."""
-    from PIL import Image
-
-    side = min(image.size)
-    left, top = (image.width - side) // 2, (image.height - side) // 2
-    return image.resize(
-        (size, size), Image.Resampling.LANCZOS, box=(left, top, left + side, top + side)
-    )
+    found = sorted(counts.items())
+    return ", ".join(f"{count:,} {ending or 'without ending'}" for ending, count in found)
 
 
 def resized(dataset: Dataset, size: int | None) -> Dataset:
@@ -391,7 +254,7 @@ def resized(dataset: Dataset, size: int | None) -> Dataset:
     planes = dataset.images.flatten(0, 1).numpy()  # (N C, H, W)
     squares = np.empty((len(planes), size, size), np.uint8)
     for plane, out in zip(planes, squares, strict=True):
-        out[:] = np.asarray(_square(Image.fromarray(plane), size))
+        out[:] = np.asarray(square(Image.fromarray(plane), size))
     images = torch.from_numpy(squares).view(len(dataset), channels, size, size)
     made = Dataset.of(dataset.name, images, dataset.labels, dataset.classes)
     return replace(made, notes=dataset.notes)

@@ -6,6 +6,7 @@ Data sets of the world hold bytes from 0 to 255, bytes that are 0 or 1, floats f
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from undiffuse.base.errors import UserError
@@ -21,29 +22,49 @@ DARK = 16
 """Images whose brightest pixel is at most this, of 255, look black."""
 
 
+@dataclass(frozen=True)
+class Scale:
+    """How values become bytes: byte = factor * (value + shift). note: what was changed, or None."""
+
+    shift: float = 0.0
+    factor: float = 1.0
+    note: str | None = None
+
+    def __call__(self, pixels: NDArray[Any]) -> NDArray[np.uint8]:
+        """The pixels as uint8; any shape."""
+        if (self.shift, self.factor) != (0, 1):
+            pixels = (pixels + self.shift) * self.factor
+        return np.rint(pixels).astype(np.uint8)
+
+
+def scale_of(low: float, high: float, source: object, *, floats: bool) -> Scale:
+    """The scale of values from `low` to `high`, the smallest and the largest of a data set.
+
+    Values from 0 to 255 stay. Floats from 0 to 1, or from -1 to 1, are stretched to 0 to 255.
+    source: where the values are from. Raises UserError for other values."""
+    if floats and 0 <= low <= high <= 1:
+        return Scale(0.0, 255.0, f"{source}: the values 0 to 1 are read as 0 to 255")
+    if floats and -1 <= low <= high <= 1:
+        return Scale(1.0, 127.5, f"{source}: the values -1 to 1 are read as 0 to 255")
+    if 0 <= low <= high <= 255:
+        return Scale()
+    raise UserError(
+        f"{source} has values from {low:g} to {high:g}; images need 0 to 255, or floats from "
+        "0 to 1 or from -1 to 1"
+    )
+
+
 def as_bytes(pixels: NDArray[Any], source: object) -> tuple[NDArray[np.uint8], str | None]:
     """(the pixels as uint8; a note where they were changed).
 
-    Whole numbers from 0 to 255 stay. Floats from 0 to 1, or from -1 to 1, are stretched to 0 to
-    255. source: where the pixels are from, for the note. Raises UserError for other values."""
+    source: where the pixels are from. Raises UserError for values that `scale_of` refuses."""
     if pixels.dtype == np.uint8:
         return pixels, None
     if pixels.dtype.kind not in "biuf":
         raise UserError(f"{source} has values of type {pixels.dtype}; images need numbers")
-    low, high = float(pixels.min()), float(pixels.max())
     floats = pixels.dtype.kind == "f"
-    if floats and 0 <= low <= high <= 1:
-        pixels, said = pixels * 255, f"{source}: the values 0 to 1 are read as 0 to 255"
-    elif floats and -1 <= low <= high <= 1:
-        pixels, said = (pixels + 1) * 127.5, f"{source}: the values -1 to 1 are read as 0 to 255"
-    elif 0 <= low <= high <= 255:
-        said = None
-    else:
-        raise UserError(
-            f"{source} has values from {low:g} to {high:g}; images need 0 to 255, or floats from "
-            "0 to 1 or from -1 to 1"
-        )
-    return np.rint(pixels).astype(np.uint8), said
+    scale = scale_of(float(pixels.min()), float(pixels.max()), source, floats=floats)
+    return scale(pixels), scale.note
 
 
 def stretch(brightest: int, source: object) -> tuple[int, str | None]:

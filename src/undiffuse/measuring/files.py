@@ -13,7 +13,8 @@ from undiffuse.base.files import safe_name
 from undiffuse.data.dataset import Dataset
 from undiffuse.data.loading import files_of
 from undiffuse.data.npy import members, read_array
-from undiffuse.data.pictures import ENDINGS, read_pictures
+from undiffuse.data.picture import is_picture
+from undiffuse.data.pictures import read_pictures
 from undiffuse.data.values import stretch
 from undiffuse.measuring.reference import FEWEST
 
@@ -80,7 +81,7 @@ def read_folder(folder: Path, training: Dataset) -> tuple[Tensor, Tensor | None,
 
     The class of an image is that of its sub-folder, or of a name such as 00012_CLASS.png, if every
     image has one that the training images have too."""
-    paths = [path for path in files_of(folder) if path.suffix.lower() in ENDINGS]
+    paths = [path for path in files_of(folder) if is_picture(path)]
     check_count(folder, len(paths))
     found = read_pictures(folder, paths, None)
     check_count(folder, len(found))
