@@ -27,8 +27,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from undiffuse.base import compiler as compilers
 from undiffuse.base import engine
-from undiffuse.base.cache import cache_folder
 from undiffuse.diffusion.sampling import sample
 from undiffuse.training.clock import Clock
 from undiffuse.training.experiment import Part, make_experiment
@@ -64,7 +64,7 @@ def train_undiffuse(**changes: str) -> dict[str, float]:
     experiment = make_experiment(config)
     held_out = experiment.held_out.dataset.take(torch.arange(0))
     experiment = replace(experiment, held_out=Part(held_out))
-    own, _ = resolve(make_options(**changes), config, None, cache_folder())
+    own, _ = resolve(make_options(**changes), config, None)
     condition = experiment.training.condition
     assert condition is not None
     with FlopCounterMode(display=False) as counter:
@@ -128,7 +128,7 @@ def train_unet2d(best: bool) -> dict[str, float]:
 
     # diffusers causes this warning.
     warnings.filterwarnings("ignore", message="Dynamo detected a call to a `functools.lru_cache`")
-    run = torch.compile(loss) if best and engine.compiler() else loss
+    run = torch.compile(loss) if best and compilers.compiler() else loss
 
     def step() -> None:
         run(torch.randint(0, 1000, (BATCH,))).backward()

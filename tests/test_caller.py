@@ -19,14 +19,21 @@ import matplotlib as mpl
 import numpy as np
 import pytest
 import torch
+import torch._inductor.codecache
+import torch._inductor.config
 from safetensors.torch import load_file
 
 import undiffuse
+from undiffuse.base.compiler import compiler, torchs_own_cache
+from undiffuse.base.process import undisturbed
 from undiffuse.report import write_report
 from undiffuse.runs import figures
 from undiffuse.runs.evaluation import Parts, evaluate_run
 from undiffuse.runs.folder import Run
-from undiffuse.training.records import PictureFailed
+from undiffuse.training.records import CompileFallback, PictureFailed
+
+TORCHS = ("TORCHINDUCTOR_CACHE_DIR", torchs_own_cache())
+"""Torch sets this itself, when it is asked for its compiler."""
 
 
 def state() -> dict[str, Any]:
@@ -38,6 +45,13 @@ def state() -> dict[str, Any]:
         "default dtype": torch.get_default_dtype(),
         "grad mode": (torch.is_grad_enabled(), torch.is_inference_mode_enabled()),
         "deterministic": torch.are_deterministic_algorithms_enabled(),
+        "arithmetic": (
+            torch.get_float32_matmul_precision(),
+            torch.backends.mkldnn.is_available() and torch._C._get_mkldnn_enabled(),
+        ),
+        "environment": {
+            k: v for k, v in os.environ.items() if (k, v) != TORCHS and not k.startswith("_TORCH")
+        },
         "threads": (torch.get_num_threads(), torch.get_num_interop_threads()),
         "rcParams": dict(mpl.rcParams),
         "signal handlers": [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)],
@@ -59,7 +73,7 @@ def test_nothing_of_the_caller_is_changed(tmp_path: Path, tiny: dict[str, Any]) 
     after = state()
     assert [name for name in before if before[name] != after[name]] == []
     for inside in seen:  # between the steps too, but for the handlers that save the run
-        own = {"signal handlers", "rcParams"}
+        own = {"signal handlers", "rcParams", "arithmetic"}
         assert [n for n in before if n not in own and before[n] != inside[n]] == []
 
 
@@ -81,12 +95,34 @@ def default_device() -> Any:
         torch.set_default_device(None)
 
 
+@contextlib.contextmanager
+def bf16_products() -> Any:
+    torch.set_float32_matmul_precision("medium")
+    torch.backends.mkldnn.conv.fp32_precision = "bf16"
+    try:
+        yield
+    finally:
+        torch.backends.mkldnn.conv.fp32_precision = "ieee"
+        torch.set_float32_matmul_precision("highest")
+
+
+@contextlib.contextmanager
+def without_onednn() -> Any:
+    torch.backends.mkldnn.set_flags(False)
+    try:
+        yield
+    finally:
+        torch.backends.mkldnn.set_flags(True)
+
+
 MODES: dict[str, Callable[[], Any]] = {
     "no_grad": torch.no_grad,
     "inference_mode": torch.inference_mode,
     "float64 by default": default_dtype,
     "autocast": lambda: torch.autocast("cpu", torch.bfloat16),
     "another device by default": default_device,
+    "products in bf16": bf16_products,
+    "without oneDNN": without_onednn,
     "errors of NumPy": lambda: np.errstate(all="raise"),
 }
 
@@ -102,19 +138,34 @@ def plainly(
         fields = {name: value for name, value in fields.items() if name not in own}
         fields["net"] = "dit:width=16,depth=1,heads=2,patch=2"
     run = undiffuse.train(tmp_path_factory.mktemp("plainly") / "run", **fields)
-    images = undiffuse.sample(run, 4)
-    return fields, run, images, undiffuse.load(run).bits(images)
+    return fields, run, undiffuse.sample(run, 4), computed(run)
+
+
+def computed(run: Path) -> list[Any]:
+    """What a model computes, by each of its public ways."""
+    with torch.device("cpu"):
+        images = torch.arange(4 * 64).view(4, 1, 8, 8).to(torch.uint8)
+    model = undiffuse.load(run)
+    x_t = model.noised(images, 0.5)
+    request = model.request(2, steps=3)
+    fresh = undiffuse.Model(model.description)
+    found = [x_t, model(x_t, 0.5), model(x_t.double(), 0.5), fresh(x_t.numpy(), np.float64(0.5))]
+    return [
+        model.bits(images), *(part.numpy() for part in (*found, *request.stages(2))),
+        *(batch.numpy() for batch in request.batches()),
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("mode", MODES)
 def test_the_callers_modes_change_nothing(
     tmp_path: Path, plainly: tuple[dict[str, Any], Path, Any, Any], mode: str
 ) -> None:
-    fields, plain, images, bits = plainly
+    fields, plain, images, usual = plainly
     with MODES[mode]():
         other = undiffuse.train(tmp_path / "other", **fields)
         assert np.array_equal(undiffuse.sample(plain, 4), images)
-        assert np.array_equal(undiffuse.load(plain).bits(images), bits)
+        for ours, expected in zip(computed(plain), usual, strict=True):
+            assert np.array_equal(ours, expected)
     left, right = (load_file(run / "model.safetensors") for run in (plain, other))
     assert [name for name in left if not torch.equal(left[name], right[name])] == []
     assert (other / "loss.png").is_file()
@@ -235,3 +286,37 @@ def test_a_handler_that_is_not_pythons_stays(
     run = undiffuse.train(tmp_path / "run", **tiny)
     assert Run(run).finished()
     assert usual(signal.SIGTERM) == before
+
+
+def test_threads_that_compute_leave_the_callers_arithmetic() -> None:
+    """The first one inside leaves first: the caller's choice comes back with the last."""
+    precision = torch.backends.mkldnn.matmul
+    with bf16_products():
+        first, second = undisturbed(), undisturbed()
+        first.__enter__()
+        second.__enter__()
+        assert precision.fp32_precision == "ieee"
+        first.__exit__(None, None, None)
+        assert precision.fp32_precision == "ieee"
+        second.__exit__(None, None, None)
+        assert precision.fp32_precision == "bf16"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(compiler() is None, reason="there is no C++ compiler")
+@pytest.mark.parametrize("folder", ["cache", "a cache 'of' mine"])
+def test_compiling_leaves_the_process_as_it_was(
+    tmp_path: Path, tiny: dict[str, Any], monkeypatch: pytest.MonkeyPatch, folder: str
+) -> None:
+    """Also where the cache's path has blanks and quotes, which torch's command line cannot hold."""
+    monkeypatch.setenv("UNDIFFUSE_CACHE", str(tmp_path / folder))
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
+    settings = torch._inductor.config.save_config_portable()
+    before = state(), torch._inductor.codecache._HEADER_DIR
+    run = undiffuse.train(tmp_path / "run", **{**tiny, "compile": "on"})
+    after = state(), torch._inductor.codecache._HEADER_DIR
+    assert [name for name in before[0] if before[0][name] != after[0][name]] == []
+    assert after[1] == before[1]
+    assert torch._inductor.config.save_config_portable() == settings
+    assert Run(run).of(CompileFallback) == []
+    assert any((tmp_path / "cache").rglob("*.so")) == (folder == "cache")

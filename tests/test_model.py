@@ -373,3 +373,47 @@ def test_noised_images_are_those_of_the_jump() -> None:
     assert noise.std().item() == pytest.approx(1, abs=0.1)
     torch.testing.assert_close(model.noised(IMAGES, 0.4)[1], found[1])
     assert not torch.equal(model.noised(IMAGES, t, seed=1), found)
+
+
+@pytest.mark.parametrize(
+    ("call", "said"),
+    [
+        (lambda m, x: m(x[:, :, :4], 0.5), r"x_t must be \(B, 1, 8, 8\), not \(3, 1, 4, 8\)"),
+        (lambda m, x: m(x[0], 0.5), r"x_t must be \(B, 1, 8, 8\), not \(1, 8, 8\)"),
+        (lambda m, x: m(x[:0], 0.5), r"x_t must be \(B, 1, 8, 8\), not \(0, 1, 8, 8\)"),
+        (lambda m, x: m(x.long(), 0.5), "x_t must be floats, not int64; `noised` makes them"),
+        (lambda m, x: m("noise", 0.5), "x_t must be an array or a tensor of numbers"),
+        (lambda m, x: m(x, 1.5), r"t must be in \(0, 1\], not 1\.5"),
+        (lambda m, x: m(x, 0), r"t must be in \(0, 1\], not 0"),
+        (lambda m, x: m(x, [0.5, float("nan"), 1]), r"t must be in \(0, 1\], not nan"),
+        (lambda m, x: m(x, [0.5, 0.5]), r"t must be one time, or 3 of them, not \(2,\)"),
+        (lambda m, x: m(x, 0.5, seed=-1), r"seed must be a number from 0"),
+        (lambda m, x: m(x, None), "t must be an array or a tensor of numbers"),
+        (lambda m, x: m.noised(x.byte(), 2), r"t must be in \[0, 1\], not 2"),
+        (lambda m, x: m.noised(x.byte(), -1), r"t must be in \[0, 1\], not -1"),
+        (lambda m, x: m.noised(x, 0.5), "images must be uint8, 0 to 255, not float32"),
+        (lambda m, x: m.noised([], 0.5), "images must be uint8, 0 to 255, not float64"),
+        (lambda m, x: m.noised(x.byte()[:0], 0.5), "there are no images"),
+        (lambda m, x: m.bits(x.byte()[:0]), "there are no images"),
+        (lambda m, x: m.bits(x.byte()[:, :, :4]), r"images must be \(n, 8, 8\), not"),
+        (lambda m, x: m.bits([["a"]]), "images must be an array or a tensor of numbers"),
+        (lambda m, x: m.bits(np.uint8(3)), r"images must be \(n, 8, 8\), not \(1,\)"),
+        (lambda m, x: m.bits(x.byte(), seed=2**70), "seed must be a number"),
+    ],
+)
+def test_arguments_that_cannot_be_are_refused(call: Any, said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        call(made(WITHOUT), torch.zeros(3, 1, 8, 8))
+
+
+def test_arrays_of_every_kind_are_taken() -> None:
+    model, x_t = made(WITHOUT), noisy(3)
+    expected = model(x_t, 0.5)
+    frozen = x_t.numpy().copy()
+    frozen.flags.writeable = False
+    for same in (frozen, x_t.numpy().astype(">f8"), x_t.double(), x_t.numpy().tolist()):
+        assert torch.allclose(model(same, np.full(3, 0.5)), expected, atol=1e-6)
+    turned = model(x_t.numpy()[::-1], torch.tensor([0.5]))
+    assert torch.allclose(turned.flip(0), expected, atol=1e-6)
+    images = (x_t.clamp(0, 1) * 255).byte()
+    assert torch.equal(model.noised(images, 0), images / 127.5 - 1)

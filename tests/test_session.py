@@ -50,6 +50,7 @@ from helpers_runs import (
     stop,
 )
 from undiffuse import api
+from undiffuse.base import compiler as compilers
 from undiffuse.base import engine
 from undiffuse.base.engine import Engine
 from undiffuse.base.errors import UserError
@@ -503,7 +504,7 @@ def test_a_compiled_run_says_where_the_compiler_is_another(
     def begun(version: str, compiled: bool) -> list[str]:
         script.write_text(f"#!/bin/sh\necho 'c++ {version}'\necho 'and more'\n")
         script.chmod(0o755)
-        assert engine.compiler_version() == f"c++ {version}"
+        assert compilers.compiler_version() == f"c++ {version}"
         monkeypatch.setattr(sessions, "resolve", lambda *_: (Engine("fp32", compiled), []))
         return started(config, tmp_path / f"run-{compiled}").notes
 
@@ -536,7 +537,6 @@ def test_a_compiled_run_goes_on_without_compiling_and_says_that_bits_may_differ(
     """The compiler makes the same function here: its bits would not differ, so all is as before."""
     path, compiled = tmp_path / "run", SessionOptions(precision="fp32", compile="on")
     monkeypatch.setattr("undiffuse.training.options.compiler", lambda: "c++")
-    monkeypatch.setattr("undiffuse.training.options.prepare_compiler", lambda folder: None)
     monkeypatch.setattr(torch, "compile", lambda function, **_: function)
     stop(config, path, at=6, options=compiled)
     assert started(config, path, compiled).notes == []
@@ -765,7 +765,7 @@ def test_a_snapshot_that_was_deleted_does_not_keep_a_run_from_its_end(
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(engine.compiler() is None, reason="there is no C++ compiler")
+@pytest.mark.skipif(compilers.compiler() is None, reason="there is no C++ compiler")
 def test_compiled_conditional_runs_replay_and_resume_to_the_bit(tmp_path: Path) -> None:
     """The default network and arithmetic, on all threads.
 

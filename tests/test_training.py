@@ -20,6 +20,7 @@ from torch import Tensor
 
 from conftest import write_idx
 from helpers_runs import configured, spoil_noise, without_time
+from undiffuse.base import compiler as compilers
 from undiffuse.base import engine
 from undiffuse.base.engine import Engine
 from undiffuse.base.errors import UserError
@@ -616,7 +617,7 @@ def test_a_compiler_that_errs_without_a_word_is_done_without(
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(engine.compiler() is None, reason="there is no C++ compiler")
+@pytest.mark.skipif(compilers.compiler() is None, reason="there is no C++ compiler")
 @pytest.mark.parametrize("preset", PRESETS)
 def test_every_presets_gradients_are_compiled_rightly(preset: str) -> None:
     """At its own size: torch 2.13 errs for large tensors only."""
@@ -634,7 +635,7 @@ def test_every_presets_gradients_are_compiled_rightly(preset: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(engine.compiler() is None, reason="there is no C++ compiler")
+@pytest.mark.skipif(compilers.compiler() is None, reason="there is no C++ compiler")
 def test_the_compiled_network_learns_what_the_eager_one_does(tiny: dict[str, Any]) -> None:
     fields = {**tiny, "dropout": 0.0, "conditional": True}
     eager, compiled = (

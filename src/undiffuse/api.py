@@ -6,9 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from undiffuse.base.engine import undisturbed
 from undiffuse.base.errors import UserError
 from undiffuse.base.files import as_path
+from undiffuse.base.process import undisturbed
 from undiffuse.model import Model
 from undiffuse.runs.folder import Run, Where
 from undiffuse.runs.longer import longer_config

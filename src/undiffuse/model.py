@@ -9,7 +9,6 @@ model.bits(images)                  # bits per dimension
 from __future__ import annotations
 
 import json
-import operator
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -19,11 +18,12 @@ import numpy as np
 import torch
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
-from undiffuse.base.engine import undisturbed
 from undiffuse.base.errors import UserError
 from undiffuse.base.files import as_path
+from undiffuse.base.given import as_tensor, as_times, check_numbers, real, whole
 from undiffuse.base.images import as_array
 from undiffuse.base.pixels import from_array, to_float, to_uint8
+from undiffuse.base.process import each_undisturbed, undisturbed
 from undiffuse.base.rng import normal_each
 from undiffuse.base.schema import Side
 from undiffuse.base.tensors import load_tensors, not_finite, save_tensors
@@ -45,8 +45,6 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from undiffuse.diffusion.walk import Frame
-
-MOST_IMAGES = 10_000_000  # images of one request: 8 GB of MNIST's size
 
 
 @dataclass(frozen=True)
@@ -81,6 +79,7 @@ class Model:
 
     Raises UserError for a prediction that the schedule makes impossible."""
 
+    @undisturbed()
     def __init__(self, description: Description, network: nn.Module | None = None) -> None:
         """network: it has the weights. None: a new network that is not trained."""
         self.description = description
@@ -156,14 +155,14 @@ class Model:
     @torch.no_grad()
     def __call__(
         self,
-        x_t: Tensor,
-        t: Tensor | float,
+        x_t: Tensor | NDArray[Any],
+        t: Tensor | NDArray[Any] | float,
         classes: Any = None,
         *,
         samples: Sequence[int] | None = None,
         seed: int = 0,
     ) -> Tensor:
-        """x_0_hat (B, C, H, W): noisy images x_t (B, C, H, W), denoised.
+        """x_0_hat float32 (B, C, H, W): noisy images x_t (B, C, H, W), denoised.
 
         t: times in (0, 1], () or (B,). classes: numbers or names, one for all images or one each;
         None for the unconditional prediction.
@@ -172,17 +171,35 @@ class Model:
         size. The cluster is a function of seed and of the image's index, so an image keeps its
         cluster from call to call. samples: the indices, 0 to B - 1 by default.
 
-        Raises UserError for unknown classes, or where the model cannot predict without a class."""
+        Raises UserError for images of another shape or type, for other times, for unknown classes,
+        or where the model cannot predict without a class."""
+        x_t = self.noisy(x_t)
         count = len(x_t)
-        t = torch.as_tensor(t, dtype=torch.float64).expand(count)
+        t = as_times(t, count)
+        check_numbers(count, seed)
         if classes is None:
             if not self.description.conditioning.unconditional:
                 raise UserError(unguidable(self.denoiser))
             return self.denoiser(x_t, t)
         numbers = self.one_each(classes, count)
         indices = range(count) if samples is None else samples
+        if len(indices) != count:
+            raise UserError(f"samples has {len(indices)} entries for {count} images; give one each")
         condition = self.description.conditioning.sample(numbers, indices, seed)
         return self.denoiser(x_t, t, condition=condition)
+
+    def noisy(self, x_t: Any) -> Tensor:
+        """A user's noisy images as float32 (B, C, H, W). Raises UserError for other arrays."""
+        found = as_tensor("x_t", x_t)
+        if tuple(found.shape[1:]) != self.description.shape or not len(found):
+            wanted = ", ".join(map(str, self.description.shape))
+            raise UserError(f"x_t must be (B, {wanted}), not {tuple(found.shape)}")
+        if not found.is_floating_point():
+            raise UserError(
+                f"x_t must be floats, not {str(found.dtype).partition('.')[2]}; `noised` makes "
+                "them from images"
+            )
+        return found.float()
 
     def one_each(self, classes: Any, count: int) -> Tensor:
         """The class number (count,) of each image: of `classes`, one for all or one each."""
@@ -191,18 +208,25 @@ class Model:
             raise UserError(f"classes has {len(numbers)} entries for {count} images; give one each")
         return numbers.expand(count)
 
+    @undisturbed()
     def noised(
-        self, images: NDArray[np.uint8] | Tensor, t: Tensor | float, *, seed: int = 0
+        self,
+        images: NDArray[np.uint8] | Tensor,
+        t: Tensor | NDArray[Any] | float,
+        *,
+        seed: int = 0,
     ) -> Tensor:
         """x_t (n, C, H, W): images with noise, by the jump (3).
 
-        images: as for `bits`. t: times, () or (n,). The noise of an image is a function of seed
-        and of the image's index."""
+        images: as for `bits`. t: times in [0, 1], () or (n,). The noise of an image is a function
+        of seed and of the image's index. Raises UserError for other images and times."""
         x_0 = to_float(from_array(images, self.description.shape))
-        level = self.denoiser.noise_level(torch.as_tensor(t, dtype=torch.float64))
+        check_numbers(len(x_0), seed)
+        level = self.denoiser.noise_level(as_times(t, len(x_0), zero=True))
         noise = normal_each(range(len(x_0)), self.description.shape, seed, "noised", 0)
         return jump(x_0, noise, level.alpha, level.sigma)
 
+    @undisturbed()
     def request(
         self, n: int = 64, classes: Any = None, *, batch_size: int = 256, **sampling: Any
     ) -> Request:
@@ -255,6 +279,7 @@ class Model:
         Raises UserError for classes that the model does not know, or where it cannot predict
         without a class."""
         batch = from_array(images, self.description.shape)
+        check_numbers(len(batch), seed)
         conditioning = self.description.conditioning
         numbers = None
         if conditioning.clusters and classes is not None:
@@ -310,48 +335,22 @@ class Request:
         """The sampling steps of the images first to first + count - 1, as one batch."""
         own = None if self.classes is None else self.classes[first : first + count]
         samples = range(first, first + count)
-        return trajectory(self.model.denoiser, samples, self.sampling, classes=own)
+        steps = trajectory(self.model.denoiser, samples, self.sampling, classes=own)
+        return each_undisturbed(steps)
 
     def batches(self) -> Iterator[Tensor]:
         """The images, uint8 (B, C, H, W), a batch at a time."""
-        yield from map(
-            to_uint8,
-            sample_batches(
-                self.model.denoiser,
-                self.n,
-                self.sampling,
-                classes=self.classes,
-                batch_size=self.batch_size,
-            ),
+        batches = sample_batches(
+            self.model.denoiser,
+            self.n,
+            self.sampling,
+            classes=self.classes,
+            batch_size=self.batch_size,
         )
+        yield from each_undisturbed(map(to_uint8, batches))
 
+    @undisturbed()
     def stages(self, count: int) -> list[Tensor]:
         """The first `count` images at every time from 1 to 0, uint8 (count, C, H, W) each."""
         frames = list(self.frames(0, min(count, self.n)))
         return [to_uint8(x) for x in (frames[0].x_t, *(frame.x_s for frame in frames))]
-
-
-def whole(name: str, value: Any) -> int:
-    """A whole number of any type that has one: of Python, NumPy or torch.
-
-    name: of the parameter, for errors. Raises UserError for anything else."""
-    if isinstance(value, float | np.floating) and float(value).is_integer():
-        return int(value)
-    if isinstance(value, bool) or not hasattr(value, "__index__"):
-        raise UserError(f"{name} must be a whole number, not {value!r}")
-    return operator.index(value)
-
-
-def real(name: str, value: Any) -> float:
-    """A number as a float. name: of the parameter. Raises UserError for anything else."""
-    if isinstance(value, str | bool) or not hasattr(value, "__float__"):
-        raise UserError(f"{name} must be a number, not {value!r}")
-    return float(value)
-
-
-def check_numbers(n: int, seed: int) -> None:
-    """Raises UserError for more images than a request may have, or for a seed out of range."""
-    if n > MOST_IMAGES:
-        raise UserError(f"n must be at most {MOST_IMAGES:,}, not {n:,}; use another seed for more")
-    if not (hasattr(seed, "__index__") and 0 <= seed < 2**63):
-        raise UserError(f"seed must be a number from 0 to 2^63 - 1, not {seed}")

@@ -2,25 +2,18 @@
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import ctypes
-import os
 import platform
-import shutil
-import subprocess
 import sys
-import tempfile
-import threading
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from undiffuse.base.lazy import lazy
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
     from contextlib import AbstractContextManager
 
     import torch
@@ -60,78 +53,6 @@ def has_bf16() -> bool:
     )
 
 
-def compiler() -> str | None:
-    """The C++ compiler that torch.compile finds: $CXX, g++ or clang++. None where there is none."""
-    return next(filter(shutil.which, (os.environ.get("CXX", "g++"), "g++", "clang++")), None)
-
-
-def compiler_version() -> str | None:
-    """The first line of the C++ compiler's --version; None without a compiler or without a line."""
-    name = compiler()
-    try:
-        output = (
-            subprocess.run([name, "--version"], capture_output=True, text=True, timeout=20).stdout
-            if name
-            else ""
-        )
-    except (OSError, ValueError, subprocess.SubprocessError):
-        return None
-    return next(iter(output.splitlines()), None)
-
-
-def prepare_compiler(folder: Path | None) -> None:
-    """Let torch.compile keep its cache in `folder`, to which only this user may write.
-
-    None: the cache is of this process only. Where $TORCHINDUCTOR_CACHE_DIR names another folder,
-    that is used. The cache holds pickles and libraries, which are code. By default torch keeps it
-    in a folder that all users share, under a name that others can guess.
-
-    It also skips torch's test of each set of vector instructions, which compiles for 8 seconds
-    before a first run. The CPU says which it has. A compiler that is too old for them fails on the
-    network itself, and training reports it."""
-    variable = "TORCHINDUCTOR_CACHE_DIR"
-    if os.environ.get(variable) in (None, torchs_own_cache()):
-        os.environ[variable] = str(private_folder(folder))
-    from torch._inductor import codecache, config
-
-    # torch 2.13 keeps the headers elsewhere, whatever the variable says. It names them by openssl.
-    headers = Path(os.environ[variable], "precompiled_headers")
-    codecache._HEADER_DIR, codecache._HEADER_LOCK_DIR = str(headers), str(headers / "locks")
-    config.cpp_cache_precompile_headers = (
-        config.cpp_cache_precompile_headers and shutil.which("openssl") is not None
-    )
-    if config.cpp.vec_isa_ok is None:
-        config.cpp.vec_isa_ok = True
-
-
-def torchs_own_cache() -> str | None:
-    """The folder that torch.compile takes by default; None for a user without a name.
-
-    Torch itself sets the variable to it."""
-    from torch._inductor.runtime.cache_dir_utils import default_cache_dir
-
-    try:
-        return default_cache_dir()
-    except (KeyError, OSError):  # torch asks for the user's name
-        return None
-
-
-def private_folder(folder: Path | None) -> Path:
-    """`folder`, made where only this user may write to it.
-
-    Without one, or where it belongs to another user or the disk is full, a folder for this process
-    only."""
-    with contextlib.suppress(OSError):
-        if folder is not None:
-            folder.mkdir(parents=True, exist_ok=True)
-            folder.chmod(0o700)
-            if os.access(folder, os.W_OK):
-                return folder
-    folder = Path(tempfile.mkdtemp(prefix="undiffuse-"))
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    return folder
-
-
 def arithmetic(precision: str) -> AbstractContextManager[Any]:
     """The context in which a network computes in `precision`: for "bf16", autocast to bfloat16."""
     return (
@@ -162,46 +83,6 @@ class Engine:
     def arithmetic(self) -> AbstractContextManager[Any]:
         """The context in which a network computes in this precision."""
         return arithmetic(self.precision)
-
-
-RANDOMNESS = threading.RLock()
-
-
-@contextlib.contextmanager
-def own_randomness(seed: int) -> Iterator[None]:
-    """A context in which torch's random numbers follow from `seed`, and new tensors are float32.
-
-    The caller's random state and default dtype are as before afterwards, and do not reach in. They
-    belong to the process, so of several threads one at a time is inside."""
-    before = torch.get_default_dtype()
-    with RANDOMNESS, torch.random.fork_rng(devices=[]):
-        torch.set_default_dtype(torch.float32)
-        torch.manual_seed(seed)
-        try:
-            yield
-        finally:
-            torch.set_default_dtype(before)
-
-
-PROCESS = os.getpid()  # that imported the package
-
-
-@contextlib.contextmanager
-def undisturbed() -> Iterator[None]:
-    """A context, and a decorator, for what computes with torch, whatever the caller has set.
-
-    The caller's autocast and default device do not reach in. A process that was forked after torch
-    had used several threads would wait for them for ever; in such a process one thread computes.
-    Afterwards everything is as before."""
-    with contextlib.ExitStack() as stack:
-        if torch.is_autocast_enabled("cpu"):
-            stack.enter_context(torch.autocast("cpu", enabled=False))
-        if torch.get_default_device().type != "cpu":
-            stack.enter_context(torch.device("cpu"))
-        if os.getpid() != PROCESS:
-            stack.callback(torch.set_num_threads, torch.get_num_threads())
-            torch.set_num_threads(1)
-        yield
 
 
 def machine_facts() -> dict[str, Any]:

@@ -9,6 +9,7 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from undiffuse.base.errors import UserError
+from undiffuse.base.given import as_tensor
 from undiffuse.base.lazy import lazy
 
 if TYPE_CHECKING:
@@ -43,12 +44,14 @@ def from_array(images: Any, shape: tuple[int, int, int]) -> Tensor:
     """A user's images, an array or a tensor, as a tensor uint8 (N, C, H, W).
 
     images: uint8 (N, H, W), (N, H, W, C) or (N, C, H, W). shape: the (C, H, W) that they must have.
-    Raises UserError for another type or shape."""
-    found = torch.as_tensor(images)
+    Raises UserError for another type or shape, and for no images."""
+    found = as_tensor("images", images)
     if found.dtype != torch.uint8:
         raise UserError(f"images must be uint8, 0 to 255, not {str(found.dtype).partition('.')[2]}")
     channels, height, width = shape
     given = tuple(found.shape[1:])
+    if found.ndim and not len(found):
+        raise UserError("there are no images; give at least one")
     if found.ndim >= 3 and given == shape:
         return found
     if found.ndim == 4 and given == (height, width, channels):

@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from undiffuse.base import engine, rng
+from undiffuse.base import engine, process, rng
 from undiffuse.base.cache import Stored, from_cache, to_cache
 from undiffuse.base.errors import UserError
 from undiffuse.base.pixels import images_at_once, to_float
@@ -135,7 +135,7 @@ def train_classifier(
     are taken. augment: whether images go through `random_affine`. watch: called every 20 steps with
     the share done."""
     assert dataset.labels is not None
-    with engine.own_randomness(seed):
+    with process.own_randomness(seed):
         network = Classifier(dataset.shape, len(dataset.classes), width).train()
     steps = max(FEWEST_STEPS, round(epochs * len(dataset) / batch_size))
     optimizer = torch.optim.AdamW(network.parameters(), lr=lr, weight_decay=1e-3)

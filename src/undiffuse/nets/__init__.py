@@ -26,9 +26,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from undiffuse.base.engine import own_randomness
 from undiffuse.base.errors import UserError
 from undiffuse.base.lazy import lazy
+from undiffuse.base.process import own_randomness
 from undiffuse.base.table import Table
 
 if TYPE_CHECKING:

@@ -20,9 +20,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from undiffuse import __version__
-from undiffuse.base import engine
+from undiffuse.base import engine, process
 from undiffuse.base.errors import UserError
 from undiffuse.base.files import as_path, write_atomic
+from undiffuse.base.given import check_numbers
 from undiffuse.base.images import image_grid, png_bytes
 from undiffuse.base.schema import finite
 from undiffuse.data.splits import random_labels
@@ -36,7 +37,7 @@ from undiffuse.measuring.quality import METRICS, quality
 from undiffuse.measuring.reference import FEWEST, Reference, reference
 from undiffuse.measuring.results import FORMAT, check_results
 from undiffuse.measuring.watch import Stopwatch, Watch, unwatched
-from undiffuse.model import Model, Request, check_numbers
+from undiffuse.model import Model, Request
 from undiffuse.runs import destinations, figures
 from undiffuse.runs.fitting import trained_on
 from undiffuse.runs.folder import Run, Where
@@ -54,7 +55,7 @@ class Parts:
     novelty: bool = True
 
 
-@engine.undisturbed()
+@process.undisturbed()
 def evaluate(run: Where, n: int = 10_000, **options: Any) -> dict[str, Any]:
     """Evaluate a run by n samples. Writes metrics.json and returns its content.
 

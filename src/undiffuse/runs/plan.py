@@ -7,7 +7,6 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from undiffuse.base import engine
-from undiffuse.base.cache import cache_folder
 from undiffuse.data.splits import with_held_out
 from undiffuse.measuring.scorer import scorer_for
 from undiffuse.training.clock import FINISH_SECONDS, Clock
@@ -29,7 +28,7 @@ def plan(config: Config, options: SessionOptions = SessionOptions()) -> str:
     A few steps are trained and timed. Nothing is written. Raises UserError where training would."""
     whole = load_configured(config)
     experiment = make_experiment(config, whole)
-    own, notes = resolve(options, config, experiment.images, cache_folder())
+    own, notes = resolve(options, config, experiment.images)
     begin = time.monotonic()
     clock, first = timed(experiment, own)
     pace = sorted(clock.durations)[len(clock.durations) // 2]

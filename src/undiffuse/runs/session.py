@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from undiffuse.base.cache import cache_folder
-from undiffuse.base.engine import Engine, compiler_version, machine_facts
+from undiffuse.base.compiler import compiler_version
+from undiffuse.base.engine import Engine, machine_facts
 from undiffuse.base.errors import UserError
 from undiffuse.base.files import remove_left_over
 from undiffuse.base.images import columns_for, image_grid, png_bytes
@@ -94,7 +94,7 @@ def train_session(
         remedy = "so a replay would be another run; begin a new one in its place"
         refuse_other_clusters(Run(replay), conditioning, remedy)
     scorer = scorer_for(whole) if config.quality_share > 0 else None
-    engine, notes = resolve(options, config, experiment.images, cache_folder())
+    engine, notes = resolve(options, config, experiment.images)
     start, source = started_from(replay, longer, path)
     run = open_run(path, config, facts, conditioning, replay, start)
     if start and source:

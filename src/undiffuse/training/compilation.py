@@ -73,7 +73,7 @@ def fault_of(
         ours = gradient(quick)
         theirs = gradient(plain) if gradients else {}
     except Exception as error:  # a compiler may raise anything
-        return next(filter(None, str(error).splitlines()), type(error).__name__)
+        return reason_of(error)
     finally:
         network.zero_grad()
         with torch.no_grad():
@@ -86,3 +86,10 @@ def fault_of(
         if expected.ndim > 1 and expected.isfinite().all() and not alike:
             return f"its gradient of {name} is wrong"
     return None
+
+
+def reason_of(error: Exception) -> str:
+    """The first line of an error, and the first line in which a C++ compiler says what is wrong."""
+    first, *rest = [*filter(None, str(error).splitlines()), type(error).__name__]
+    of_compiler = next((line.strip() for line in rest if "error:" in line), None)
+    return f"{first}: {of_compiler}" if of_compiler else first

@@ -15,8 +15,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from undiffuse.base.cache import cache_folder
+from undiffuse.base.compiler import prepared_compiler
 from undiffuse.base.engine import Engine, in_precision
 from undiffuse.base.errors import UserError
+from undiffuse.base.process import own_randomness
 from undiffuse.training.clock import Clock, lr_factor, snapshot_steps
 from undiffuse.training.compilation import compiled_loss
 from undiffuse.training.probes import quality_plan, quick_samples, snapshot, validate
@@ -204,7 +207,9 @@ class Loop:
 
     def compile(self, batch: Any) -> Iterator[Record]:
         """Compile the loss. Yields a record where that fails; raises UserError for `insist`."""
-        self.batch_loss, fault = compiled_loss(self.plain_loss, self.state.network, batch)
+        cache = cache_folder()
+        with own_randomness(0), prepared_compiler(cache and cache / "compiler"):
+            self.batch_loss, fault = compiled_loss(self.plain_loss, self.state.network, batch)
         if fault is None:
             return
         if self.insist:

@@ -6,12 +6,12 @@ Where that can change the bits of the result, the session says so.
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from undiffuse.base.engine import Engine, compiler, has_bf16, prepare_compiler
+from undiffuse.base.compiler import compiler
+from undiffuse.base.engine import Engine, has_bf16
 from undiffuse.training.config import Config, validated_as
 
 WORTH_COMPILING = 50_000
@@ -47,12 +47,12 @@ def make_options(**chosen: Any) -> SessionOptions:
 
 
 def resolve(
-    options: SessionOptions, config: Config, images: int | None, cache: Path | None
+    options: SessionOptions, config: Config, images: int | None
 ) -> tuple[Engine, list[str]]:
     """(the engine of a session on this machine; notes for the user).
 
     images: the number of images that the run trains on, over all epochs; None with a budget of
-    minutes. cache: undiffuse's folder, for the compiler's cache, or None."""
+    minutes."""
     notes = []
     precision = options.precision
     if precision == "auto":
@@ -70,6 +70,4 @@ def resolve(
             "no C++ compiler was found, so the network is not compiled; training is slower "
             "(see README); install g++ for full speed"
         )
-    if compiled:
-        prepare_compiler(cache and cache / "compiler")
     return Engine(precision, compiled), notes

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import torch
 
 from undiffuse.base import rng
-from undiffuse.base.engine import own_randomness
+from undiffuse.base.process import own_randomness
 from undiffuse.training.averages import ema_decay, ema_exponent
 
 if TYPE_CHECKING:
