@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from undiffuse.base.errors import UserError
-from undiffuse.base.files import as_path
+from undiffuse.base.files import as_path, from_here
 from undiffuse.base.process import undisturbed
 from undiffuse.model import Model
 from undiffuse.runs.folder import Run, Where
@@ -40,9 +40,10 @@ def train(
     goes on from, with its configuration; of fields only minutes, epochs or steps, the further ones,
     and those of `SessionOptions`. watch: called with each record as it happens.
 
-    A finished run stays as it is. Raises UserError for values that do not fit, before anything is
-    written. After Ctrl-C or SIGTERM it saves the run, then raises `runs.signals.Interrupted`. Like
-    KeyboardInterrupt, that is not an Exception."""
+    Relative paths are taken from the working folder of the beginning. A finished run stays as it
+    is. Raises UserError for values that do not fit, before anything is written. After Ctrl-C or
+    SIGTERM it saves the run, then raises `runs.signals.Interrupted`, which is no Exception, as
+    KeyboardInterrupt is none."""
     own = {name: fields.pop(name) for name in SessionOptions.model_fields if name in fields}
     options, old = make_options(**own), None
     if longer is None:
@@ -52,7 +53,7 @@ def train(
             raise UserError("a longer run is a new run; give out=FOLDER")
         old = as_path(longer)
         config = of_longer(old, as_path(out), **fields)
-    path = as_path(out or f"runs/{preset}")
+    path = from_here(as_path(out or f"runs/{preset}"))
     return train_config(config, path, options, longer=old, watch=watch)
 
 

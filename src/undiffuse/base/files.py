@@ -6,6 +6,7 @@ import contextlib
 import errno
 import os
 import secrets
+import tempfile
 import time
 import unicodedata
 from pathlib import Path
@@ -45,8 +46,10 @@ def write_atomic(path: Path, content: bytes) -> None:
     """Write a file so that its name holds the old content or the new, whatever happens meanwhile.
 
     It makes the folders above that are missing. When it returns, the content is on the disk, where
-    the file system has a way to say so. Several processes may write the same file at once. Raises
-    UserError where the file cannot be written."""
+    the file system has a way to say so. Several processes may write the same file at once. Where
+    the name is a link, the file that it leads to is written. Raises UserError where the file cannot
+    be written."""
+    path = path.resolve() if path.is_symlink() else path
     temporary = path.with_name(temporary_name(path.name))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -59,6 +62,17 @@ def write_atomic(path: Path, content: bytes) -> None:
     except OSError as error:
         with contextlib.suppress(OSError):
             temporary.unlink()
+        raise cannot_write(path, error) from error
+
+
+def refuse_unwritable(path: Path) -> None:
+    """Raises UserError where a file or folder cannot be made at `path`. Nothing is left there."""
+    path = path.resolve() if path.is_symlink() else path
+    folder = path if path.is_dir() else next(above for above in path.parents if above.exists())
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            return
+    except OSError as error:
         raise cannot_write(path, error) from error
 
 
@@ -117,6 +131,14 @@ def as_path(where: str | os.PathLike[str]) -> Path:
         return path.expanduser()
     except RuntimeError:
         raise UserError(f"{path}: there is no home folder here; give the whole path") from None
+
+
+def from_here(path: Path) -> Path:
+    """A path from the working folder on. Raises UserError where that was removed."""
+    try:
+        return path.absolute()
+    except FileNotFoundError:
+        raise UserError("the working folder was removed; change to one that exists") from None
 
 
 def cannot_write(path: Path, error: OSError) -> UserError:

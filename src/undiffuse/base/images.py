@@ -85,16 +85,25 @@ def tiles(sheet: Image.Image, height: int, width: int) -> list[Image.Image]:
 
 
 def animation_bytes(frames: Sequence[Image.Image], milliseconds: int = 80) -> bytes:
-    """A GIF that repeats for ever: `milliseconds` for each frame, 1.5 seconds for the last."""
-    out = io.BytesIO()
+    """A GIF that repeats for ever: `milliseconds` for each frame, 1.5 seconds for the last.
+
+    It is marked as drawn by undiffuse."""
+    out, mark = io.BytesIO(), NOTE.encode()
     durations = [milliseconds] * (len(frames) - 1) + [1500]
     frames[0].save(
-        out, format="GIF", save_all=True, append_images=frames[1:], duration=durations, loop=0
-    )
+        out, format="GIF", save_all=True, append_images=frames[1:], duration=durations, loop=0,
+        comment=mark,
+    )  # fmt: skip
     return out.getvalue()
 
 
-NOTE = "undiffuse"  # the key of the text chunk of a PNG that holds its note
+NOTE = "undiffuse"
+"""The key of the text chunk of a PNG that holds its note, and the comment of a GIF."""
+
+
+def is_drawn(picture: Image.Image) -> bool:
+    """Whether a picture is marked as drawn by undiffuse."""
+    return NOTE in picture.info or picture.info.get("comment") == NOTE.encode()
 
 
 def png_bytes(image: Image.Image, note: dict[str, Any] | None = None) -> bytes:

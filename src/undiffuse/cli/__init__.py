@@ -16,6 +16,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import tyro
@@ -23,6 +24,7 @@ import tyro
 from undiffuse import __version__
 from undiffuse.base import engine
 from undiffuse.base.errors import UserError
+from undiffuse.base.files import from_here
 from undiffuse.cli.arguments import refuse_no_class, refuse_repeated, run_comes_late, with_home
 from undiffuse.cli.output import STOPPED, fail, flush_all, leave, prepare_streams
 from undiffuse.cli.train import NETWORK, flags_of, preset_of, train_verb, with_flags
@@ -30,6 +32,11 @@ from undiffuse.cli.verbs import evaluate, info, report, sample, study
 from undiffuse.runs.signals import ENDING, heeded
 
 __all__ = ["NETWORK", "evaluate", "info", "main", "report", "sample", "study"]
+
+
+NO_TEXTS = (
+    " PYTHONOPTIMIZE=2 takes the explanations out of programs; unset it to see those of the flags."
+)
 
 
 def main() -> None:
@@ -62,6 +69,7 @@ def run_verb(arguments: list[str]) -> None:
             if number != signal.SIGINT:
                 signal.signal(number, lambda number, frame: leave(number))
     try:
+        from_here(Path())  # a library of torch would crash in a folder that was removed
         verbs: dict[str, Callable[..., Any]] = {
             "train": train_verb(flags_of(preset_of(arguments))),
             "sample": sample,
@@ -79,7 +87,8 @@ def run_verb(arguments: list[str]) -> None:
                 verbs,
                 prog="undiffuse",
                 description="Understand, train and trust a small diffusion model on a CPU. "
-                "Begin with 'undiffuse train'. 'undiffuse VERB --help' lists the flags of a verb.",
+                "Begin with 'undiffuse train'. 'undiffuse VERB --help' lists the flags of a verb."
+                f"{NO_TEXTS if sys.flags.optimize > 1 else ''}",
                 args=arguments,
             )
         except SystemExit as end:

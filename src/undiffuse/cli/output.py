@@ -98,7 +98,7 @@ def stdout(stream: Any = None) -> Console:
     stream: where it writes; None for sys.stdout. In a pipe or a file no line is broken or cut. A
     terminal has at least 40 columns, whatever it says."""
     console = rich_console.Console(file=stream, markup=False, emoji=False)
-    console.width = max(console.width, NARROW) if console.is_terminal else UNCUT
+    console.width = max(console.width, NARROW) if live.on_terminal(console) else UNCUT
     return console
 
 

@@ -44,8 +44,8 @@ NETWORK = {
 }
 """Flags for options of the network: name -> (type, description). They are part of --net's spec."""
 
-WRITTEN = "out|save|trajectory"
-"""Flags for what is written, which errors of the library name as well."""
+WRITTEN = "out|save|trajectory|overwrite"
+"""Flags for what is written and how, which errors of the library name as well."""
 
 
 def flags_of(preset: Config) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -72,7 +73,8 @@ def sample(
         precision: bf16 is faster where the CPU has it, and changes some 8-bit values by a few units
         out: FILE.png for a grid, FILE.npz for an archive of images and labels, or FOLDER/ for a
             PNG file of each image
-        overwrite: replace the images that an earlier call wrote into FOLDER/; other files stay
+        overwrite: replace the images that an earlier call wrote into FOLDER/, where other files
+            stay, or a file that undiffuse did not write
         trajectory: also write the steps from noise to image of the first ten: FILE.gif or FILE.png
     """
     request = api.load(run).request(
@@ -81,7 +83,7 @@ def sample(
     )  # fmt: skip
     to = destinations.destination(out or str(run / "samples.png"), overwrite=overwrite)
     if trajectory is not None:
-        destinations.check_trajectory(trajectory, to)
+        destinations.check_trajectory(trajectory, to, overwrite=overwrite)
     begin = time.monotonic()
     images = sampled(request)
     seconds = time.monotonic() - begin
@@ -98,10 +100,14 @@ def sample(
 def sampled(request: Request) -> torch.Tensor:
     """The images of a request, uint8 (n, C, H, W). The terminal shows how many there are."""
     images: list[torch.Tensor] = []
-    with stdout().status(f"sampling {request.n:,} images") as status:
+    console = stdout()
+    shown = live.on_terminal(console)
+    words = f"sampling {request.n:,} images"
+    with console.status(words) if shown else nullcontext() as status:
         for batch in request.batches():
             images.append(batch)
-            status.update(f"sampled {sum(map(len, images)):,} of {request.n:,}")
+            if status:
+                status.update(f"sampled {sum(map(len, images)):,} of {request.n:,}")
     return torch.cat(images)
 
 

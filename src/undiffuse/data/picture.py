@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from undiffuse.base.errors import UserError
-from undiffuse.base.images import NOTE
+from undiffuse.base.images import is_drawn
 from undiffuse.base.lazy import lazy
 from undiffuse.data.values import Scale, scale_of
 
@@ -79,7 +79,7 @@ def read_picture(path: Path, size: int | None, values: Values = AS_STORED) -> Pi
     with path.open("rb") as file, pillows_own_limits():
         try:
             image = opened(file)
-            if NOTE in image.info:
+            if is_drawn(image):
                 return None
             first = bool(getattr(image, "is_animated", False))
             white_is_0 = image.mode.startswith("I") and is_white_0(image)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import re
 import tempfile
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,13 +14,21 @@ import numpy as np
 import torch
 
 from undiffuse.base.errors import UserError
-from undiffuse.base.files import cannot_write, is_clutter, safe_name, write_atomic
+from undiffuse.base.files import (
+    cannot_write,
+    is_clutter,
+    refuse_unwritable,
+    safe_name,
+    write_atomic,
+)
 from undiffuse.base.images import (
+    NOTE,
     animation_bytes,
     as_array,
     as_picture,
     columns_for,
     image_grid,
+    is_drawn,
     png_bytes,
 )
 
@@ -46,9 +55,10 @@ def destination(text: str, name: str = "out", *, overwrite: bool = False) -> Des
     """The destination that a text names: FILE.png, FILE.npz or FOLDER/.
 
     A folder ends in a slash or exists. name: the parameter, for errors. overwrite: the images that
-    an earlier call wrote into the folder are replaced. Raises UserError for other files, for a
-    folder that is not empty, unless it is overwritten, and for a file in a folder that does not
-    exist."""
+    an earlier call wrote into the folder are replaced, and so is any file of that name; without it
+    a file is replaced only if undiffuse wrote it. Raises UserError for other files, for a folder
+    that is not empty, unless it is overwritten, for a file in a folder that does not exist, and
+    where nothing can be written."""
     path = Path(text)
     if text.endswith("/") or path.is_dir():
         kind = "folder"
@@ -67,9 +77,37 @@ def destination(text: str, name: str = "out", *, overwrite: bool = False) -> Des
             f"{name}={text}: the folder is not empty; choose a new one, or replace the images of "
             "an earlier call in it with overwrite=True"
         )
-    if kind != "folder" and not path.parent.is_dir():
-        raise UserError(f"{name}={text}: there is no folder {path.parent}; make it first")
+    if kind != "folder":
+        refuse_file(path, f"{name}={text}", overwrite=overwrite)
+    refuse_unwritable(path)
     return Destination(path, kind)
+
+
+def refuse_file(path: Path, given: str, *, overwrite: bool) -> None:
+    """Raises UserError where there is no folder for a file, or where the file is someone else's.
+
+    given: the parameter, for errors. overwrite: any file is replaced."""
+    if not path.parent.is_dir():
+        raise UserError(f"{given}: there is no folder {path.parent}; make it first")
+    if path.exists() and not overwrite and not is_own(path):
+        raise UserError(
+            f"{given}: there is a file of that name that undiffuse did not write; choose another "
+            f"name{'' if given.startswith('save') else ', or replace it with overwrite=True'}"
+        )
+
+
+def is_own(path: Path) -> bool:
+    """Whether undiffuse wrote a picture or an archive of samples. Pictures and archives say so."""
+    from PIL import Image
+
+    try:
+        if path.suffix.lower() == ".npz":
+            with zipfile.ZipFile(path) as archive:
+                return archive.comment == NOTE.encode()
+        with Image.open(path) as picture:
+            return is_drawn(picture)
+    except (OSError, ValueError, SyntaxError, zipfile.BadZipFile, Image.DecompressionBombError):
+        return False
 
 
 def classes_in_turn(labels: Tensor | None) -> int:
@@ -93,19 +131,21 @@ def save_images(
     """Write images uint8 (N, C, H, W) to a destination.
 
     labels: class numbers (N,), or None. classes: the names of all classes. note: the metadata of a
-    grid. A file is written completely or not at all. The images of a folder are moved into it when
-    all of them are written; those of an earlier call are removed then, and no other file. Raises
-    UserError where that is not possible."""
+    grid. Grids and archives are marked as undiffuse's. A file is written completely or not at all.
+    The images of a folder are moved into it when all of them are written; those of an earlier call
+    are removed then, and no other file. Raises UserError where that is not possible."""
     if to.kind == "png":
         rows = classes_in_turn(labels)
         sheet = image_grid(images, rows or columns_for(len(images)), down=rows > 0)
-        write_atomic(to.path, png_bytes(sheet, {**note, "rows": rows} if note else None))
+        write_atomic(to.path, png_bytes(sheet, {**(note or {}), "rows": rows}))
     elif to.kind == "npz":
         arrays: dict[str, Any] = {"images": as_array(images)}
         if labels is not None:
             arrays |= {"labels": labels.numpy(), "classes": np.array(classes)}
         out = io.BytesIO()
         np.savez_compressed(out, **arrays)
+        with zipfile.ZipFile(out, "a") as archive:
+            archive.comment = NOTE.encode()
         write_atomic(to.path, out.getvalue())
     else:
         try:
@@ -127,16 +167,17 @@ def save_images(
             raise cannot_write(to.path, error) from error
 
 
-def check_trajectory(path: Path, images: Destination) -> None:
+def check_trajectory(path: Path, images: Destination, *, overwrite: bool = False) -> None:
     """Raises UserError unless a trajectory can be written to `path`.
 
-    images: the destination of the images, which must be another one."""
+    images: the destination of the images, which must be another one. overwrite: as for
+    `destination`."""
     if path.suffix.lower() not in (".gif", ".png"):
         raise UserError(
             f"trajectory={path}: write FILE.gif for an animation or FILE.png for a grid"
         )
-    if not path.parent.is_dir():
-        raise UserError(f"trajectory={path}: there is no folder {path.parent}; make it first")
+    refuse_file(path, f"trajectory={path}", overwrite=overwrite)
+    refuse_unwritable(path)
     if path.resolve() == images.path.resolve():
         raise UserError(f"trajectory={path}: that is where the images go; give it another name")
 
@@ -159,4 +200,4 @@ def save_trajectory(path: Path, stages: list[Tensor]) -> None:
             else stages
         )
         sheet = torch.stack(shown, dim=1).flatten(0, 1)  # (N * stages, C, H, W)
-        write_atomic(path, png_bytes(image_grid(sheet, columns=len(shown))))
+        write_atomic(path, png_bytes(image_grid(sheet, columns=len(shown)), {}))

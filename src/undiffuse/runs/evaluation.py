@@ -22,7 +22,7 @@ import torch
 from undiffuse import __version__
 from undiffuse.base import engine, process
 from undiffuse.base.errors import UserError
-from undiffuse.base.files import as_path, write_atomic
+from undiffuse.base.files import as_path, refuse_unwritable, write_atomic
 from undiffuse.base.given import check_numbers
 from undiffuse.base.images import image_grid, png_bytes
 from undiffuse.base.schema import finite
@@ -88,6 +88,7 @@ def evaluate_run(
     watch = stopwatch = Stopwatch(watch)
     run = Run(path)
     config = run.about().config
+    refuse_unwritable(run.path / "metrics.json")
     check(parts, n, seed, bits_images, ode_images)
     to = None if save is None else destinations.destination(save, "save")
     model = run.model()
@@ -121,7 +122,7 @@ def evaluate_run(
         run.write(name, draw())
     # Last: saving may fail, and the measurements took long.
     if to is not None and generated is not None:
-        destinations.save_images(to, generated, request.classes, model.classes)
+        destinations.save_images(to, generated, request.classes, model.classes, request.note)
     return content
 
 
@@ -184,6 +185,11 @@ def evaluate_images(
         raise UserError(f"out={out}: give the name of a file for the metrics, such as metrics.json")
     if not out.parent.is_dir():
         raise UserError(f"out={out}: there is no folder {out.parent}; make it first")
+    refuse_unwritable(out)
+    if out.exists() and not are_results(out):
+        raise UserError(
+            f"out={out}: there is a file of that name that is no evaluation; choose another name"
+        )
     real = reference(spec, size)
     generated, classes, notes = read_images(file, real.training)
     digest = hashlib.sha256(generated.numpy().tobytes() if file.is_dir() else file.read_bytes())
@@ -298,6 +304,14 @@ def with_earlier(path: Path, content: dict[str, Any], parts: Parts) -> dict[str,
     if not parts.likelihood and "bits_per_dim" in old:
         return {**content, "bits_per_dim": old["bits_per_dim"]}
     return content
+
+
+def are_results(path: Path) -> bool:
+    """Whether a file holds the results of an evaluation, of this version or another."""
+    try:
+        return "undiffuse" in json.loads(path.read_bytes())
+    except (OSError, ValueError, TypeError, RecursionError):
+        return False
 
 
 def write_metrics(path: Path, content: dict[str, Any]) -> None:

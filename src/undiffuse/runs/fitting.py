@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from undiffuse.base.errors import UserError
 from undiffuse.runs.folder import Run
 from undiffuse.runs.longer import BEFORE_DECAY, START, Start, same_start
-from undiffuse.training.config import Config
+from undiffuse.training.config import BUDGETS, Config
 from undiffuse.training.experiment import DataFacts, prepare_data
 from undiffuse.training.presets import differences
 from undiffuse.training.records import Cooldown, Decision, Projection, Record, Rollback
@@ -40,7 +40,17 @@ def open_run(
         return run
     there = run.about()
     moved = there.facts.same_images(facts)
-    different = differences(there.config, config, {"data"} if moved else set())
+    may_differ = {"data"} if moved else set()
+    different = differences(there.config, config, may_differ)
+    if (
+        different
+        and not differences(there.config, config, may_differ | {*BUDGETS})
+        and run.finished()
+    ):
+        raise UserError(
+            f"{path} holds a finished run ({'; '.join(different)}); for a longer one begin a new "
+            f"run from it: undiffuse train --from {path} --out FOLDER --minutes M"
+        )
     if different:
         raise UserError(
             f"{path} holds a run with another configuration ({'; '.join(different)}); {ELSEWHERE}"

@@ -36,7 +36,7 @@ from undiffuse.model import Description, Model
 from undiffuse.runs.lock import NO_LOCK, lock_folder
 from undiffuse.runs.log import follow_log, log_line, read_log
 from undiffuse.runs.longer import Start
-from undiffuse.runs.places import found_data, places_of, refuse_occupied
+from undiffuse.runs.places import found_data, places_of, refuse_no_run, refuse_occupied
 from undiffuse.training.config import BUDGETS, Config, validated
 from undiffuse.training.experiment import DataFacts
 from undiffuse.training.presets import as_command, reasons
@@ -200,12 +200,7 @@ class Run:
 
         Raises UserError for a missing or damaged file, or for one of another version."""
         path = self.path / "config.json"
-        if self.path.is_file():
-            raise UserError(f"{self.path} is a file; give a run folder, unpacked if it is in one")
-        if not path.is_file():
-            raise UserError(
-                f"{self.path} is no run folder: it has no config.json; undiffuse train makes one"
-            )
+        refuse_no_run(self.path)
         try:
             if path.stat().st_size > LARGEST_CONFIG:
                 raise ValueError(f"it is larger than the {LARGEST_CONFIG:,} bytes that are read")

@@ -59,6 +59,20 @@ def only_data(folder: Path, data: str) -> bool:
     )
 
 
+def refuse_no_run(folder: Path) -> None:
+    """Raises UserError where a path is no run folder. Run folders directly below it are named."""
+    if folder.is_file():
+        raise UserError(f"{folder} is a file; give a run folder, unpacked if it is in one")
+    if (folder / "config.json").is_file():
+        return
+    if below := sorted(str(found.parent) for found in folder.glob("*/config.json")):
+        more = f" and {len(below) - 10:,} more" if len(below) > 10 else ""
+        raise UserError(
+            f"{folder} is no run folder; give one of those in it: {', '.join(below[:10])}{more}"
+        )
+    raise UserError(f"{folder} is no run folder: it has no config.json; undiffuse train makes one")
+
+
 def refuse_occupied(folder: Path, data: str) -> None:
     """Raises UserError where a new run cannot be made in a folder, because of what is there."""
     if folder.is_symlink() and not folder.exists():
