@@ -241,7 +241,8 @@ def test_the_usual_guidance_falls_as_the_run_goes_on() -> None:
         assert conditioning.kind == kind
         steps = (0, 1, 1000, 16_000, 10**9)
         found = [config.sampling(step, conditioning).guidance for step in steps]
-        assert found == [2, 2, round(1 + min(1, towards), 2), round(1 + towards / 8, 2), 1]
+        w, most = towards
+        assert found == [most, most, round(min(most, 1 + w), 2), round(1 + w / 8, 2), 1]
     sampling = make_config(guidance=1.5).sampling(7, CONDITIONINGS["class"])
     assert sampling == Sampling("dpmpp-2m-sde", calls=24, grid="uniform", guidance=1.5)
 

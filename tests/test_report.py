@@ -581,7 +581,7 @@ def test_guidance_is_reported_as_it_is(
     train: Callable[..., Path], run: Path, guidance: float | None
 ) -> None:
     said = text_of(train(conditional=True, steps=2, snapshots=2, guidance=guidance))
-    assert f"This run's are sampled {'without' if guidance == 1 else 'with 2'}." in said
+    assert f"This run's are sampled {'without' if guidance == 1 else 'with 1.50'}." in said
     assert "_Guidance_" not in text_of(run)
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from undiffuse.base.errors import UserError
 from undiffuse.runs.folder import Run
 from undiffuse.runs.longer import BEFORE_DECAY, START, Start, same_start
-from undiffuse.training.config import BUDGETS, Config
+from undiffuse.training.config import AUTO, BUDGETS, Config
 from undiffuse.training.experiment import DataFacts, prepare_data
 from undiffuse.training.presets import differences
 from undiffuse.training.records import Cooldown, Decision, Projection, Record, Rollback
@@ -29,14 +29,15 @@ def open_run(
     conditioning: Conditioning,
     replay_of: Path | None,
     start: Start | None = None,
+    decided: dict[str, str] | None = None,
 ) -> Run:
-    """The run folder at `path`. It is made where there is none.
+    """The run folder at `path`. It is made where there is none. Arguments: as for `Run.create`.
 
     Raises UserError where the folder holds a run with another configuration, with other images, or
     of another replay."""
     run, source = Run(path), str(replay_of.resolve()) if replay_of else None
     if not run.exists():
-        run.create(config, facts, conditioning, source, start)
+        run.create(config, facts, conditioning, source, start, decided)
         return run
     there = run.about()
     moved = there.facts.same_images(facts)
@@ -65,6 +66,22 @@ def open_run(
     if there.config.data != config.data:
         run.note_place(config.data)
     return run
+
+
+def adopted(config: Config, runs: Iterable[Run]) -> tuple[Config, dict[str, str]]:
+    """(the configuration with the decisions of a run; why they were made, by field).
+
+    runs: the first of them that exists is meant. It keeps what it has decided from its data, also
+    where another version or machine would decide otherwise."""
+    for run in runs:
+        if run.exists():
+            there = run.about()
+            kept = [
+                n for n in there.decided if getattr(config, n) in (AUTO, getattr(there.config, n))
+            ]
+            values = {name: getattr(there.config, name) for name in kept}
+            return config.model_copy(update=values), {name: there.decided[name] for name in kept}
+    return config, {}
 
 
 def started_from(

@@ -21,7 +21,7 @@ import os
 import shlex
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
@@ -67,7 +67,8 @@ class About:
 
     facts: what the run knows of its data. reasons: by field of config. version: of undiffuse.
     replay_of: the run that this one repeats, or None. places: where the data lie, see places.py.
-    start: where a longer run began, or None."""
+    start: where a longer run began, or None. decided: the fields whose values were decided from the
+    data, with why."""
 
     config: Config
     facts: DataFacts
@@ -77,6 +78,7 @@ class About:
     replay_of: str | None
     places: tuple[str, ...] = ()
     start: Start | None = None
+    decided: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Raises ValueError where facts, conditioning and configuration contradict each other."""
@@ -153,6 +155,7 @@ class Run:
         conditioning: Conditioning,
         replay_of: str | None,
         start: Start | None = None,
+        decided: dict[str, str] | None = None,
     ) -> None:
         """Make the folder and write config.json. The arguments are the fields of `About`.
 
@@ -168,7 +171,8 @@ class Run:
             "data": asdict(facts),
             "conditioning": asdict(conditioning),
             "config": config.model_dump(mode="json"),
-            "reasons": reasons(config),
+            "reasons": reasons(config) | (decided or {}),
+            "decided": decided or {},
         }
         self.write_about(content)
 
@@ -236,7 +240,7 @@ class Run:
             own = [[f"--{name}", f"{value:g}"] for name, value in budgets if value is not None]
             words = ["undiffuse", "train", "--from", about.start.run, *own[0]]
             return shlex.join([*words, "--out", str(self.path)])
-        return as_command(about.config, self.path)
+        return as_command(about.config, self.path, about.decided)
 
     def command_for(self, *verb: str, after: Sequence[str] = ()) -> str:
         """Another command on the run, such as `undiffuse study samplers RUN`.
@@ -352,6 +356,7 @@ def about_of(content: dict[str, Any]) -> About:
         reasons=of_fields(content["reasons"]),
         version=str(content["version"]),
         replay_of=TypeAdapter(str | None).validate_python(content["replay_of"]),
+        decided=of_fields(content.get("decided", {})),
         start=TypeAdapter(Start | None).validate_python(content.get("start")),
         places=TypeAdapter(tuple[str, ...]).validate_python(content.get("places", ())),
     )

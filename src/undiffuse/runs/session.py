@@ -24,6 +24,7 @@ from undiffuse.measuring.scorer import scorer_for
 from undiffuse.runs import figures
 from undiffuse.runs.fitting import (
     ELSEWHERE,
+    adopted,
     decisions_of,
     open_run,
     refuse_other_clusters,
@@ -87,7 +88,9 @@ def train_session(
     started = time.monotonic() if started is None else started
     decisions = replayed_decisions(Run(replay)) if replay else []
     whole = load_configured(config)
+    config, why = adopted(config, [Run(each) for each in (path, replay, longer) if each])
     experiment = make_experiment(config, whole)
+    config, why = experiment.config, why | experiment.decided
     facts, conditioning = experiment.facts, experiment.conditioning
     if replay:
         refuse_other_images(Run(replay), facts)
@@ -96,7 +99,7 @@ def train_session(
     scorer = scorer_for(whole) if config.quality_share > 0 else None
     engine, notes = resolve(options, config, experiment.images)
     start, source = started_from(replay, longer, path)
-    run = open_run(path, config, facts, conditioning, replay, start)
+    run = open_run(path, config, facts, conditioning, replay, start, why)
     if start and source:
         copy_start(run.path, start, source)
     notes = [*whole.notes, *notes]

@@ -49,6 +49,10 @@ TABLES = {
 """The fields that name an entry of a table."""
 
 
+AUTO = "auto"  # the value of a field that is decided from the training images, by from_data.py
+BY_RULE = ("times",)
+"""The fields that may be AUTO."""
+
 NAMES = {field: " | ".join(table) for field, table in TABLES.items()}
 """The names of these fields' tables when this module is imported; others may come later."""
 
@@ -69,12 +73,11 @@ def described(field: str) -> str:
     return text.replace(NAMES[field], among(field), 1) if field in TABLES else text
 
 
-TOWARDS: dict[Kind, float] = {"class": 0.3, "sub-class cluster": 0.6, "cluster": 1.35}
-"""The weight w of the default guidance, 1 + w (60,000 / images seen)^(3/4), by kind of condition.
-
-A network that was trained less needs more guidance. The weights were fitted on MNIST: "sub-class
-cluster" to runs of 760, 3,223 and 11,300 steps of 64 images, "cluster" to a run of 3,374 steps, and
-"class" to runs of 3 and 10 minutes without prototypes."""
+TOWARDS: dict[Kind, tuple[float, float]] = {
+    "class": (0.3, 1.5), "sub-class cluster": (0.6, 1.5), "cluster": (1.35, 2.0)
+}  # fmt: skip
+"""(w, most) of the default guidance, min(most, 1 + w (60,000 / images seen)^(3/4)), by condition.
+Fitted on MNIST. With labels more than 1.5 helps no digits, and spoils textures."""
 
 FORMER = {
     "groups": "clusters",
@@ -198,7 +201,7 @@ class Config(BaseModel):
     )
     times: str = hyper(
         "logit-normal:mean=0.4,std=1.2",
-        among("times", "how training samples t: "),
+        among("times", "how training samples t: ") + ", or auto: by the training images",
         "measured in 740 steps with the cosine schedule and guidance 1.2: Frechet distance "
         "about 0.2, against 0.43 with the handout's uniform times",
     )
@@ -326,11 +329,11 @@ class Config(BaseModel):
     guidance: float | None = hyper(
         None,
         "classifier-free guidance; 1 is none and takes half of the network calls; the default is "
-        "1 + w (60,000 / images seen)^(3/4), at most 2, where w is "
-        f"{TOWARDS['sub-class cluster']} towards a cluster within a class, {TOWARDS['cluster']} "
-        f"towards another cluster and {TOWARDS['class']} towards a class",
-        "fitted on MNIST to runs of 3, 10 and 60 minutes; too little gives malformed digits, too "
-        "much gives less variety",
+        "1 + w (60,000 / images seen)^(3/4), where w is "
+        f"{TOWARDS['sub-class cluster'][0]} towards a cluster within a class and "
+        f"{TOWARDS['class'][0]} towards a class, at most 1.5; {TOWARDS['cluster'][0]} towards "
+        "another cluster, at most 2",
+        "fitted on MNIST; too little gives malformed digits, too much gives less variety",
         ge=0,
         le=MOST_GUIDANCE,
     )
@@ -341,7 +344,8 @@ class Config(BaseModel):
         kind = conditioning.kind
         if kind and conditioning.unconditional:
             seen = max(1, step * self.batch_size)
-            usual = round(1 + min(1, TOWARDS[kind] * (60_000 / seen) ** 0.75), 2)
+            w, most = TOWARDS[kind]
+            usual = round(min(most, 1 + w * (60_000 / seen) ** 0.75), 2)
             guidance = usual if self.guidance is None else self.guidance
         return Sampling(
             sampler=self.sampler, calls=self.sample_calls, grid=self.grid, guidance=guidance
@@ -350,6 +354,8 @@ class Config(BaseModel):
     @field_validator(*TABLES)
     @classmethod
     def is_known(cls, spec: str, info: ValidationInfo) -> str:
+        if spec == AUTO and info.field_name in BY_RULE:
+            return spec
         table = TABLES[str(info.field_name)]
         table.check(spec)
         return table.canonical(spec) if table is NETWORKS and ":" in spec else spec

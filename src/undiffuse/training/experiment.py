@@ -29,6 +29,7 @@ from undiffuse.diffusion.objectives import OBJECTIVES, Objective
 from undiffuse.diffusion.times import TIMES, sample_times
 from undiffuse.diffusion.weightings import WEIGHTINGS
 from undiffuse.nets import build_network
+from undiffuse.training.from_data import decided
 from undiffuse.training.rehearsal import rehearse
 from undiffuse.training.state import State, new_state, stepped_tensors
 
@@ -73,7 +74,8 @@ class Part:
 class Experiment:
     """A configuration that is ready to train. Training changes `state` only.
 
-    expected: the tensors of a checkpoint after a step, for their names and shapes."""
+    config: with a value in place of each "auto". decided: why these values, by field. expected: the
+    tensors of a checkpoint after a step, for their names and shapes."""
 
     config: Config
     facts: DataFacts
@@ -83,6 +85,7 @@ class Experiment:
     denoiser: Denoiser
     objective: Objective
     expected: dict[str, Tensor]
+    decided: dict[str, str]
 
     @property
     def conditioning(self) -> Conditioning:
@@ -153,8 +156,9 @@ def make_experiment(config: Config, whole: Dataset | None = None) -> Experiment:
     """The experiment of a configuration. whole: its data set, loaded unless it is given.
 
     Raises UserError for a configuration or data that cannot be trained."""
-    rehearse(config)
     training, held_out, facts = prepare_data(config, whole)
+    config, why = decided(config, training.images)
+    rehearse(config)
     build_configured(config, facts, Conditioning(), "meta")  # raises early
     conditioning, own, others = condition_on(config, training, held_out)
     network = build_configured(config, facts, conditioning)
@@ -174,6 +178,7 @@ def make_experiment(config: Config, whole: Dataset | None = None) -> Experiment:
         denoiser,
         OBJECTIVES[config.objective](denoiser, WEIGHTINGS[config.weighting]),
         expected,
+        why,
     )
 
 

@@ -103,8 +103,10 @@ def with_options(net: Any, options: dict[str, Any]) -> Any:
     return f"{name}:{','.join([*filter(None, [former]), *own])}"
 
 
-def as_command(config: Config, out: Path | str) -> str:
-    """The command that begins or resumes a run of this configuration in the folder `out`."""
+def as_command(config: Config, out: Path | str, decided: Collection[str] = ()) -> str:
+    """The command that begins or resumes a run of this configuration in the folder `out`.
+
+    decided: the fields that were decided from the data, which need no flag."""
     usual = make_config(config.preset) if config.preset in PRESETS else make_config()
     words = [
         "undiffuse",
@@ -116,6 +118,7 @@ def as_command(config: Config, out: Path | str) -> str:
         # Where minutes are None, there are epochs or steps.
         if (
             name == "preset"
+            or name in decided
             or value == getattr(usual, name)
             or (name == "minutes" and value is None)
         ):

@@ -1,0 +1,137 @@
+"""Hyperparameters that are decided from the data: the right values, and kept by a run for good."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import undiffuse
+from undiffuse.base.errors import UserError
+from undiffuse.data.loading import load_dataset
+from undiffuse.data.spectrum import variances
+from undiffuse.diffusion.schedule import SCHEDULES, noise_level
+from undiffuse.diffusion.times import TIMES
+from undiffuse.runs.folder import Run
+from undiffuse.runs.signals import Interrupted
+from undiffuse.training import from_data
+from undiffuse.training.config import BY_RULE
+from undiffuse.training.presets import make_config
+from undiffuse.training.records import StepTaken
+
+RNG = np.random.default_rng(0)
+
+
+def as_images(x: np.ndarray) -> torch.Tensor:
+    """x (N, H, W) in [-1, 1] as images."""
+    return torch.from_numpy(np.rint((x + 1) * 127.5).clip(0, 255).astype(np.uint8))[:, None]
+
+
+@pytest.mark.parametrize("count", [1500, 20])  # more images than pixels, and fewer
+def test_the_variances_are_those_of_the_principal_components(count: int) -> None:
+    images = as_images(RNG.normal(0, 0.2, (count, 6, 5)) * np.linspace(0.1, 1, 5))
+    x = images.flatten(1).double() / 127.5 - 1
+    expected = np.linalg.eigvalsh(np.cov(x.numpy(), rowvar=False, bias=True))
+    expected = expected[-min(30, count - 1) :]
+    assert variances(images).numpy() == pytest.approx(expected[expected > 5e-6], rel=1e-5)
+
+
+def levels_of(spec: str, schedule: str = "cosine") -> torch.Tensor:
+    """The log-SNRs of times, by quantile."""
+    u = (torch.arange(999, dtype=torch.float64) + 0.5) / 999
+    return noise_level(SCHEDULES[schedule], TIMES[spec](u)).log_snr
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "linear", "flow"])
+@pytest.mark.parametrize("std", [0.05, 0.2, 0.5])
+def test_white_images_are_decided_at_their_own_level(schedule: str, std: float) -> None:
+    """All components have the variance std^2, so a log-SNR of -log std^2 decides all of them."""
+    images = as_images(RNG.uniform(-1, 1, (2000, 8, 8)) * 3**0.5 * std)
+    spec, why = from_data.times(make_config(schedule=schedule), images)
+    found = levels_of(spec, schedule)
+    assert found.median().item() == pytest.approx(-2 * np.log(std), abs=0.35)
+    assert found.std().item() == pytest.approx(1, abs=0.4)
+    assert "principal components" in why
+
+
+def test_fine_images_are_trained_at_less_noise_than_coarse_ones() -> None:
+    coarse = np.kron(RNG.uniform(-1, 1, (500, 2, 2)), np.ones((8, 8)))
+    fine = 0.2 * RNG.uniform(-1, 1, (500, 16, 16))
+    both = [from_data.times(make_config(), as_images(x))[0] for x in (coarse, coarse + fine, fine)]
+    medians = [levels_of(spec).median().item() for spec in both]
+    assert medians == sorted(medians)
+    assert levels_of(both[1]).std() > max(levels_of(both[0]).std(), levels_of(both[2]).std())
+
+
+def test_mnist_is_trained_at_the_levels_that_were_tuned_on_it() -> None:
+    spec, _ = from_data.times(make_config(), load_dataset("mnist").images)
+    assert spec == "logit-normal:mean=0.4,std=1.2"
+
+
+def test_images_that_are_all_the_same_have_a_rule_too() -> None:
+    assert from_data.times(make_config(), as_images(np.zeros((5, 8, 8))))[0] == "logit-normal"
+
+
+@pytest.fixture
+def auto(tiny: dict[str, Any]) -> dict[str, Any]:
+    return {**tiny, "times": "auto"}
+
+
+def other_rule(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As another version or machine might decide."""
+    monkeypatch.setitem(from_data.RULES, "times", lambda *_: ("uniform", "another rule"))
+
+
+def test_a_run_says_what_was_decided_and_why(
+    tmp_path: Path, auto: dict[str, Any], tiny: dict[str, Any]
+) -> None:
+    run = Run(undiffuse.train(tmp_path / "run", **auto))
+    about = run.about()
+    assert about.config.times.startswith("logit-normal:mean=")
+    assert about.decided.keys() == {"times"}
+    assert about.reasons["times"] == about.decided["times"]
+    assert "--times" not in run.command()
+    same = undiffuse.train(tmp_path / "same", **{**tiny, "times": about.config.times})
+    assert Run(same).model_path.read_bytes() == run.model_path.read_bytes()
+    assert Run(same).about().reasons["times"] == "chosen for this run"
+    assert f"--times {about.config.times}" in Run(same).command()
+
+
+def test_what_was_decided_stays(
+    tmp_path: Path, auto: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run that is resumed, replayed or trained for longer keeps its values."""
+    whole = Run(undiffuse.train(tmp_path / "whole", **auto))
+    decided = whole.about().config.times
+
+    def stop(record: Any) -> None:
+        if isinstance(record, StepTaken) and record.step == 5:
+            raise Interrupted(2)
+
+    with pytest.raises(Interrupted):
+        undiffuse.train(tmp_path / "run", **auto, watch=stop)
+    other_rule(monkeypatch)
+    resumed = Run(undiffuse.train(tmp_path / "run", **auto))
+    assert resumed.model_path.read_bytes() == whole.model_path.read_bytes()
+    longer = Run(undiffuse.train(tmp_path / "longer", longer=whole.path, steps=3, compile="off"))
+    assert longer.about().config.times == resumed.about().config.times == decided
+    assert longer.about().decided == whole.about().decided
+    assert Run(undiffuse.train(tmp_path / "new", **auto)).about().config.times == "uniform"
+
+
+def test_another_value_is_another_run(tmp_path: Path, auto: dict[str, Any]) -> None:
+    undiffuse.train(tmp_path / "run", **auto)
+    with pytest.raises(UserError, match=r"another configuration .*times: .*, uniform asked"):
+        undiffuse.train(tmp_path / "run", **{**auto, "times": "uniform"})
+
+
+def test_only_what_has_a_rule_may_be_auto() -> None:
+    with pytest.raises(UserError, match="there is no schedule called 'auto'"):
+        make_config(schedule="auto")
+
+
+def test_each_rule_has_its_field() -> None:
+    assert tuple(from_data.RULES) == BY_RULE
