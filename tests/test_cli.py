@@ -663,17 +663,10 @@ def test_quality_is_shown_where_the_floor_is_0(run: Path) -> None:
     assert floor.endswith("Frechet distance 3.25, 5 times the floor (100 quick samples)")
 
 
-class Screen(io.StringIO):
-    """A text that says it is a terminal."""
-
-    def isatty(self) -> bool:
-        return True
-
-
 @pytest.mark.parametrize("width", [60, 80, 120, 200])
 def test_the_live_line_fits_the_terminal(width: int, run: Path) -> None:
     """A narrow one shows the bar, the time that is left, and the step; a wide one everything."""
-    screen = Screen()
+    screen = io.StringIO()
     console = Console(file=screen, width=width, force_terminal=True, color_system=None)
     config = Run(run).about().config.model_copy(update={"minutes": 100.0, "steps": None})
     with Watcher(config, run, console) as watcher:

@@ -46,14 +46,14 @@ def train(
     KeyboardInterrupt is none."""
     own = {name: fields.pop(name) for name in SessionOptions.model_fields if name in fields}
     options, old = make_options(**own), None
+    path = from_here(as_path(out or f"runs/{preset}"))
     if longer is None:
         config = make_config(preset, **fields)
     else:
         if out is None:
             raise UserError("a longer run is a new run; give out=FOLDER")
         old = as_path(longer)
-        config = of_longer(old, as_path(out), **fields)
-    path = from_here(as_path(out or f"runs/{preset}"))
+        config = of_longer(old, path, **fields)
     return train_config(config, path, options, longer=old, watch=watch)
 
 

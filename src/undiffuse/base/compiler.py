@@ -8,6 +8,7 @@ import shlex
 import shutil
 import subprocess
 import tempfile
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -49,8 +50,10 @@ def prepared_compiler(folder: Path | None) -> Iterator[None]:
     from torch._inductor import codecache, config
 
     chosen = os.environ.get(VARIABLE)
-    own = chosen is None or chosen == torchs_own_cache()
-    cache = private_folder(folder) if own or chosen is None else Path(chosen)
+    if chosen is None or chosen == torchs_own_cache():
+        cache = private_folder(folder)
+    else:
+        cache = Path(chosen)
     # torch 2.13 keeps the headers elsewhere, whatever the variable says. It names them by openssl.
     headers = cache / "precompiled_headers"
     kept = codecache._HEADER_DIR, codecache._HEADER_LOCK_DIR
@@ -86,10 +89,18 @@ def private_folder(folder: Path | None) -> Path:
     """`folder`, made where only this user may write to it, as an absolute path.
 
     A folder for this process only where there is none, where it belongs to another user, where the
-    disk is full, and where its path has a blank or a quote, because torch gives it to the compiler
-    as a part of a line."""
+    disk is full, and, with a warning, where its path has a blank or a quote: torch gives it to the
+    compiler as a part of a line."""
+    if folder is not None and (path := str(folder.absolute())) != shlex.quote(path):
+        warnings.warn(
+            f"the compiled network is not kept in {path}, because a compiler takes no path "
+            "with blanks or quotes; set UNDIFFUSE_CACHE to another folder",
+            stacklevel=2,
+        )
+        folder = None
     with suppress(OSError):
-        if folder is not None and (folder := folder.absolute()) == Path(shlex.quote(str(folder))):
+        if folder is not None:
+            folder = folder.absolute()
             folder.mkdir(parents=True, exist_ok=True)
             folder.chmod(0o700)
             if os.access(folder, os.W_OK):

@@ -49,7 +49,7 @@ def write_atomic(path: Path, content: bytes) -> None:
     the file system has a way to say so. Several processes may write the same file at once. Where
     the name is a link, the file that it leads to is written. Raises UserError where the file cannot
     be written."""
-    path = path.resolve() if path.is_symlink() else path
+    path = followed(path)
     temporary = path.with_name(temporary_name(path.name))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -65,9 +65,14 @@ def write_atomic(path: Path, content: bytes) -> None:
         raise cannot_write(path, error) from error
 
 
+def followed(path: Path) -> Path:
+    """The file that a path leads to, where it is a link; else the path itself."""
+    return path.resolve() if path.is_symlink() else path
+
+
 def refuse_unwritable(path: Path) -> None:
     """Raises UserError where a file or folder cannot be made at `path`. Nothing is left there."""
-    path = path.resolve() if path.is_symlink() else path
+    path = followed(path)
     folder = path if path.is_dir() else next(above for above in path.parents if above.exists())
     try:
         with tempfile.TemporaryFile(dir=folder):

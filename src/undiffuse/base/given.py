@@ -42,9 +42,9 @@ def as_times(t: Any, count: int, *, zero: bool = False) -> Tensor:
     found = as_tensor("t", t).to(torch.float64)
     if found.shape not in ((), (1,), (count,)):
         raise UserError(f"t must be one time, or {count} of them, not {tuple(found.shape)}")
-    low = found >= 0 if zero else found > 0
-    if not (low & (found <= 1)).all():
-        wrong = found[~(low & (found <= 1))].flatten()[0].item()
+    inside = (found <= 1) & (found >= 0 if zero else found > 0)
+    if not inside.all():
+        wrong = found[~inside][0].item()
         raise UserError(f"t must be in {'[' if zero else '('}0, 1], not {wrong:g}")
     return found.expand(count)
 

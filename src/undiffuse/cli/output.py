@@ -95,10 +95,18 @@ class Forgiving:
 def stdout(stream: Any = None) -> Console:
     """The terminal. Brackets and colons in a text have no meaning there.
 
-    stream: where it writes; None for sys.stdout. In a pipe or a file no line is broken or cut. A
-    terminal has at least 40 columns, whatever it says."""
-    console = rich_console.Console(file=stream, markup=False, emoji=False)
-    console.width = max(console.width, NARROW) if live.on_terminal(console) else UNCUT
+    stream: where it writes; None for sys.stdout. In a pipe or a file no line is broken or cut, or
+    written over. Variables such as FORCE_COLOR give colours to a pipe, and make no terminal of it.
+    A terminal has at least 40 columns, whatever it says."""
+    usual = rich_console.Console(file=stream)
+    console = rich_console.Console(
+        file=stream,
+        force_terminal=None if usual.file.isatty() else False,
+        color_system=usual.color_system,  # type: ignore[arg-type]  # one of its own
+        markup=False,
+        emoji=False,
+    )
+    console.width = max(console.width, NARROW) if console.is_terminal else UNCUT
     return console
 
 

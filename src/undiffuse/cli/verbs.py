@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import time
-from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -100,14 +99,10 @@ def sample(
 def sampled(request: Request) -> torch.Tensor:
     """The images of a request, uint8 (n, C, H, W). The terminal shows how many there are."""
     images: list[torch.Tensor] = []
-    console = stdout()
-    shown = live.on_terminal(console)
-    words = f"sampling {request.n:,} images"
-    with console.status(words) if shown else nullcontext() as status:
+    with stdout().status(f"sampling {request.n:,} images") as status:
         for batch in request.batches():
             images.append(batch)
-            if status:
-                status.update(f"sampled {sum(map(len, images)):,} of {request.n:,}")
+            status.update(f"sampled {sum(map(len, images)):,} of {request.n:,}")
     return torch.cat(images)
 
 

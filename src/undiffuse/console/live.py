@@ -42,13 +42,6 @@ def duration(seconds: float) -> str:
     return f"{minutes}:{seconds:02d}"
 
 
-def on_terminal(console: Console) -> bool:
-    """Whether a person looks at what is written, so that a line may be written over.
-
-    Variables such as FORCE_COLOR make no terminal of a pipe."""
-    return console.file.isatty()
-
-
 def say(console: Console, line: str, style: str | None = None) -> None:
     """Print a line without breaking it, so that a path in it can be copied."""
     console.print(line, style=style, highlight=False, soft_wrap=True)
@@ -69,7 +62,7 @@ class Watcher:
             TextColumn("{task.fields[words]}"),
             console=console,
             transient=True,
-            disable=not on_terminal(console),
+            disable=not console.is_terminal,
         )
         self.task = self.bar.add_task("", total=1.0, words="starting")
 
@@ -153,7 +146,7 @@ class Watcher:
         """Show the progress after a step."""
         words = "  ".join(self.fitting(self.words()))
         self.bar.update(self.task, completed=self.progress.share, words=words)
-        if not on_terminal(self.console) and time.monotonic() - self.printed > LINE_SECONDS:
+        if not self.console.is_terminal and time.monotonic() - self.printed > LINE_SECONDS:
             self.printed = time.monotonic()
             self.say(words)
 
@@ -194,7 +187,7 @@ class Stages:
             TextColumn("{task.description}"),
             console=console,
             transient=True,
-            disable=not on_terminal(console),
+            disable=not console.is_terminal,
         )
         self.task = self.bar.add_task("starting", total=1.0)
 
@@ -206,7 +199,7 @@ class Stages:
         self.bar.stop()
 
     def __call__(self, stage: str, done: float) -> None:
-        if stage != self.stage and not on_terminal(self.console):
+        if stage != self.stage and not self.console.is_terminal:
             say(self.console, f"  {duration(time.monotonic() - self.begin)} min  {stage}")
         self.stage = stage
         self.bar.update(self.task, description=stage, completed=min(1.0, done))

@@ -14,7 +14,7 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from undiffuse.base.errors import UserError
+from undiffuse.base.errors import UserError, listed
 from undiffuse.base.files import is_clutter, readable
 from undiffuse.base.lazy import lazy
 from undiffuse.base.table import Table
@@ -202,8 +202,7 @@ def empty(folder: Path, dataset: Dataset) -> Iterator[str]:
     ]
     names = [readable(entry.name) for entry in below if not is_run_folder(entry)]
     if none := [name for name in names if name not in dataset.classes]:
-        more = f" and {len(none) - 10:,} more" if len(none) > 10 else ""
-        yield f"without pictures, so no classes: {', '.join(none[:10])}{more}"
+        yield f"without pictures, so no classes: {listed(none)}"
 
 
 def instead_of(file: Path) -> str:

@@ -84,8 +84,11 @@ def read_picture(path: Path, size: int | None, values: Values = AS_STORED) -> Pi
             first = bool(getattr(image, "is_animated", False))
             white_is_0 = image.mode.startswith("I") and is_white_0(image)
             image = turned(image)
-            span = extrema(image)[0] if image.mode == "F" else None
-            image, alpha, brightest_16 = shown(image, values.floats, white_is_0=white_is_0)
+            span = scale = None
+            if image.mode == "F":
+                span = extrema(image)[0]
+                scale = values.floats or scale_of(*span, "the picture", floats=True)
+            image, alpha, brightest_16 = shown(image, scale, white_is_0=white_is_0)
         except MemoryError:
             raise
         except UserError as error:
@@ -209,18 +212,16 @@ def is_white_0(image: Image.Image) -> bool:
 
 
 def shown(
-    image: Image.Image, floats: Scale | None, *, white_is_0: bool
+    image: Image.Image, scale: Scale | None, *, white_is_0: bool
 ) -> tuple[Image.Image, Image.Image | None, int | None]:
     """(the image in mode L or RGB, on black; its alpha or None; its largest value of 16 bits).
 
-    floats: the scale of floats, None for the image's own. white_is_0: whether 16 bits are stored as
-    in a negative."""
+    scale: of an image of floats, else None. white_is_0: whether 16 bits are stored as in a
+    negative."""
     from PIL import Image
 
     brightest_16 = None
-    if image.mode == "F":
-        (low, high), *_ = extrema(image)
-        scale = floats or scale_of(low, high, "the picture", floats=True)
+    if scale is not None:
         image = Image.fromarray(scale(np.asarray(image)))
     if image.mode.startswith("I"):  # 16 bits: 65535 = 257 * 255
         sixteen, clear = np.asarray(image), image.info.get("transparency", -1)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from undiffuse.base.errors import UserError
+from undiffuse.base.errors import UserError, listed
 from undiffuse.base.files import readable
 from undiffuse.base.lazy import lazy
 from undiffuse.data.dataset import Dataset, check_bytes, dataset_from_arrays
@@ -114,12 +114,12 @@ class Reading:
         """The pictures, all of one size and with one number of channels.
 
         Raises UserError as `read_pictures` does."""
-        pictures, read, broken = list[Picture](), list[Path](), list[BrokenPicture]()
+        pictures, read, broken = list[Picture](), list[Path](), dict[Path, BrokenPicture]()
         for path in paths:
             try:
                 picture = read_picture(path, self.size, values)
             except BrokenPicture as error:
-                broken.append(error)
+                broken[path] = error
                 continue
             if picture is None or broken:
                 continue
@@ -198,16 +198,14 @@ class Reading:
         return np.stack([np.broadcast_to(pixels, (height, width, channels)) for pixels in laid])
 
 
-def refuse_broken(folder: Path, broken: list[BrokenPicture]) -> None:
+def refuse_broken(folder: Path, broken: dict[Path, BrokenPicture]) -> None:
     """Raises an error that names the broken pictures of a folder, the first ten of them."""
     if len(broken) == 1:
-        raise broken[0]
+        raise next(iter(broken.values()))
     if broken:
-        names = ", ".join(str(error).partition(" is broken")[0] for error in broken[:10])
-        more = f" and {len(broken) - 10:,} more" if len(broken) > 10 else ""
         raise BrokenPicture(
             f"{len(broken):,} files in {folder} are broken or no images; fix or remove them: "
-            f"{names}{more}"
+            f"{listed(broken)}"
         )
 
 

@@ -43,16 +43,13 @@ def open_run(
     moved = there.facts.same_images(facts)
     may_differ = {"data"} if moved else set()
     different = differences(there.config, config, may_differ)
-    if (
-        different
-        and not differences(there.config, config, may_differ | {*BUDGETS})
-        and run.finished()
-    ):
-        raise UserError(
-            f"{path} holds a finished run ({'; '.join(different)}); for a longer one begin a new "
-            f"run from it: undiffuse train --from {path} --out FOLDER --minutes M"
-        )
     if different:
+        others = differences(there.config, config, may_differ | {*BUDGETS})
+        if not others and run.finished():
+            raise UserError(
+                f"{path} holds a finished run ({'; '.join(different)}); for a longer one begin a "
+                f"new run from it: undiffuse train --from {path} --out FOLDER --minutes M"
+            )
         raise UserError(
             f"{path} holds a run with another configuration ({'; '.join(different)}); {ELSEWHERE}"
         )

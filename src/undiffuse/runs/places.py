@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from undiffuse.base.errors import UserError
+from undiffuse.base.errors import UserError, listed
 from undiffuse.base.files import is_clutter, readable
 from undiffuse.data.loading import DATASETS
 
@@ -66,10 +66,7 @@ def refuse_no_run(folder: Path) -> None:
     if (folder / "config.json").is_file():
         return
     if below := sorted(str(found.parent) for found in folder.glob("*/config.json")):
-        more = f" and {len(below) - 10:,} more" if len(below) > 10 else ""
-        raise UserError(
-            f"{folder} is no run folder; give one of those in it: {', '.join(below[:10])}{more}"
-        )
+        raise UserError(f"{folder} is no run folder; give one of those in it: {listed(below)}")
     raise UserError(f"{folder} is no run folder: it has no config.json; undiffuse train makes one")
 
 

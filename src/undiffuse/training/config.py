@@ -331,8 +331,8 @@ class Config(BaseModel):
         "classifier-free guidance; 1 is none and takes half of the network calls; the default is "
         "1 + w (60,000 / images seen)^(3/4), where w is "
         f"{TOWARDS['sub-class cluster'][0]} towards a cluster within a class and "
-        f"{TOWARDS['class'][0]} towards a class, at most 1.5; {TOWARDS['cluster'][0]} towards "
-        "another cluster, at most 2",
+        f"{TOWARDS['class'][0]} towards a class, at most {TOWARDS['class'][1]:g}; "
+        f"{TOWARDS['cluster'][0]} towards another cluster, at most {TOWARDS['cluster'][1]:g}",
         "fitted on MNIST; too little gives malformed digits, too much gives less variety",
         ge=0,
         le=MOST_GUIDANCE,
