@@ -119,12 +119,35 @@ def train(tmp_path_factory: pytest.TempPathFactory, tiny: dict[str, Any]) -> Cal
 
 
 @pytest.fixture(scope="session")
-def run(train: Callable[..., Path]) -> Path:
-    """A finished run without classes. Not to be changed: copy it first."""
-    return train()
+def shared() -> list[Path]:
+    """The runs that many tests read."""
+    return []
 
 
 @pytest.fixture(scope="session")
-def labelled_run(train: Callable[..., Path]) -> Path:
+def run(train: Callable[..., Path], shared: list[Path]) -> Path:
+    """A finished run without classes. Not to be changed: copy it first."""
+    shared.append(train())
+    return shared[-1]
+
+
+@pytest.fixture(scope="session")
+def labelled_run(train: Callable[..., Path], shared: list[Path]) -> Path:
     """A finished conditional run of ten classes. Not to be changed: copy it first."""
-    return train(conditional=True)
+    shared.append(train(conditional=True))
+    return shared[-1]
+
+
+@pytest.fixture(autouse=True)
+def shared_runs_are_only_read(shared: list[Path]) -> Iterator[None]:
+    """A test that writes into a shared run fails itself, rather than some later test."""
+    before = {run: content(run) for run in shared}
+    yield
+    changed = [path for run in before for path in before[run] ^ content(run)]
+    assert changed == [], "this test changed a run that other tests read: copy it first"
+
+
+def content(folder: Path) -> set[tuple[Path, int, int]]:
+    """Each file of a folder with its size and time."""
+    files = ((path, path.stat()) for path in folder.rglob("*") if path.is_file())
+    return {(path, stat.st_size, stat.st_mtime_ns) for path, stat in files}

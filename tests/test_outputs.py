@@ -102,13 +102,14 @@ def test_trajectories_are_marked_and_no_data(
     run: Path, tmp_path: Path, command: Command, name: str
 ) -> None:
     (tmp_path / "drawn").mkdir()
+    words = ["sample", run, "--n", 2, "--out", tmp_path / "images.png", "--trajectory"]
     for _ in range(2):
-        said = command("sample", run, "--n", 2, "--trajectory", tmp_path / "drawn" / name)
+        said = command(*words, tmp_path / "drawn" / name)
         assert "the steps from noise" in said
     with pytest.raises(UserError, match="holds only pictures that undiffuse drew"):
         load_dataset(str(tmp_path / "drawn"))
     Image.new("L", (8, 8)).save(tmp_path / name)
-    assert "did not write" in command("sample", run, "--trajectory", tmp_path / name)
+    assert "did not write" in command(*words, tmp_path / name)
 
 
 def test_results_replace_no_other_file(run: Path, tmp_path: Path, command: Command) -> None:
@@ -133,11 +134,12 @@ def test_a_link_is_followed(tmp_path: Path) -> None:
 
 
 def test_colours_by_force_make_no_terminal_of_a_pipe(
-    run: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+    run: Path, tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("FORCE_COLOR", "TTY_COMPATIBLE"):
         monkeypatch.setenv(name, "1")
-        shown = command("info", run) + command("sample", run, "--n", 2)
+        sampled = command("sample", run, "--n", 2, "--out", tmp_path / "images.png")
+        shown = command("info", run) + sampled
         assert "…" not in shown
         assert not {"\r", "\x1b[2K", "\x1b[?25l", "\x1b[1A"} & set(shown.split("m"))
         assert "\x1b[?25l" not in shown
