@@ -170,10 +170,10 @@ CONTESTANTS: dict[str, Callable[[], dict[str, float]]] = {
     "unet2d-best": lambda: train_unet2d(best=True),
     "convolution": convolution_rate,
     "sampling": sample_undiffuse,
-    "undiffuse, not compiled": lambda: train_undiffuse(compile="off"),
+    "undiffuse, compiled": lambda: train_undiffuse(compile="on"),
     "undiffuse, fp32": lambda: train_undiffuse(precision="fp32"),
 }
-ONCE = ("unet2d-best", "undiffuse, not compiled", "undiffuse, fp32")
+ONCE = ("unet2d-best", "undiffuse, compiled", "undiffuse, fp32")
 """Contestants of the first round only. Their figures are for information."""
 
 
@@ -219,7 +219,7 @@ def main() -> None:
             for ours, theirs in zip(rounds["undiffuse"], rounds["unet2d"], strict=True)
         ),
         "ratio_to_unet2d_best": speed["undiffuse"] / speed["unet2d-best"],
-        "share_of_speed_not_compiled": speed["undiffuse, not compiled"] / speed["undiffuse"],
+        "speed_when_compiled": speed["undiffuse, compiled"] / speed["undiffuse"],
         "share_of_speed_fp32": speed["undiffuse, fp32"] / speed["undiffuse"],
         "conv_rate_gflops": rate / 1e9,
         "train_gflops": reached / 1e9,

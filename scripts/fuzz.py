@@ -224,7 +224,7 @@ def seeds(target: str) -> list[bytes]:
             CompileFallback(0, 0.1, "no compiler"),
             Validation(0, 0.1, 1.0, [(1.0, 2.0)]),
             Snapshot(0, 0.1, 0.1),
-            Projection(0, 0.1, 3),
+            Projection(0, 0.1, 3, 2),
             Cooldown(0, 0.1, 1, 3),
             StepTaken(1, 0.2, 1.0, 0.1, 0.1),
             Rollback(0, 0.2, 2, "its loss was not finite"),

@@ -105,6 +105,8 @@ def tiny(digits: Path) -> dict[str, Any]:
         "snapshot_images": 4,
         "sample_calls": 3,
         "guidance": 1.0,
+        "times": "logit-normal:mean=0.4,std=1.2",
+        "guidance_limit": 1.5,
         "compile": "off",
         "precision": "fp32",
     }

@@ -671,7 +671,7 @@ def test_the_live_line_fits_the_terminal(width: int, run: Path) -> None:
     config = Run(run).about().config.model_copy(update={"minutes": 100.0, "steps": None})
     with Watcher(config, run, console) as watcher:
         watcher(SessionStarted(0, 0.0, {"precision": "bf16", "compiled": True}, 10**6, []))
-        watcher(Projection(0, 0.0, 98_765))
+        watcher(Projection(0, 0.0, 98_765, 12))
         watcher(Validation(0, 0.0, 0.1234, []))
         watcher(StepTaken(23_456, 0.2, 0.0987, 1e-3, 0.1))
         watcher.bar.refresh()

@@ -76,7 +76,7 @@ def test_each_rollback_halves_the_rate_from_its_step_on() -> None:
 @pytest.mark.parametrize("given", [{}, {"replayed": True}, {"steps": 100}])
 def test_rolling_back_undoes_what_was_decided_since(given: dict[str, Any]) -> None:
     """But not where all was decided at the beginning."""
-    cooldowns, projection = [cooldown(60, 100), cooldown(80, 90)], Projection(65, 0.0, 100)
+    cooldowns, projection = [cooldown(60, 100), cooldown(80, 90)], Projection(65, 0.0, 100, 12)
     clock = Clock(lambda: 7.0, 0.4, cooldowns=list(cooldowns), projection=projection, **given)
     first = clock.roll_back(70, 75, "its loss was not finite")
     assert first == Rollback(70, 7.0, 75, "its loss was not finite")
@@ -91,9 +91,9 @@ def test_rolling_back_undoes_what_was_decided_since(given: dict[str, Any]) -> No
 def test_a_clock_takes_over_the_decisions_of_earlier_sessions() -> None:
     """In the order in which they were made; the last projection counts."""
     made = [
-        Projection(6, 1.0, 100),
+        Projection(6, 1.0, 100, 12),
         rollback(50),
-        Projection(56, 2.0, 90),
+        Projection(56, 2.0, 90, 12),
         cooldown(60, 95),
         cooldown(80, 90),
     ]
@@ -122,6 +122,21 @@ def test_first_and_last_step_are_always_among_the_snapshots(steps: int, count: i
     assert steps < 100 or len(found) == count
 
 
+@pytest.mark.parametrize(
+    ("minutes", "snapshot", "most", "count"),
+    [(10, 1.0, 12, 12), (3, 1.0, 12, 5), (1, 1.0, 12, 4), (1, 0.25, 12, 7), (1, 9.0, 2, 2)],
+)
+def test_snapshots_take_a_small_share_of_the_budget(
+    minutes: float, snapshot: float, most: int, count: int
+) -> None:
+    """At most 3%, unless that would be fewer than four."""
+    clock = Clock(lambda: 5.0, 0.4, 60 * minutes, snapshot_seconds=snapshot)
+    clock.durations.extend([0.1] * 5)
+    projection = clock.look_ahead(6, [0], most)
+    assert projection is not None
+    assert projection.snapshots == count
+
+
 # The clock, on a machine with made-up time
 
 
@@ -145,9 +160,9 @@ def simulate(
         if step in due and step != clock.end:
             now += snapshot
             clock.snapshot_seconds = snapshot
-        if projection := clock.look_ahead(step, due):
+        if projection := clock.look_ahead(step, due, 12):
             assert (projection.step, projection.time) == (step, round(now, 3))
-            due = snapshot_steps(projection.steps, 12)
+            due = snapshot_steps(projection.steps, projection.snapshots)
         if decision := clock.decide(step, due):
             assert (decision.step, decision.time) == (step, round(now, 3))
             assert decision.start == step < decision.end  # it acts from this step on, never before
@@ -210,13 +225,13 @@ def test_the_projection_is_made_once_and_is_about_right() -> None:
     clock, _ = simulate(600, lambda step, now: 0.25)
     assert clock.projection is not None
     assert clock.projection.steps == pytest.approx(clock.end, rel=0.03)
-    assert clock.look_ahead(1000, [0]) is None
+    assert clock.look_ahead(1000, [0], 12) is None
 
 
 def test_a_fixed_number_of_steps_needs_no_clock() -> None:
     """Whatever it says; the records alone have the time."""
     clock = Clock(iter([2.0, 3.0]).__next__, 0.4, steps=100)
-    assert clock.look_ahead(0, [0]) == Projection(0, 2.0, 100)
+    assert clock.look_ahead(0, [0], 12) == Projection(0, 2.0, 100, 12)
     assert clock.decide(0, [0]) == Cooldown(0, 3.0, 60, 100)
     clock.durations.extend([1.0] * 50)
     assert [clock.decide(step, [0]) for step in range(1, 101)] == [None] * 100
@@ -236,7 +251,7 @@ def test_a_replayed_clock_decides_nothing() -> None:
     replay.durations.extend([1.0] * 50)
     assert recorded.end is not None
     for step in range(recorded.end + 1):
-        assert replay.look_ahead(step, [0]) is None
+        assert replay.look_ahead(step, [0], 12) is None
         assert replay.decide(step, [0]) is None
     assert replay.end == recorded.end
 
@@ -248,7 +263,7 @@ def test_an_exhausted_budget_still_ends_the_run() -> None:
         0.4,
         budget=600,
         cooldowns=[cooldown(100, 500)],
-        projection=Projection(6, 0.0, 500),
+        projection=Projection(6, 0.0, 500, 12),
     )
     clock.durations.extend([0.2] * 10)
     assert clock.decide(400, [0, 500]) == Cooldown(400, 700.0, 400, 401)

@@ -22,7 +22,7 @@ def test_orthogonal_keeps_the_directions_and_evens_the_sizes(
     """In bfloat16, or in float32 where the processor has no bfloat16."""
     monkeypatch.setattr(engine, "has_bf16", lambda: bf16)
     matrices = torch.randn(shape, generator=torch.Generator().manual_seed(0))
-    found = orthogonal(matrices)
+    found = orthogonal(matrices, iterations=5)
     u, s, v = torch.linalg.svd(matrices, full_matrices=False)
     # In the matrices' own singular directions the result is almost diagonal, with entries near one.
     inside = u.mT @ found @ v.mT
@@ -31,6 +31,18 @@ def test_orthogonal_keeps_the_directions_and_evens_the_sizes(
     assert (diagonal[large] > 0.6).all()
     assert (diagonal < 1.3).all()
     assert (inside - torch.diag_embed(diagonal)).abs().max() < 0.1
+
+
+def test_few_iterations_even_all_but_the_smallest_sizes() -> None:
+    """After three: what has at least a fiftieth of the matrix's norm."""
+    matrices = torch.randn(4, 128, 1152, generator=torch.Generator().manual_seed(0))
+    u, s, v = torch.linalg.svd(matrices, full_matrices=False)
+    s = s * torch.logspace(0, -2, 128)  # sizes over two orders of magnitude
+    found = torch.linalg.svdvals(orthogonal(u @ torch.diag_embed(s) @ v))
+    share = s / s.norm(dim=1, keepdim=True)
+    assert (found[share > 0.02] > 0.6).all()
+    assert (found < 1.3).all()
+    assert (found[share < 0.005] < 0.4).all()
 
 
 MUONS = ("2.weight", "3.weight", "5.weight")  # two of one shape

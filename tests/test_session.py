@@ -336,7 +336,9 @@ JSON = st.recursive(
     max_leaves=5,
 )
 FIELDS = {
-    **dict.fromkeys(("step", "steps", "start", "end", "failed", "n", "parameters"), STEPS),
+    **dict.fromkeys(
+        ("step", "steps", "start", "end", "failed", "n", "parameters", "snapshots"), STEPS
+    ),
     **dict.fromkeys(("time", "seconds"), SECONDS),
     **dict.fromkeys(("loss", "lr", "frechet", "floor"), FINITE),
     "machine": st.dictionaries(TEXT, JSON, max_size=3),

@@ -554,7 +554,8 @@ def test_bf16_is_close_to_fp32(count: int) -> None:
     (exact, exact_gradients), (out, found) = gradients("fp32"), gradients("bf16")
     assert (out - exact).norm() < 0.02 * exact.norm()
     for one, other, (name, _) in zip(exact_gradients, found, built.named_parameters(), strict=True):
-        assert (one - other).norm() < 0.05 * one.norm(), name
+        # Gradients of gains are sums of many terms that almost cancel.
+        assert (one - other).norm() < (0.1 if one.ndim == 1 else 0.05) * one.norm(), name
 
 
 def test_a_compiler_that_fails_is_done_without(

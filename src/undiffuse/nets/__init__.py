@@ -10,6 +10,7 @@ is "unconditional". With K = 0 it takes none.
 A class may have these attributes:
 
 - `predicts`: the only prediction that the network is made for.
+- `worth_compiling`: whether `torch.compile` makes its training enough faster.
 - `prototypes`: a buffer (K + 1, C, H, W). Before training it is filled with the mean image of each
   condition, and last with the mean of all images, for "unconditional".
 - `reasons`: for each option, what it is and why its default is what it is.

@@ -62,6 +62,7 @@ class Categorical(UNet):
     """The network. Its options are those of `unet`. It is made for the prediction x0 only."""
 
     predicts = "x0"
+    worth_compiling = True
     levels: Tensor
 
     def extra_channels(self, colours: int) -> int:

@@ -38,19 +38,19 @@ def fourier_features(log_snr: Tensor) -> Tensor:
 
 
 class ChannelNorm(nn.Module):
-    """RMS norm over the channels of each pixel, with a gain.
+    """Layer norm over the channels of each pixel, with a gain and without a bias.
 
-    Karras et al. 2024 (arXiv:2312.02696) call it pixel norm."""
+    Ba et al. 2016 (arXiv:1607.06450). One kernel computes it. An RMS norm takes several, and made
+    an uncompiled step a quarter slower at the same loss."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.gain = nn.Parameter(torch.ones(channels))
+        self.weight = nn.Parameter(torch.ones(channels))
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> the same shape and dtype; computed in float32"""
-        x32 = x.float()
-        scale = torch.rsqrt(x32.square().mean(dim=1, keepdim=True) + 1e-6)
-        return (x32 * scale * self.gain[:, None, None]).to(x.dtype)
+        """(B, C, H, W) -> the same shape and dtype; means and variances are computed in float32"""
+        pixels = x.permute(0, 2, 3, 1)  # a view: channels-last memory is contiguous so
+        return F.layer_norm(pixels, self.weight.shape, self.weight, eps=1e-6).permute(0, 3, 1, 2)
 
 
 def zero(module: nn.Module) -> nn.Module:

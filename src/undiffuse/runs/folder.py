@@ -56,7 +56,7 @@ if TYPE_CHECKING:
 Where: TypeAlias = str | os.PathLike[str]
 R = TypeVar("R", bound=Record)
 
-FORMAT = 3
+FORMAT = 4
 FORMER_FORMATS = (1, 2)  # of version 0.1
 LARGEST_CONFIG = 2**22  # bytes
 

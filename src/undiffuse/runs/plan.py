@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from undiffuse.base import engine
 from undiffuse.data.splits import with_held_out
 from undiffuse.measuring.scorer import scorer_for
-from undiffuse.training.clock import FINISH_SECONDS, Clock
+from undiffuse.training.clock import FINISH_SECONDS, Clock, affordable_snapshots
 from undiffuse.training.experiment import Experiment, load_configured, make_experiment
 from undiffuse.training.loop import fit
 from undiffuse.training.options import SessionOptions, resolve
@@ -33,13 +33,15 @@ def plan(config: Config, options: SessionOptions = SessionOptions()) -> str:
     clock, first = timed(experiment, own)
     pace = sorted(clock.durations)[len(clock.durations) // 2]
     starting = begin - engine.STARTED + first
-    snapshots = config.snapshots * clock.snapshot_seconds + FINISH_SECONDS
+    budget = None if config.minutes is None else 60 * config.minutes
+    count = affordable_snapshots(config.snapshots, budget, clock.snapshot_seconds)
+    snapshots = count * clock.snapshot_seconds + FINISH_SECONDS
     share = config.quality_share if config.quality_share and scorer_for(whole) else 0.0
     each = pace / (1 - share)
     steps = experiment.steps
     if steps is None:
-        assert config.minutes is not None
-        steps = max(1, int((60 * config.minutes - starting - snapshots) / each))
+        assert budget is not None
+        steps = max(1, int((budget - starting - snapshots) / each))
     minutes = (starting + snapshots + steps * each) / 60
     how = f"{own.precision}{', compiled' if own.compiled else ''}"
     seen, images = steps * config.batch_size, len(experiment.training)
@@ -49,7 +51,7 @@ def plan(config: Config, options: SessionOptions = SessionOptions()) -> str:
         *(f"note: {note}" for note in (*whole.notes, *notes)),
         f"a step of {config.batch_size} images takes {pace:.3f} s here: "
         f"{config.batch_size / pace:,.0f} images/s ({how})",
-        f"starting takes {starting:.0f} s{compiling}; {config.snapshots} snapshots take "
+        f"starting takes {starting:.0f} s{compiling}; {count} snapshots take "
         f"{snapshots:.0f} s{quality}",
         f"in {minutes:.1f} minutes: {steps:,} steps, {seen:,} images, {seen / images:.2f} epochs "
         f"of {images:,} images",

@@ -18,6 +18,12 @@ from undiffuse.training.records import Cooldown, Decision, Projection, Rollback
 FINISH_SECONDS = 3.0
 """An estimate of the seconds that the last checkpoint, the figures and the exit take."""
 
+SNAPSHOT_SHARE = 0.03
+"""The largest share of a budget of minutes that the snapshots take, if there are not very few."""
+
+FEWEST_SNAPSHOTS = 4
+"""The snapshots of a budget that is too short for more, unless fewer are asked for."""
+
 
 def lr_factor(
     step: int, warmup: int, cooldowns: Sequence[Cooldown], rollbacks: Sequence[Rollback] = ()
@@ -48,6 +54,15 @@ def snapshot_steps(steps: int, count: int) -> list[int]:
     Samples change most in the early steps."""
     triangle = [k * (k + 1) // 2 for k in range(count)]
     return sorted({round(steps * k / triangle[-1]) for k in triangle})
+
+
+def affordable_snapshots(most: int, budget: float | None, each: float) -> int:
+    """The number of snapshots: at most `most`, and few enough for the budget of seconds.
+
+    each: the seconds of a snapshot."""
+    if budget is None or not each:
+        return most
+    return min(most, max(FEWEST_SNAPSHOTS, int(SNAPSHOT_SHARE * budget / each)))
 
 
 @dataclass
@@ -117,17 +132,18 @@ class Clock:
         due = sum(1 for s in snapshots if s > step) - 1
         return max(1, int((left - max(0, due) * self.snapshot_seconds) / self.seconds_per_step()))
 
-    def look_ahead(self, step: int, snapshots: Sequence[int]) -> Projection | None:
-        """The expected number of steps, as a decision that is made once; otherwise None.
+    def look_ahead(self, step: int, snapshots: Sequence[int], most: int) -> Projection | None:
+        """The expected numbers of steps and snapshots, as a decision that is made once; else None.
 
         For a fixed number of steps it is made at once. With a budget of seconds it is made after a
-        few timed steps."""
+        few timed steps. most: the largest number of snapshots."""
         if self.projection or self.replayed or (self.steps is None and not self.timed):
             return None
         steps = self.steps
         if steps is None:
             steps = step + self.steps_left(snapshots, step)
-        self.projection = Projection(step, self.now(), steps)
+        count = affordable_snapshots(most, self.budget, self.snapshot_seconds)
+        self.projection = Projection(step, self.now(), steps, count)
         return self.projection
 
     @property

@@ -157,8 +157,8 @@ def make_experiment(config: Config, whole: Dataset | None = None) -> Experiment:
 
     Raises UserError for a configuration or data that cannot be trained."""
     training, held_out, facts = prepare_data(config, whole)
-    config, why = decided(config, training.images)
     rehearse(config)
+    config, why = decided(config, training.images)
     build_configured(config, facts, Conditioning(), "meta")  # raises early
     conditioning, own, others = condition_on(config, training, held_out)
     network = build_configured(config, facts, conditioning)

@@ -114,7 +114,7 @@ class Loop:
         if projection is None:
             return [begin]
         # No snapshot before the projection's step, not even in a replay, which knows it earlier.
-        planned = snapshot_steps(projection.steps - begin, self.config.snapshots)
+        planned = snapshot_steps(projection.steps - begin, projection.snapshots)
         steps = [begin + step for step in planned]
         return [step for step in steps if step == begin or step >= projection.step]
 
@@ -173,7 +173,7 @@ class Loop:
                     yield Stopped(step, clock.now())
                     return
                 last = time.monotonic()
-            if projection := clock.look_ahead(step, self.snapshots):
+            if projection := clock.look_ahead(step, self.snapshots, self.config.snapshots):
                 clock.quality_steps = self.quality_plan()[1]
                 yield projection
             if cooldown := clock.decide(step, self.snapshots):

@@ -122,12 +122,17 @@ NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 """The coefficients (a, b, c) of Jordan et al. 2024."""
 
 
-def orthogonal(matrices: Tensor, iterations: int = 5) -> Tensor:
+ITERATIONS = 3
+"""Newton-Schulz iterations. Five, as in the original, train no better and take a third longer."""
+
+
+def orthogonal(matrices: Tensor, iterations: int = ITERATIONS) -> Tensor:
     """Approximately the nearest orthogonal matrix to each of the matrices (K, R, C).
 
     The quintic Newton-Schulz iteration X <- a X + (b S + c S^2) X, with S = X X^T, moves singular
-    values to about 0.7 to 1.2. Singular values below a few hundredths of the matrix's norm stay
-    smaller. It is computed in bfloat16 where the CPU has it."""
+    values to about 0.7 to 1.2. Each iteration enlarges small ones 3.4 times. So after three of
+    them, those below a fiftieth of the matrix's Frobenius norm stay smaller. It is computed in
+    bfloat16 where the CPU has it."""
     a, b, c = NEWTON_SCHULZ
     tall = matrices.shape[1] > matrices.shape[2]
     x = matrices.mT if tall else matrices

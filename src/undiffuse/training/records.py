@@ -64,9 +64,10 @@ class SessionStarted(Line):
 
 @dataclass(frozen=True)
 class Projection(Line):
-    """The run is expected to have `steps` steps. The snapshots are spread over them."""
+    """The run is expected to have `steps` steps. `snapshots` snapshots are spread over them."""
 
     steps: Steps
+    snapshots: Steps
     event: Literal["projection"] = "projection"
 
 

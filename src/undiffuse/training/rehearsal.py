@@ -15,6 +15,7 @@ from undiffuse.diffusion.sampling import sample
 from undiffuse.diffusion.schedule import SCHEDULES, log_snr
 from undiffuse.diffusion.times import TIMES, sample_times
 from undiffuse.diffusion.weightings import WEIGHTINGS
+from undiffuse.training.config import AUTO
 
 if TYPE_CHECKING:
     from undiffuse.training.config import Config
@@ -24,9 +25,10 @@ def rehearse(config: Config) -> None:
     """Call every chosen function once, with images of one pixel.
 
     Raises UserError for parameters that do not give a diffusion model."""
+    chosen = "uniform" if config.times == AUTO else config.times
     specs = (
         f"schedule {config.schedule}, prediction {config.predict}, weighting {config.weighting}, "
-        f"times {config.times}"
+        f"times {chosen}"
     )
     try:
         t = torch.linspace(0, 1, 1001, dtype=torch.float64)
@@ -40,7 +42,7 @@ def rehearse(config: Config) -> None:
             lambda x, log_snr, condition: 0 * x, config.schedule, config.predict, (1, 1, 1)
         )
         stream = rng.stream(0, "rehearsal")
-        times = sample_times(TIMES[config.times], 100, stream, stratified=True, steps=config.chain)
+        times = sample_times(TIMES[chosen], 100, stream, stratified=True, steps=config.chain)
         x_0 = torch.ones(len(times), 1, 1, 1)
         batch = denoising_batch(denoiser, WEIGHTINGS[config.weighting], x_0, x_0, times)
         tensors = [part for part in batch if part is not None]

@@ -76,7 +76,9 @@ def unused(source: Source) -> set[str]:
     if not conditioning.kind:
         found.add("condition_dropout")
     if not conditioning.guidable:
-        found.add("guidance")
+        found |= {"guidance", "guidance_limit"}
+    elif source.config.guidance is not None:
+        found.add("guidance_limit")
     if source.finished and not source.of(Quality):
         found.add("quality_share")
     return found
