@@ -98,7 +98,7 @@ def test_images_of_finer_detail_are_guided_less(conditional: bool, usual: float)
     assert limits[0] == 2
     assert limits[1] == pytest.approx(usual, abs=0.02)
     assert limits[2] < usual - 0.1
-    assert limits[3] == 1.15
+    assert limits[3] == 1.2
 
 
 def test_the_limit_of_guidance_is_what_limits_it() -> None:

@@ -36,7 +36,7 @@ MOST = {"labels": 1.5, "no labels": 2.0}
 LESS = 0.6
 """The share by which the limit of guidance falls for each unit of log-SNR, compared with digits."""
 
-LIMITS = (1.15, 2.0)
+LIMITS = (1.2, 2.0)
 """The smallest and the largest limit."""
 
 
@@ -90,7 +90,7 @@ def guidance_limit(config: Config, images: Tensor) -> tuple[float, str]:
     mean, _ = decided_at(images)
     usual = MOST["labels" if config.conditional else "no labels"]
     limit = 1 + (usual - 1) * (1 - LESS * (mean - DIGITS[0]))
-    limit = round(min(max(limit, LIMITS[0]), LIMITS[1]), 2)
+    limit = round(min(max(limit, LIMITS[0]), LIMITS[1]), 1)
     return limit, (
         f"the training images are decided at a mean log-SNR of {mean:.1f}; digits, at "
         f"{DIGITS[0]:.1f}, have {usual:g}"
