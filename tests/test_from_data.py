@@ -16,6 +16,8 @@ from undiffuse.data.spectrum import variances
 from undiffuse.diffusion.conditioning import Conditioning
 from undiffuse.diffusion.schedule import SCHEDULES, noise_level
 from undiffuse.diffusion.times import TIMES
+from undiffuse.report.sections.hyperparameters import hyperparameters
+from undiffuse.report.source import read
 from undiffuse.runs.folder import Run
 from undiffuse.runs.signals import Interrupted
 from undiffuse.training import from_data
@@ -128,6 +130,8 @@ def test_a_run_says_what_was_decided_and_why(
     assert about.decided.keys() == {"times", "guidance_limit"}
     assert about.reasons["times"] == about.decided["times"]
     assert "--times" not in run.command()
+    rows = {name for name, *_ in hyperparameters(read(run))}
+    assert {"`times`", "`guidance-limit`"} <= rows  # no asterisk: nobody changed them
     values = {name: getattr(about.config, name) for name in about.decided}
     same = undiffuse.train(tmp_path / "same", **{**tiny, **values})
     assert Run(same).model_path.read_bytes() == run.model_path.read_bytes()

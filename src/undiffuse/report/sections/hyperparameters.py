@@ -44,7 +44,8 @@ def hyperparameters(source: Source) -> Iterator[tuple[str, str, str]]:
     for name, why in source.about.reasons.items():
         value = getattr(config, name)
         default = preset[name][0] if name in preset else Config.model_fields[name].default
-        mark = "" if value == default or name == "preset" else " \\*"
+        usual = value == default or name == "preset" or name in source.about.decided
+        mark = "" if usual else " \\*"
         yield (
             f"`{name.replace('_', '-')}`{mark}",
             plain(shown(name, guidance if name == "guidance" else value)),
