@@ -12,6 +12,7 @@ from undiffuse.base.errors import UserError
 from undiffuse.diffusion.conditioning import Conditioning, Kind
 from undiffuse.diffusion.sampling import Sampling
 from undiffuse.nets import NETWORKS
+from undiffuse.training import options
 from undiffuse.training.config import FORMER, TABLES, TOWARDS, Config, validated
 from undiffuse.training.experiment import DataFacts, build_configured
 from undiffuse.training.options import SessionOptions, make_options
@@ -185,6 +186,30 @@ def test_the_sessions_options_out_of_range_are_refused_by_name() -> None:
         assert said.startswith(name)
         assert repr(value) in said
     assert refused(make_options, speed="high").startswith("speed")
+
+
+@pytest.mark.parametrize(
+    ("fields", "compiled"),
+    [
+        ({"minutes": 60}, False),
+        ({"preset": "likelihood"}, True),
+        ({"preset": "likelihood", "minutes": 5}, False),
+    ],
+)
+def test_a_network_is_compiled_where_that_saves_time(
+    monkeypatch: pytest.MonkeyPatch, fields: dict[str, Any], compiled: bool
+) -> None:
+    """Unless it is asked for, and where there is a compiler; else it is said."""
+    config = make_config(**fields)
+    monkeypatch.setattr(options, "compiler", lambda: "c++")
+    assert options.resolve(make_options(), config, None)[0].compiled == compiled
+    for chosen in ("on", "off"):
+        engine, _ = options.resolve(make_options(compile=chosen), config, None)
+        assert engine.compiled == (chosen == "on")
+    monkeypatch.setattr(options, "compiler", lambda: None)
+    engine, notes = options.resolve(make_options(precision="fp32"), config, None)
+    assert not engine.compiled
+    assert any("no C++ compiler" in note for note in notes) == compiled
 
 
 def test_the_networks_options_out_of_range_are_refused_by_name() -> None:

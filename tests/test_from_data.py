@@ -22,10 +22,15 @@ from undiffuse.runs.folder import Run
 from undiffuse.runs.signals import Interrupted
 from undiffuse.training import from_data
 from undiffuse.training.config import BY_RULE
+from undiffuse.training.from_data import Measured
 from undiffuse.training.presets import make_config
 from undiffuse.training.records import StepTaken
 
 RNG = np.random.default_rng(0)
+
+
+def measured(x: np.ndarray) -> Measured:
+    return Measured(as_images(x))
 
 
 def as_images(x: np.ndarray) -> torch.Tensor:
@@ -55,7 +60,7 @@ def test_white_images_are_decided_at_their_own_level(schedule: str, std: float) 
 
     The spread is that of digits, the smallest."""
     images = as_images(RNG.uniform(-1, 1, (2000, 8, 8)) * 3**0.5 * std)
-    spec, why = from_data.times(make_config(schedule=schedule), images)
+    spec, why = from_data.times(make_config(schedule=schedule), Measured(images))
     found = levels_of(spec, schedule)
     assert found.median().item() == pytest.approx(-2 * np.log(std), abs=0.35)
     assert found.std().item() == pytest.approx(1.9, abs=0.4)
@@ -65,7 +70,7 @@ def test_white_images_are_decided_at_their_own_level(schedule: str, std: float) 
 def test_fine_images_are_trained_at_less_noise_than_coarse_ones() -> None:
     coarse = 0.5 * np.kron(RNG.uniform(-1, 1, (500, 4, 4)), np.ones((4, 4)))
     fine = 0.2 * RNG.uniform(-1, 1, (500, 16, 16))
-    both = [from_data.times(make_config(), as_images(x))[0] for x in (coarse, coarse + fine, fine)]
+    both = [from_data.times(make_config(), measured(x))[0] for x in (coarse, coarse + fine, fine)]
     medians = [levels_of(spec).median().item() for spec in both]
     assert medians == sorted(set(medians))
 
@@ -74,18 +79,36 @@ def test_images_of_few_large_components_are_trained_like_digits() -> None:
     """Here a colour of the ground has most of the variance."""
     ground = np.kron(RNG.uniform(-1, 1, (500, 1, 1)), np.ones((16, 16)))
     shapes = 0.1 * RNG.uniform(-1, 1, (500, 16, 16))
-    spec, why = from_data.times(make_config(), as_images(0.9 * ground + shapes))
+    spec, why = from_data.times(make_config(), measured(0.9 * ground + shapes))
     assert spec == "logit-normal:mean=0.4,std=1.2"
     assert "digits" in why
 
 
 def test_mnist_is_trained_at_the_levels_that_were_tuned_on_it() -> None:
-    spec, _ = from_data.times(make_config(), load_dataset("mnist").images)
+    spec, _ = from_data.times(make_config(), Measured(load_dataset("mnist").images))
     assert spec == "logit-normal:mean=0.4,std=1.2"
 
 
+@pytest.mark.parametrize("ends", ["snr_max=-5,snr_min=-10", "snr_max=14,snr_min=12"])
+def test_a_schedule_without_the_levels_of_the_images_has_uniform_times(ends: str) -> None:
+    config = make_config(schedule=f"log-linear:{ends}")
+    assert from_data.times(config, Measured(load_dataset("mnist").images))[0] == "uniform"
+
+
+def test_the_spectrum_is_measured_once_and_only_where_it_is_asked_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seen = []
+    monkeypatch.setattr(from_data, "variances", lambda images: seen.append(1) or variances(images))
+    images = as_images(RNG.uniform(-1, 1, (50, 8, 8)))
+    from_data.decided(make_config(), images)
+    assert len(seen) == 1
+    from_data.decided(make_config(times="uniform", guidance_limit=1.5), images)
+    assert len(seen) == 1
+
+
 def test_images_that_are_all_the_same_have_a_rule_too() -> None:
-    spec, _ = from_data.times(make_config(), as_images(np.zeros((5, 8, 8))))
+    spec, _ = from_data.times(make_config(), measured(np.zeros((5, 8, 8))))
     assert spec == "logit-normal:mean=0.4,std=1.2"
 
 
@@ -95,7 +118,7 @@ def test_images_of_finer_detail_are_guided_less(conditional: bool, usual: float)
     fine = RNG.uniform(-1, 1, (500, 16, 16))
     config = make_config(conditional=conditional)
     images = [as_images(ground), load_dataset("mnist").images, *map(as_images, (fine, 0.3 * fine))]
-    limits = [from_data.guidance_limit(config, some)[0] for some in images]
+    limits = [from_data.guidance_limit(config, Measured(some))[0] for some in images]
     assert limits == sorted(limits, reverse=True)
     assert limits[0] == 2
     assert limits[1] == pytest.approx(usual, abs=0.02)

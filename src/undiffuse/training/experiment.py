@@ -156,8 +156,8 @@ def make_experiment(config: Config, whole: Dataset | None = None) -> Experiment:
     """The experiment of a configuration. whole: its data set, loaded unless it is given.
 
     Raises UserError for a configuration or data that cannot be trained."""
-    training, held_out, facts = prepare_data(config, whole)
     rehearse(config)
+    training, held_out, facts = prepare_data(config, whole)
     config, why = decided(config, training.images)
     build_configured(config, facts, Conditioning(), "meta")  # raises early
     conditioning, own, others = condition_on(config, training, held_out)

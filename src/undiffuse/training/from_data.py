@@ -1,13 +1,15 @@
 """Hyperparameters that are decided from the data, where the configuration says "auto".
 
-A rule is a function of the configuration and the training images. Its result is a value of the
-field, which the run keeps, and a sentence that says why. To add one: a function
-(config, images) -> (value, why) in `RULES`.
+A rule is a function of the configuration and of what is measured of the training images. Its result
+is a value of the field, which the run keeps, and a sentence that says why. To add one: a function
+(config, measured) -> (value, why) in `RULES`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -21,17 +23,17 @@ if TYPE_CHECKING:
 
     from undiffuse.training.config import Config
 
-Rule = Callable[["Config", "Tensor"], tuple[Any, str]]
-
 EMPHASIS = 0.85
-"""The power of the variance with which a principal component counts for the times."""
+"""The power of the variance with which a principal component counts."""
 
 DIGITS = (-0.66, 1.88)
 """(mean, spread) of the log-SNRs that the rule gives MNIST's digits, whose times were tuned."""
 
+MOST = {True: 1.5, False: 2.0}
+"""The largest default guidance for digits, by whether the run is conditional."""
 
-MOST = {"labels": 1.5, "no labels": 2.0}
-"""The largest default guidance for digits."""
+NARROWEST = 0.2
+"""The smallest range of logit(t) that times are drawn from by the rule."""
 
 LESS = 0.6
 """The share by which the limit of guidance falls for each unit of log-SNR, compared with digits."""
@@ -40,36 +42,48 @@ LIMITS = (1.2, 2.0)
 """The smallest and the largest limit."""
 
 
-def decided_at(images: Tensor) -> tuple[float, float]:
-    """(mean, spread) of the log-SNRs at which the principal components of images are decided.
+@dataclass
+class Measured:
+    """What the rules use of the training images, uint8 (N, C, H, W); measured when it is used."""
 
-    At a log-SNR of l, noise hides a component of variance v where l < -log v, and leaves it where
-    l > -log v. So the component is decided about there. Each counts with v^EMPHASIS: with v it
-    would count as for the squared error, with 1 as for the likelihood. Images that do not differ
-    count as digits."""
-    found = variances(images)
-    if not len(found):
-        return DIGITS
-    share = found**EMPHASIS / (found**EMPHASIS).sum()
-    levels = -found.log()
-    mean = float(share @ levels)
-    return mean, float(share @ (levels - mean).square()) ** 0.5
+    images: Tensor
+
+    @cached_property
+    def decided_at(self) -> tuple[float, float]:
+        """(mean, spread) of the log-SNRs at which the principal components are decided.
+
+        At a log-SNR of l, noise hides a component of variance v where l < -log v, and leaves it
+        where l > -log v. So the component is decided about there. Each counts with v^EMPHASIS: with
+        v it would count as for the squared error, with 1 as for the likelihood. Images that do not
+        differ count as digits."""
+        found = variances(self.images)
+        if not len(found):
+            return DIGITS
+        share = found**EMPHASIS / (found**EMPHASIS).sum()
+        levels = -found.log()
+        mean = float(share @ levels)
+        return mean, float(share @ (levels - mean).square()) ** 0.5
 
 
-def times(config: Config, images: Tensor) -> tuple[str, str]:
+Rule = Callable[["Config", Measured], tuple[Any, str]]
+
+
+def times(config: Config, measured: Measured) -> tuple[str, str]:
     """Times whose log-SNRs are those at which the image is decided.
 
     They are logit-normal, and their log-SNRs have the mean and the spread that `decided_at` gives.
     They are not noisier than those of digits, and not closer together. Where a few large
     components have most of the variance, such as the colour of the ground, they are learnt soon.
     What is missing then is decided at less noise."""
-    mean, spread = decided_at(images)
+    mean, spread = measured.decided_at
     spread = max(DIGITS[1], spread)
     like_digits = mean <= DIGITS[0]
     if like_digits:
         mean, spread = DIGITS
     ends = torch.tensor([mean - spread, mean + spread], dtype=torch.float64)
     noisy, clean = time_of(SCHEDULES[config.schedule], ends).clamp(1e-6, 1 - 1e-6).logit().tolist()
+    if noisy - clean < NARROWEST:
+        return "uniform", "the schedule has none of the log-SNRs at which the images are decided"
     spec = f"logit-normal:mean={(noisy + clean) / 2:.1f},std={(noisy - clean) / 2:.1f}"
     if like_digits:
         return spec, "measured: best for digits; these images need no less noise"
@@ -80,15 +94,15 @@ def times(config: Config, images: Tensor) -> tuple[str, str]:
     return spec, why
 
 
-def guidance_limit(config: Config, images: Tensor) -> tuple[float, str]:
+def guidance_limit(config: Config, measured: Measured) -> tuple[float, str]:
     """The largest default guidance: MOST for digits, and less for images of fine detail.
 
     Guidance moves images towards what is typical of their condition, and so narrows what varies
     within it. Where images are decided at little noise, many fine components vary, and more is
     lost. Fitted on four data sets: 1.2 is best for textures (decided at a log-SNR of 0.3), 1.2 to
     1.5 for letters (-0.3), 1.5 for digits (-0.7), and 2 or more for symbols (-1.9)."""
-    mean, _ = decided_at(images)
-    usual = MOST["labels" if config.conditional else "no labels"]
+    mean, _ = measured.decided_at
+    usual = MOST[config.conditional]
     limit = 1 + (usual - 1) * (1 - LESS * (mean - DIGITS[0]))
     limit = round(min(max(limit, LIMITS[0]), LIMITS[1]), 1)
     return limit, (
@@ -105,8 +119,11 @@ def decided(config: Config, images: Tensor) -> tuple[Config, dict[str, str]]:
     """(the configuration with a value in place of each "auto"; why, by field).
 
     images: the training images, uint8 (N, C, H, W)."""
+    measured = Measured(images)
     found = {
-        name: rule(config, images) for name, rule in RULES.items() if getattr(config, name) == AUTO
+        name: rule(config, measured)
+        for name, rule in RULES.items()
+        if getattr(config, name) == AUTO
     }
     values = {name: value for name, (value, _) in found.items()}
     return config.model_copy(update=values), {name: why for name, (_, why) in found.items()}

@@ -123,7 +123,9 @@ NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 
 
 ITERATIONS = 3
-"""Newton-Schulz iterations. Five, as in the original, train no better and take a third longer."""
+"""Newton-Schulz iterations.
+
+Five, as in the original, had the same held-out loss after 600 steps, which took a tenth longer."""
 
 
 def orthogonal(matrices: Tensor, iterations: int = ITERATIONS) -> Tensor:

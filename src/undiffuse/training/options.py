@@ -74,7 +74,7 @@ def resolve(
     if compiled and compiler() is None:
         compiled = False
         notes.append(
-            "no C++ compiler was found, so the network is not compiled; training is slower "
-            "(see README); install g++ for full speed"
+            "no C++ compiler was found, so the network is not compiled, and training is slower; "
+            "install g++ and Python's headers for full speed"
         )
     return Engine(precision, compiled), notes
