@@ -58,7 +58,10 @@ def test_a_closed_terminal_saves(tmp_path: Path, digits: Path, ignored: bool) ->
     process = subprocess.Popen(
         [*map(str, line), "--steps", "100000", *FLAGS],
         stdout=subprocess.DEVNULL,
-        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN) if ignored else None,
+        # Set in both cases: the tests themselves may have been started by nohup.
+        preexec_fn=lambda: signal.signal(
+            signal.SIGHUP, signal.SIG_IGN if ignored else signal.SIG_DFL
+        ),
     )
     log = tmp_path / "run" / "log.jsonl"
     try:
