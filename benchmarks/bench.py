@@ -1,9 +1,9 @@
 """`make bench`: the training speed of the default network beside diffusers' UNet2DModel.
 
-It also measures the sampling speed and the rate of the machine's convolutions. All figures are of
-one run on one machine. The contestants take turns, so their ratios can be compared with those of
-other machines. The speeds themselves hold for this machine only. The figures are printed and
-written to bench.json.
+It also measures the sampling speed, the rate of the machine's convolutions, and the speed that is
+left beside other programs. All figures are of one run on one machine. The contestants take turns,
+so their ratios can be compared with those of other machines. The speeds themselves hold for this
+machine only. The figures are printed and written to bench.json.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from undiffuse.base import compiler as compilers
 from undiffuse.base import engine
 from undiffuse.diffusion.sampling import sample
 from undiffuse.training.clock import Clock
-from undiffuse.training.experiment import Part, make_experiment
+from undiffuse.training.experiment import Experiment, Part, make_experiment
 from undiffuse.training.loop import fit
 from undiffuse.training.options import make_options, resolve
 from undiffuse.training.presets import make_config
@@ -44,59 +44,90 @@ CONVOLUTIONS = ((64, 28), (64, 14), (128, 14), (128, 7), (256, 7))
 """(channels, pixels a side) of the 3x3 convolutions."""
 
 
-def pace(step: Callable[[], object]) -> float:
-    """The median seconds of a step. Two steps before them warm up and compile."""
+OTHERS = {
+    "a_busy_process": "while True: pass",
+    "torch_on_all_cores": "import torch\na = torch.randn(900, 900)\nwhile True: (a @ a).relu()",
+}
+"""Programs that run beside training and sampling, in Python."""
+
+
+def pace(step: Callable[[], object], at_least: float = SECONDS) -> float:
+    """The median seconds of a step. Two steps before them warm up and compile.
+
+    at_least: seconds that all steps take together."""
     step(), step()
     seconds: list[float] = []
-    while sum(seconds) < SECONDS or len(seconds) < 3:
+    while sum(seconds) < at_least or len(seconds) < 3:
         begin = time.perf_counter()
         step()
         seconds.append(time.perf_counter() - begin)
     return statistics.median(seconds)
 
 
-def train_undiffuse(**changes: str) -> dict[str, float]:
-    """Train the preset `fast` with the package's loop, without held-out images.
+def trainer(**changes: str) -> tuple[Experiment, Callable[[], None]]:
+    """The preset `fast` and a function that takes a step of it, without held-out images.
 
-    changes: fields of `SessionOptions`. Returns the seconds of a step, and the FLOP of an image,
-    forward and backward."""
+    changes: fields of `SessionOptions`."""
     config = make_config("fast", batch_size=BATCH)
     experiment = make_experiment(config)
     held_out = experiment.held_out.dataset.take(torch.arange(0))
     experiment = replace(experiment, held_out=Part(held_out))
     own, _ = resolve(make_options(**changes), config, None)
-    condition = experiment.training.condition
-    assert condition is not None
-    with FlopCounterMode(display=False) as counter:
-        network = experiment.state.network
-        network(torch.zeros(1, *experiment.facts.shape), torch.zeros(1), condition[:1])
     records = fit(experiment, Clock(lambda: 0.0, config.decay, steps=10**6), own)
 
     def step() -> None:
         while not isinstance(next(records), StepTaken):
             pass
 
+    return experiment, step
+
+
+def train_undiffuse(**changes: str) -> dict[str, float]:
+    """The seconds of a training step, and the FLOP of an image, forward and backward.
+
+    changes: as for `trainer`."""
+    experiment, step = trainer(**changes)
+    condition = experiment.training.condition
+    assert condition is not None
+    with FlopCounterMode(display=False) as counter:
+        network = experiment.state.network
+        network(torch.zeros(1, *experiment.facts.shape), torch.zeros(1), condition[:1])
     return {"seconds": pace(step), "flops": 3 * counter.get_total_flops()}
 
 
-def sample_undiffuse() -> dict[str, float]:
-    """Images per second that the preset `fast` samples, by network calls for an image.
+def sampler(calls: int) -> Callable[[], object]:
+    """A function that samples 256 images with so many network calls each.
 
-    The model is conditional and guided, as in `undiffuse sample`."""
+    The model is the preset `fast`, conditional and guided, as in `undiffuse sample`."""
     config = make_config("fast", conditional=True)
     denoiser = make_experiment(config).denoiser
     denoiser.network.eval()  # type: ignore[attr-defined]  # a module
     classes = torch.arange(256) % len(denoiser.conditioning.classes)
-    rates = {}
-    for calls in (5, 10, 25):
-        sampling = replace(config.sampling(3000, denoiser.conditioning), calls=calls)
-        seconds = []
-        for _ in range(4):
-            begin = time.perf_counter()
-            sample(denoiser, range(256), sampling, classes=classes)
-            seconds.append(time.perf_counter() - begin)
-        rates[str(calls)] = 256 / statistics.median(seconds[1:])
-    return rates
+    sampling = replace(config.sampling(3000, denoiser.conditioning), calls=calls)
+    return lambda: sample(denoiser, range(256), sampling, classes=classes)
+
+
+def sample_undiffuse() -> dict[str, float]:
+    """Images per second that are sampled, by network calls for an image."""
+    return {str(calls): 256 / pace(sampler(calls), 0) for calls in (5, 10, 25)}
+
+
+def beside_others() -> dict[str, float]:
+    """The share of their speed that training and sampling keep beside another program.
+
+    Each is measured alone and beside it, in turns, in one process."""
+    shares = {}
+    for what, work in (("training", trainer()[1]), ("sampling", sampler(5))):
+        for name, program in OTHERS.items():
+            ratios = []
+            for _ in range(ROUNDS):
+                alone = pace(work, 3)
+                with subprocess.Popen([sys.executable, "-c", program]) as other:
+                    time.sleep(3)  # until it has imported torch
+                    ratios.append(alone / pace(work, 3))
+                    other.kill()
+            shares[f"{what}_beside_{name}"] = statistics.median(ratios)
+    return shares
 
 
 def train_unet2d(best: bool) -> dict[str, float]:
@@ -170,10 +201,11 @@ CONTESTANTS: dict[str, Callable[[], dict[str, float]]] = {
     "unet2d-best": lambda: train_unet2d(best=True),
     "convolution": convolution_rate,
     "sampling": sample_undiffuse,
+    "beside others": beside_others,
     "undiffuse, compiled": lambda: train_undiffuse(compile="on"),
     "undiffuse, fp32": lambda: train_undiffuse(precision="fp32"),
 }
-ONCE = ("unet2d-best", "undiffuse, compiled", "undiffuse, fp32")
+ONCE = ("beside others", "unet2d-best", "undiffuse, compiled", "undiffuse, fp32")
 """Contestants of the first round only. Their figures are for information."""
 
 
@@ -206,7 +238,7 @@ def main() -> None:
     speed = {
         name: BATCH / median(name, "seconds")
         for name in CONTESTANTS
-        if name not in ("convolution", "sampling")
+        if name not in ("convolution", "sampling", "beside others")
     }
     rate = median("convolution", "rate")
     reached = median("undiffuse", "flops") * speed["undiffuse"]
@@ -227,6 +259,11 @@ def main() -> None:
         **{
             f"sample_images_per_s_{calls}_calls": median("sampling", str(calls))
             for calls in (5, 10, 25)
+        },
+        **{
+            f"speed_share_{what}": share
+            for what, share in rounds["beside others"][0].items()
+            if what != "memory_mb"
         },
         "peak_memory_mb": max(result["memory_mb"] for result in rounds["undiffuse"]),
         "batch_size": BATCH,

@@ -10,7 +10,8 @@ from torch import nn
 
 from undiffuse.base import engine
 from undiffuse.base.errors import UserError
-from undiffuse.training.optimizers import OPTIMIZERS, matrix_shape, orthogonal
+from undiffuse.training.muon import matrix_shape, orthogonal
+from undiffuse.training.optimizers import OPTIMIZERS
 from undiffuse.training.presets import make_config
 
 

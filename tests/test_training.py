@@ -46,6 +46,7 @@ from undiffuse.training.records import (
     Stopped,
     Validation,
 )
+from undiffuse.training.step import SHARDS
 
 Tensors = dict[str, Tensor]
 EAGER, COMPILED = Engine(), Engine(compiled=True)
@@ -294,7 +295,7 @@ def in_loss(monkeypatch: pytest.MonkeyPatch, trainer: Trainer, step: int, times:
 
 
 def in_gradient(monkeypatch: pytest.MonkeyPatch, trainer: Trainer, step: int, times: int) -> None:
-    left = itertools.repeat(None, times)
+    left = itertools.repeat(None, SHARDS * times)  # each shard of the batch has one
 
     def poisoned(gradient: Tensor) -> Tensor:
         return (
@@ -421,7 +422,7 @@ def test_a_run_without_conditions_shows_none(tiny: dict[str, Any]) -> None:
     trainer, seen = Trainer(**tiny), []
     trainer.state.network.register_forward_pre_hook(lambda _, arguments: seen.append(arguments[2]))
     list(trainer())
-    assert seen == [None] * 12
+    assert seen == [None] * (12 * SHARDS)
 
 
 # Validation and snapshots

@@ -6,6 +6,7 @@ it is sampled in.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
@@ -13,6 +14,7 @@ from undiffuse.base import rng
 from undiffuse.base.engine import in_precision
 from undiffuse.base.errors import UserError
 from undiffuse.base.lazy import lazy
+from undiffuse.base.team import side_by_side
 from undiffuse.diffusion import process
 from undiffuse.diffusion.grids import GRIDS, time_grid
 from undiffuse.diffusion.guidance import Counted, classifier_free, clipped
@@ -31,6 +33,9 @@ if TYPE_CHECKING:
 else:
     torch = lazy("torch")
 
+
+AT_ONCE, WORTH_SHARING = 64, 16
+"""The most images that a member of the team samples at once, and the fewest that are shared."""
 
 MOST_GUIDANCE = 1_000_000
 """The largest guidance. Far above any use, and far below where float32 overflows."""
@@ -142,11 +147,20 @@ def sample(
     *,
     classes: Tensor | None = None,
 ) -> Tensor:
-    """Sample the images with indices `samples`, in one batch: float (B, C, H, W).
+    """Sample the images with indices `samples`: float (B, C, H, W).
 
-    classes and errors: see `trajectory`."""
-    *_, last = trajectory(denoiser, samples, sampling, classes=classes)
-    return last.x_s
+    The members of the team share the images. classes and errors: see `trajectory`."""
+
+    def of_part(rows: Tensor) -> Tensor:
+        own = None if classes is None else classes[rows]
+        part = [samples[row] for row in rows.tolist()]
+        *_, last = trajectory(denoiser, part, sampling, classes=own)
+        return last.x_s
+
+    count = len(samples)
+    # An even number of parts, since a team has two members.
+    parts = 2 * math.ceil(count / (2 * AT_ONCE)) if count >= WORTH_SHARING else 1
+    return torch.cat(side_by_side(of_part, torch.arange(count).tensor_split(parts)))
 
 
 def sample_batches(

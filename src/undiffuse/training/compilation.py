@@ -61,7 +61,7 @@ def fault_of(
     kept = {name: p.detach().clone() for name, p in network.named_parameters()}
 
     def gradient(batch_loss: BatchLoss) -> dict[str, Tensor]:
-        batch_loss(batch).backward()
+        batch_loss(batch).mean().backward()
         found = {name: p.grad for name, p in network.named_parameters() if p.grad is not None}
         network.zero_grad()
         return found

@@ -20,6 +20,7 @@ from undiffuse.base.compiler import prepared_compiler
 from undiffuse.base.engine import Engine, in_precision
 from undiffuse.base.errors import UserError
 from undiffuse.base.process import own_randomness
+from undiffuse.base.team import by_a_member
 from undiffuse.training.clock import Clock, lr_factor, snapshot_steps
 from undiffuse.training.compilation import compiled_loss
 from undiffuse.training.probes import quality_plan, quick_samples, snapshot, validate
@@ -32,7 +33,7 @@ from undiffuse.training.records import (
     StepTaken,
     Stopped,
 )
-from undiffuse.training.step import BatchLoss, train_step
+from undiffuse.training.step import Gradient, train_step
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -92,12 +93,13 @@ class Loop:
         self.state = self.experiment.state
         self.config = self.experiment.config
         self.good = self.state.copy()
-        self.batch_loss: BatchLoss = self.plain_loss  # `compile` may replace it
+        # `compile` may replace both.
+        self.gradient, self.compiled = Gradient(self.plain_loss, self.state.network), False
 
     def plain_loss(self, batch: Any) -> Tensor:
-        """The loss of a batch, (), without compilation."""
+        """The loss of each image of a batch, (B,), without compilation."""
         with self.engine.arithmetic():
-            return self.experiment.objective.loss(self.state.network, batch).mean()
+            return self.experiment.objective.loss(self.state.network, batch)
 
     @property
     def averaged(self) -> Denoiser:
@@ -183,12 +185,11 @@ class Loop:
             if self.stop():
                 yield Stopped(step, clock.now())
                 return
-            batch = self.experiment.batch(step)
             if self.first and self.engine.compiled:
-                yield from self.compile(batch)
+                yield from self.compile()
             factor = lr_factor(step, self.config.warmup, clock.cooldowns, clock.rollbacks)
             lr = self.config.lr * clock.rate * factor
-            value, wrong = train_step(self.batch_loss, state, batch, lr, self.config)
+            value, wrong = self.take_step(lr) if self.compiled else by_a_member(self.take_step, lr)
             now = time.monotonic()
             seconds, last = now - last, now
             if not self.first:
@@ -205,12 +206,22 @@ class Loop:
         done = state.step in self.snapshots_done
         yield (Finished if done else Stopped)(state.step, clock.now())
 
-    def compile(self, batch: Any) -> Iterator[Record]:
-        """Compile the loss. Yields a record where that fails; raises UserError for `insist`."""
-        cache = cache_folder()
+    def take_step(self, lr: float) -> tuple[float, str | None]:
+        """See `train_step`."""
+        batch = self.experiment.batch(self.state.step)
+        return train_step(self.gradient, self.state, batch, lr, self.config)
+
+    def compile(self) -> Iterator[Record]:
+        """Compile the loss. Yields a record where that fails; raises UserError for `insist`.
+
+        The compiled loss takes the whole batch and all threads: two compiled halves, side by side,
+        took a third longer."""
+        cache, network = cache_folder(), self.state.network
+        batch = self.experiment.batch(self.state.step)
         with own_randomness(0), prepared_compiler(cache and cache / "compiler"):
-            self.batch_loss, fault = compiled_loss(self.plain_loss, self.state.network, batch)
+            batch_loss, fault = compiled_loss(self.plain_loss, network, batch)
         if fault is None:
+            self.gradient, self.compiled = Gradient(batch_loss, network, shards=1), True
             return
         if self.insist:
             raise UserError(f"torch.compile can't be used here ({fault}); train with compile=off")

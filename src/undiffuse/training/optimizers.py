@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Protocol
 
-from undiffuse.base import engine
 from undiffuse.base.errors import UserError
 from undiffuse.base.lazy import lazy
 from undiffuse.base.table import Table
@@ -65,41 +64,10 @@ def muon(network: nn.Module, config: Settings, *, momentum: float = 0.9) -> torc
     momentum: the decay of the momentum for each step. Raises UserError for one out of range."""
     from torch import nn
 
+    from undiffuse.training.muon import Muon, matrix_shape
+
     if not 0 <= momentum < 1:
         raise UserError(f"optimizer muon: momentum must be at least 0 and below 1, not {momentum}")
-
-    class Muon(torch.optim.AdamW):
-        def step(self, closure: None = None) -> None:  # type: ignore[override]
-            """Update Muon's parameters and remove their gradients, so that AdamW skips them."""
-            for group in self.param_groups:
-                if group["muon"]:
-                    self.orthogonal_step(group)
-            super().step()
-
-        @torch.no_grad()
-        def orthogonal_step(self, group: dict[str, Any]) -> None:
-            """Update the parameters of a group. Matrices of the same shape are one batch."""
-            alike: dict[tuple[int, int], list[Tensor]] = {}
-            for p in group["params"]:
-                if p.grad is not None:
-                    alike.setdefault(matrix_shape(p), []).append(p)
-            for (rows, columns), parameters in alike.items():
-                directions = []
-                for p in parameters:
-                    gradient, state = p.grad, self.state[p]
-                    assert gradient is not None
-                    if not state:
-                        state["momentum"] = torch.zeros_like(p)
-                    state["momentum"].lerp_(gradient, 1 - momentum)
-                    directions.append(
-                        gradient.lerp(state["momentum"], momentum).reshape(rows, columns)
-                    )  # Nesterov's
-                scale = -group["lr"] * 0.2 * max(rows, columns) ** 0.5
-                for p, update in zip(parameters, orthogonal(torch.stack(directions)), strict=True):
-                    p.mul_(1 - group["lr"] * group["weight_decay"]).add_(
-                        update.view(p.shape), alpha=scale
-                    )
-                    p.grad = None
 
     weights = {
         id(module.weight)
@@ -110,38 +78,4 @@ def muon(network: nn.Module, config: Settings, *, momentum: float = 0.9) -> torc
     for p in network.parameters():
         parts[id(p) in weights].append(p)
     groups = [{"params": part, "muon": chosen} for chosen, part in enumerate(parts) if part]
-    return Muon(groups, **adamw_options(config))
-
-
-def matrix_shape(weight: Tensor) -> tuple[int, int]:
-    """(output values, all input values): the shape of a weight as a matrix."""
-    return len(weight), weight[0].numel()
-
-
-NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
-"""The coefficients (a, b, c) of Jordan et al. 2024."""
-
-
-ITERATIONS = 3
-"""Newton-Schulz iterations.
-
-Five, as in the original, had the same held-out loss after 600 steps, which took a tenth longer."""
-
-
-def orthogonal(matrices: Tensor, iterations: int = ITERATIONS) -> Tensor:
-    """Approximately the nearest orthogonal matrix to each of the matrices (K, R, C).
-
-    The quintic Newton-Schulz iteration X <- a X + (b S + c S^2) X, with S = X X^T, moves singular
-    values to about 0.7 to 1.2. Each iteration enlarges small ones 3.4 times. So after three of
-    them, those below a fiftieth of the matrix's Frobenius norm stay smaller. It is computed in
-    bfloat16 where the CPU has it."""
-    a, b, c = NEWTON_SCHULZ
-    tall = matrices.shape[1] > matrices.shape[2]
-    x = matrices.mT if tall else matrices
-    x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
-    if engine.has_bf16():
-        x = x.bfloat16()
-    for _ in range(iterations):
-        square = x @ x.mT
-        x = torch.baddbmm(x, torch.baddbmm(square, square, square, beta=b, alpha=c), x, beta=a)
-    return (x.mT if tall else x).float()
+    return Muon(groups, momentum, **adamw_options(config))

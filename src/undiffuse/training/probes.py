@@ -11,7 +11,9 @@ import torch
 
 from undiffuse.base import rng
 from undiffuse.base.pixels import to_float, to_uint8
+from undiffuse.base.team import side_by_side
 from undiffuse.data.splits import random_labels, random_rows_of
+from undiffuse.diffusion.objectives import part_of
 from undiffuse.diffusion.sampling import Sampling, sample, sample_batches
 from undiffuse.training.records import Validation
 
@@ -51,12 +53,13 @@ def validate(experiment: Experiment, averaged: Denoiser, step: int, time: float)
     noise = rng.normal_each(range(n), x_0.shape[1:], config.seed, "validation noise", 0)
     t = experiment.times(n, rng.stream(config.seed, "validation times"), True)
     condition = None if part.condition is None else part.condition[rows]
-    losses = []
     batch = experiment.objective.prepare(x_0, noise, t, condition)
-    made_of = getattr(batch, "_make", tuple)  # a named tuple, or a plain one
-    for some in torch.split(torch.arange(n), config.batch_size):
-        own = made_of(None if x is None else x[some] for x in batch)
-        losses.append(experiment.objective.loss(averaged.network, own))
+
+    @torch.no_grad()
+    def loss_of(rows: Tensor) -> Tensor:
+        return experiment.objective.loss(averaged.network, part_of(batch, rows))
+
+    losses = side_by_side(loss_of, torch.arange(n).split(config.batch_size))
     loss, level = torch.cat(losses), averaged.noise_level(t).log_snr.float()
     bins = [rows for rows in t.argsort().tensor_split(LEVELS) if len(rows)]
     levels = [(level[rows].mean().item(), loss[rows].mean().item()) for rows in bins]

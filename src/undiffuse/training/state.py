@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 
+from undiffuse.base.team import side_by_side
 from undiffuse.training.optimizers import OPTIMIZERS
 
 if TYPE_CHECKING:
@@ -68,9 +70,9 @@ class State:
 
     def is_finite(self) -> bool:
         """Whether all weights, averaged weights and moments are finite."""
-        return bool(
-            torch.stack(torch._foreach_norm(list(self.tensors().values()))).isfinite().all()
-        )
+        tensors = list(self.tensors().values())
+        norms = side_by_side(torch._foreach_norm, (tensors[::2], tensors[1::2]))
+        return bool(torch.stack([*itertools.chain(*norms)]).isfinite().all())
 
 
 def new_state(config: Config, network: nn.Module) -> State:

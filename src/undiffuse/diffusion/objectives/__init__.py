@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-__all__ = ["OBJECTIVES", "Objective"]
+__all__ = ["OBJECTIVES", "Objective", "part_of"]
 
 
 class Objective(Protocol):
@@ -33,7 +33,13 @@ class Objective(Protocol):
         x_0, noise: (B, C, H, W). t: (B,). condition: (B,), or None."""
 
     def loss(self, network: Callable[..., Tensor], batch: Any) -> Tensor:
-        """The loss of each image (B,). batch: what `prepare` returned."""
+        """The loss of each image (B,). batch: what `prepare` returned, or some of its rows."""
+
+
+def part_of(batch: Any, rows: Tensor) -> Any:
+    """Some rows of a batch. batch: what `prepare` returned. rows: their indices."""
+    made_of = getattr(batch, "_make", tuple)  # a named tuple, or a plain one
+    return made_of(None if x is None else x[rows] for x in batch)
 
 
 for _module in pkgutil.iter_modules(__path__):
