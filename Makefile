@@ -1,5 +1,5 @@
-# make digits       train on MNIST for 10 minutes, sample digits, compare the samplers and write the
-#                   report
+# make digits       train on MNIST for 10 minutes, sample digits, measure them, compare the samplers
+#                   and write the report
 # make test         the checks and the fast tests
 # make test-slow    the slow tests, about 20 minutes
 # make bench        the training speed beside that of diffusers' UNet2DModel and the rate of the
@@ -37,6 +37,7 @@ digits: setup
 	    echo "For a new run: make digits MINUTES=$(MINUTES) RUN=$(RUN)-$(MINUTES)min"; fi; \
 	  exit $$status; }
 	@test -f "$(RUN)/samples.png" || $(BIN)/undiffuse sample "$(RUN)" --n 100
+	@test -f "$(RUN)/metrics.json" || $(BIN)/undiffuse evaluate "$(RUN)" --quick
 	@test -f "$(RUN)/report.html" || { $(BIN)/undiffuse study samplers "$(RUN)" && \
 	  $(BIN)/undiffuse report "$(RUN)"; }
 

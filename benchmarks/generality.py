@@ -100,7 +100,7 @@ def one(run: Path, data: Path, minutes: float, n: int, source: Path | None) -> d
             "--out", run,
         )  # fmt: skip
     samples = run / "samples.npz"
-    precision = "bf16" if engine.has_bf16() else "fp32"
+    precision = engine.fastest()
     undiffuse("sample", run, "--n", n, "--precision", precision, "--out", samples)
     if labels:
         measured = run / "of-samples.json"

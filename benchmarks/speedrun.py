@@ -53,7 +53,7 @@ def one(folder: Path, mode: str, minutes: float, seed: int, n: int) -> dict[str,
     end = Run(folder).finished()
     assert end is not None
     if (earlier.get("of", {}).get("step"), earlier.get("sampling", {}).get("n")) != (end.step, n):
-        precision = "bf16" if engine.has_bf16() else "fp32"  # as it was trained
+        precision = engine.fastest()  # as it was trained
         flags = ["--no-likelihood", "--n", str(n), "--seed", str(seed), "--precision", precision]
         subprocess.run([*UNDIFFUSE, "evaluate", str(folder), *flags], check=True)
     found = json.loads(metrics.read_text())

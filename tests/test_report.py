@@ -55,10 +55,8 @@ SECTIONS = (
     "The forward process: from image to noise",
     "The model: from noise to image",
     "Sampling new images",
-    "How it is measured",
     "Hyperparameters",
     "Training",
-    "Results",
     "Limits, and how to repeat it",
     "References",
 )

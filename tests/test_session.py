@@ -549,9 +549,8 @@ def test_a_compiled_run_goes_on_without_compiling_and_says_that_bits_may_differ(
         *[True, True],
         *[False, False],
     ]
-    weights, expected = (load_file(each / "model.safetensors") for each in (path, run))
-    for name in expected:
-        torch.testing.assert_close(weights[name], expected[name], rtol=1e-3, atol=1e-4)
+    losses = [[step.loss for step in Run(each).of(StepTaken)] for each in (path, run)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-2)  # rounding grows with each step
 
 
 def test_a_run_stopped_before_its_first_step_begins_again(
@@ -738,7 +737,7 @@ def test_a_signal_while_quality_is_measured_leaves_that_to_the_next_session(
     assert at in [quality.step for quality in Run(tmp_path / "whole").of(Quality)]
 
     def interrupted(*arguments: Any) -> Iterator[Tensor]:
-        if arguments[-1] == at:
+        if arguments[1].state.step == at:
             signal.raise_signal(signal.SIGTERM)
         yield from quick_samples(*arguments)
 

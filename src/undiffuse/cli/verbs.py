@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
 import tyro
 from tyro.conf import Positional
 
+from undiffuse.base import engine
 from undiffuse.base.errors import UserError
 from undiffuse.base.lazy import lazy
 from undiffuse.base.schema import finite
@@ -106,21 +107,27 @@ def sampled(request: Request) -> torch.Tensor:
     return torch.cat(images)
 
 
+Precision: TypeAlias = Annotated[
+    Literal["fp32", "bf16"] | None, by_default("fp32, or the CPU's faster one with --quick")
+]
+
+
 def evaluate(
     run: Annotated[Positional[Path | None], by_default("none, with --images")] = None,
     images: Annotated[Path | None, by_default("the run's samples")] = None,
-    n: int = 10_000,
+    quick: bool = False,
+    n: Annotated[int | None, by_default("10,000, or 2,000 with --quick")] = None,
     sampler: Annotated[str | None, OF_RUN] = None,
     steps: Annotated[int | None, WITHIN_CALLS] = None,
     grid: Annotated[str | None, OF_RUN] = None,
     guidance: Annotated[float | None, OF_RUN] = None,
     seed: int = 0,
-    precision: Literal["fp32", "bf16"] = "fp32",
+    precision: Precision = None,
     quality: bool = True,
     likelihood: bool = True,
     novelty: bool = True,
-    bits_images: Annotated[int | None, by_default("all")] = None,
-    ode_images: int = 500,
+    bits_images: Annotated[int | None, by_default("all, or 1,000 with --quick")] = None,
+    ode_images: Annotated[int | None, by_default("500, or 0 with --quick")] = None,
     save: Annotated[str | None, by_default("none")] = None,
     data: Annotated[str | None, OF_RUN] = None,
     size: Annotated[int | None, by_default("the size in the data set")] = None,
@@ -131,6 +138,7 @@ def evaluate(
     Args:
         run: the run folder
         images: FILE.npz with `images`, uint8 (n, H, W[, 3]), maybe `labels`; or FOLDER/ of files
+        quick: measure fewer images, in about three minutes; the intervals are wider
         n: number of images to sample
         sampler: as for undiffuse sample
         steps: number of sampling steps
@@ -150,22 +158,34 @@ def evaluate(
         out: file for the results of --images
     """
     parts = evaluation.Parts(quality, likelihood, novelty)
+    of_a_run = given(
+        n=n, sampler=sampler, steps=steps, grid=grid, guidance=guidance, precision=precision,
+        bits_images=bits_images, ode_images=ode_images, save=save,
+    )  # fmt: skip
     if (run is None) == (images is None):
         raise UserError("give either a run folder, or --images FILE.npz with --data and --out")
-    if run is not None:
+    if images is not None:
+        found = evaluate_file(images, data, size, out, parts, seed, quick or bool(of_a_run))
+    elif run is not None:
         if (size, out) != (None, None):
             raise UserError("--size and --out go with --images; leave them out for a run")
-        with live.Stages(stdout()) as stages:
-            found = evaluation.evaluate_run(
-                run, n, sampler=sampler, steps=steps, grid=grid, guidance=guidance, seed=seed,
-                precision=precision, parts=parts, bits_images=bits_images, ode_images=ode_images,
-                save=save, data=data, watch=stages,
-            )  # fmt: skip
-    if images is not None:
-        of_a_run = (n, sampler, steps, grid, guidance, bits_images, ode_images, save, precision)
-        found = evaluate_file(images, data, size, out, parts, seed, of_a_run)
+        found = evaluate_run(run, quick, seed=seed, parts=parts, data=data, **of_a_run)
     stdout().print(results.figures_table(found))
     say(f"{out or f'{run}/metrics.json'}: all results")
+
+
+def given(**flags: Any) -> dict[str, Any]:
+    """Those of the flags that were given."""
+    return {name: value for name, value in flags.items() if value is not None}
+
+
+def evaluate_run(run: Path, quick: bool, **options: Any) -> dict[str, Any]:
+    """Measure a run. options: those of `evaluation.evaluate_run` that were given."""
+    if quick:
+        fewer = {"n": 2000, "bits_images": 1000, "ode_images": 0}
+        options = {**fewer, "precision": engine.fastest(), **options}
+    with live.Stages(stdout()) as stages:
+        return evaluation.evaluate_run(run, watch=stages, **options)
 
 
 def evaluate_file(
@@ -175,9 +195,9 @@ def evaluate_file(
     out: Path | None,
     parts: evaluation.Parts,
     seed: int,
-    of_a_run: tuple[Any, ...],
+    only_of_a_run: bool,
 ) -> dict[str, Any]:
-    """Measure the images of a file. of_a_run: values of flags that only runs have.
+    """Measure the images of a file. only_of_a_run: whether a flag was given that only runs have.
 
     Raises UserError where --data or --out is missing, or where one of those flags is given."""
     if data is None or out is None:
@@ -185,7 +205,7 @@ def evaluate_file(
             "--images needs --data, the data set to compare with, and --out, the file for the "
             "metrics"
         )
-    if of_a_run != (10_000, None, None, None, None, None, 500, None, "fp32"):
+    if only_of_a_run:
         raise UserError(
             "--images are measured as they are: only --data, --size, --out, --seed and the parts "
             "go with them"
@@ -229,13 +249,17 @@ def study(
 
 def report(run: Positional[Path]) -> None:
     """Write the report of a run: its equations beside their code, every hyperparameter with its
-    reason, and all measurements.
+    reason, and all measurements. Prints the main findings.
 
     Args:
         run: the run folder
     """
-    for path in reports.write_report(run):
+    made = reports.Report(run)
+    for path in made.write():
         say(str(path))
+    for finding in made.findings:
+        say(finding)
+    say(f"To read the report, open {run / 'report.html'} in a browser.")
 
 
 def info(

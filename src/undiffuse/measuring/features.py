@@ -140,7 +140,7 @@ def train_classifier(
     steps = max(FEWEST_STEPS, round(epochs * len(dataset) / batch_size))
     optimizer = torch.optim.AdamW(network.parameters(), lr=lr, weight_decay=1e-3)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps, pct_start=0.2)
-    precision = "bf16" if engine.has_bf16() else "fp32"
+    precision = engine.fastest()
     for step in range(steps):
         rows = batch_indices(len(dataset), min(batch_size, len(dataset)), step, seed)
         x = to_float(dataset.read(rows))

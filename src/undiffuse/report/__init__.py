@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from undiffuse.base.errors import UserError
+from undiffuse.measuring.summary import sentences
 from undiffuse.report.blocks import Block, Code, Figure
 from undiffuse.report.document import compile_document
 from undiffuse.report.notebook import notebook, picture
@@ -38,6 +39,12 @@ class Report:
         with self.understood():
             self.content = read(self.run)
         self.title = f"A diffusion model of {self.content.about.facts.name}"
+
+    @property
+    def findings(self) -> list[str]:
+        """The main findings of the run's evaluation, a sentence each."""
+        with self.understood():
+            return list(sentences(self.content.evaluation)) if self.content.evaluation else []
 
     @cached_property
     def blocks(self) -> list[Block]:

@@ -135,9 +135,10 @@ def samplers(source: Source) -> Figure:
         "dpmpp-2m-sde": ("*", (0, (1, 3))),
     }
     shades = {"ddpm": figures.COLOURS[1], "ddim": figures.COLOURS[2]}
-    for name in sampler_names(source.samplers["rows"]):
+    guided, unguided = by_guidance(source.samplers["rows"])
+    for name in sampler_names(unguided):
         marker, style = styles.get(name, ("P", "-"))
-        rows = [row for row in source.samplers["rows"] if row["sampler"] == name]
+        rows = [row for row in unguided if row["sampler"] == name]
         calls, distance = [row["calls"] for row in rows], [row["frechet"] for row in rows]
         colour = shades.get(name, "#555555")
         axis.plot(
@@ -149,6 +150,8 @@ def samplers(source: Source) -> Figure:
             color=colour,
             label=sampler_name(name),
         )
+    for row in guided:
+        axis.plot(row["calls"], row["frechet"], "*", color="#111111", label="as on page 1")
     if source.samplers["real_frechet"] is not None:
         axis.axhline(
             source.samplers["real_frechet"], color="#111111", linewidth=0.8, label="real images"
@@ -162,6 +165,12 @@ def samplers(source: Source) -> Figure:
     figures.in_decimals(axis)
     figure.legend(fontsize=9, loc="outside right upper")
     return figure
+
+
+def by_guidance(rows: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """(the rows with guidance, the rows without)."""
+    guided = [row for row in rows if row["guidance"] != 1]
+    return guided, [row for row in rows if row not in guided]
 
 
 def sampler_names(rows: list[dict[str, Any]]) -> list[str]:
@@ -179,14 +188,9 @@ def ways(source: Source) -> Figure:
 
     The images of a column start from the same noise."""
     assert source.samplers is not None
-    last = {
-        row["sampler"]: row
-        for row in sorted(source.samplers["rows"], key=lambda row: int(row["calls"]))
-    }
-    names = {
-        name: sampler_name(name).replace(", ", ",\n")
-        for name in sampler_names(source.samplers["rows"])
-    }
+    _, unguided = by_guidance(source.samplers["rows"])
+    last = {row["sampler"]: row for row in sorted(unguided, key=lambda row: int(row["calls"]))}
+    names = {name: sampler_name(name).replace(", ", ",\n") for name in sampler_names(unguided)}
     return below_one_another(
         source,
         {

@@ -87,6 +87,18 @@ class Source:
     def finished(self) -> bool:
         return bool(self.of(Finished))
 
+    @property
+    def evaluation(self) -> dict[str, Any] | None:
+        """The content of metrics.json, where it is of the current weights."""
+        current = self.metrics is not None and self.is_current(self.metrics["of"]["step"])
+        return self.metrics if current else None
+
+    @property
+    def comparison(self) -> dict[str, Any] | None:
+        """The study of samplers, where it is of the current weights."""
+        current = self.samplers is not None and self.is_current(self.samplers["step"])
+        return self.samplers if current else None
+
     def is_current(self, step: int) -> bool:
         """Whether results at this step describe the run. A finished run has its last step only."""
         return not self.finished or step == self.steps

@@ -52,6 +52,11 @@ def number(x: float | None, digits: int = 3) -> str:
     return f"{x:#.{digits}g}".rstrip(".") if abs(x) < 1000 else f"{x:,.0f}"
 
 
+def accented(words: str) -> str:
+    """Words for a terminal as they are printed."""
+    return words.replace("Frechet", "Fréchet")
+
+
 def interval(low: float, high: float) -> str:
     return f"{number(low)} to {number(high)}"
 

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from undiffuse.base.schema import Count, Number, Strict
 
-FORMAT = 5
+FORMAT = 6
 
 
 class Distance(Strict):
@@ -20,12 +20,14 @@ class Distance(Strict):
 class SamplerRow(Distance):
     """One sampler with one number of steps.
 
-    calls: network calls for an image. spread: how different the images are from one another, in
-    8-bit values. picture: its file name beside the file. classes: the number of images that the
-    classifier assigns to each class. confidence: the classifier's mean confidence."""
+    calls: network calls for an image. spread: how different images with the same condition are from
+    one another, in 8-bit values. picture: its file name beside the file. classes: the number of
+    images that the classifier assigns to each class. confidence: the classifier's mean
+    confidence."""
 
     sampler: str
     steps: Count
+    guidance: Number
     calls: Count
     seconds_per_image: Number
     spread: Number
@@ -60,7 +62,7 @@ class TrainingRow(Distance):
 class Sheet(Strict):
     """The part that all studies have."""
 
-    format: Literal[5]
+    format: Literal[6]
     machine: dict[str, Any]
 
 
@@ -68,12 +70,12 @@ class SamplerSheet(Sheet):
     """The study of samplers.
 
     step: training steps of the run. n: images of each case. cases: the number of cases.
-    real_frechet, real_spread: the same figures of real images."""
+    real_frechet: the distance of test images, None where there are too few. real_spread: that of
+    training images."""
 
     seed: Count
     step: Count
     n: Count
-    guidance: Number
     cases: Count
     real_frechet: Number | None
     real_spread: Number

@@ -1,6 +1,7 @@
 """The study `samplers`: it compares samplers on one run.
 
-All samplers start from the same noise and classes. They sample without guidance.
+All samplers start from the same noise and classes. They sample without guidance. One further case
+samples as the run's own images are sampled, with guidance where these have it.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from undiffuse.base.engine import in_precision
 from undiffuse.base.images import image_grid, png_bytes
 from undiffuse.base.pixels import to_float, to_uint8
 from undiffuse.data.dataset import Dataset
-from undiffuse.data.splits import random_labels, random_part
+from undiffuse.data.splits import random_labels, random_part, random_rows_of
 from undiffuse.diffusion import process
 from undiffuse.diffusion.sampling import (
     Sampling,
@@ -26,10 +27,11 @@ from undiffuse.diffusion.sampling import (
     steps_within,
     trajectory,
 )
+from undiffuse.measuring.reference import real_test_set
 from undiffuse.measuring.scorer import scorer_for
 from undiffuse.runs.folder import Run
 from undiffuse.study.sheet import Sheet, check_minutes, data_of, distance_of, sheet
-from undiffuse.training.experiment import prepare_data
+from undiffuse.training.experiment import condition_on, prepare_data
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -39,6 +41,7 @@ if TYPE_CHECKING:
 
     from undiffuse.diffusion.denoiser import Denoiser
     from undiffuse.measuring.scorer import Scorer
+    from undiffuse.training.config import Config
 
 COMPARED = ("posterior-mean", "ddpm-printed", "ddpm", "ddim", "heun", "dpmpp-2m", "dpmpp-2m-sde")
 """(7), (8) as printed, (8) corrected, DDIM, and the samplers of second order."""
@@ -59,35 +62,56 @@ BATCH = 250  # images of the batch that is timed
 
 @dataclass(frozen=True)
 class Case:
-    """A sampler with its number of steps and of network calls for each image."""
+    """A sampler with its numbers of steps and of network calls for each image, and its guidance."""
 
     sampler: str
     steps: int
     calls: int
+    guidance: float = 1.0
+
+    @property
+    def row(self) -> dict[str, Any]:
+        """The fields of its row that tell it from others."""
+        return {"sampler": self.sampler, "steps": self.steps, "guidance": self.guidance}
+
+    @property
+    def picture(self) -> str:
+        """The name of the file with its images."""
+        guided = "" if self.guidance == 1 else "-guided"
+        return f"{self.sampler}-{self.steps}{guided}.png"
 
 
-def cases(denoiser: Denoiser) -> list[Case]:
-    """All cases: each sampler with as many steps as each number of network calls allows."""
+def cases(denoiser: Denoiser, own: Sampling) -> list[Case]:
+    """All cases: each sampler with as many steps as each number of network calls allows.
+
+    own: the options with which the run's own images are sampled. They are the last case, unless an
+    earlier one is the same."""
     found = []
     for sampler in COMPARED:
         sampling = Sampling(sampler)
         for calls in CALLS:
             steps = steps_within(calls, denoiser, sampling)
             found.append(Case(sampler, steps, network_calls(denoiser, sampling, steps)))
-    return found
+    assert own.steps is not None
+    calls = network_calls(denoiser, own, own.steps)
+    last = Case(own.sampler, own.steps, calls, own.guidance)
+    return found if last in found else [*found, last]
 
 
 @dataclass
 class SamplerStudy:
     """A comparison of samplers, ready to run.
 
-    whole: the run's data set. cases: all of them. seconds: an estimate for those that are left."""
+    whole: the run's data set. cases: all of them. seconds: an estimate for those that are left.
+    conditions: the condition (n,) of each image, or None."""
 
     sheet: Sheet
     denoiser: Denoiser
     whole: Dataset
     cases: list[Case]
     seconds: float
+    classes: Tensor | None
+    conditions: Tensor | None
 
     @property
     def n(self) -> int:
@@ -107,9 +131,7 @@ class SamplerStudy:
 
     def rows(self) -> Iterator[tuple[str, float, dict[str, Any]]]:
         """(what was done, the share of the study that is done, its row). See `Study`."""
-        scorer, classes = scorer_for(self.whole), None
-        if self.denoiser.conditioning.classes:
-            classes = random_labels(self.whole, self.n, self.seed, "study labels")
+        scorer, classes = scorer_for(self.whole), self.classes
         self.sheet.write("denoising.png", png_bytes(self.denoising(classes)))
         if self.denoiser.conditioning.unconditional:
             self.sheet.write("denoised.png", png_bytes(self.denoised()))
@@ -117,26 +139,27 @@ class SamplerStudy:
         for case in self.cases:
             done += case.calls
             what = f"{case.sampler}, {case.steps} steps"
-            row = self.sheet.find(sampler=case.sampler, steps=case.steps)
+            row = self.sheet.find(**case.row)
             if row is None:
-                row = self.measured(case, classes, scorer)
+                row = self.measured(case, scorer)
                 self.sheet.add(row)
             yield what, done / total, row
 
-    def measured(self, case: Case, classes: Tensor | None, scorer: Scorer | None) -> dict[str, Any]:
+    def measured(self, case: Case, scorer: Scorer | None) -> dict[str, Any]:
         """The row of a case. Its picture is written to a file."""
         begin = time.monotonic()
         grid = self.sheet.run.about().config.grid
-        sampling = Sampling(case.sampler, case.steps, grid=grid, seed=self.seed)
-        batches = sample_batches(self.denoiser, self.n, sampling, classes=classes)
+        sampling = Sampling(
+            case.sampler, case.steps, grid=grid, guidance=case.guidance, seed=self.seed
+        )
+        batches = sample_batches(self.denoiser, self.n, sampling, classes=self.classes)
         images = to_uint8(torch.cat(list(batches)))
         row: dict[str, Any] = {
-            "sampler": case.sampler,
-            "steps": case.steps,
+            **case.row,
             "calls": case.calls,
             "seconds_per_image": (time.monotonic() - begin) / self.n,
-            "spread": spread(images, classes),
-            "picture": f"{case.sampler}-{case.steps}.png",
+            "spread": spread(images, self.conditions),
+            "picture": case.picture,
         }
         if scorer is not None:
             x, probabilities = scorer.network(images)
@@ -180,15 +203,20 @@ class SamplerStudy:
         return image_grid(to_uint8(rows), columns)
 
 
-def spread(images: Tensor, classes: Tensor | None = None) -> float:
+def spread(images: Tensor, conditions: Tensor | None = None) -> float:
     """How much images uint8 (n, C, H, W) differ from each other, in 8-bit values.
 
-    It is the root mean square difference between an image and the mean of all images. With classes
-    (n,) it is the difference from the mean of the image's class."""
-    x = images.double()
-    own = torch.zeros(len(x), dtype=torch.long) if classes is None else classes
-    means = torch.stack([x[own == k].mean(dim=0) for k in range(int(own.max()) + 1)])
-    return (x - means[own]).square().mean().sqrt().item()
+    It is the standard deviation of a pixel, as a root mean square over the pixels. With conditions
+    (n,) it is that of images with the same condition: what a network is told does not count as
+    variety. It is 0 where no two images have the same condition."""
+    x = images.double().flatten(1)
+    own = torch.zeros(len(x), dtype=torch.long) if conditions is None else conditions
+    _, group, sizes = own.unique(return_inverse=True, return_counts=True)
+    means = torch.zeros(len(sizes), x.shape[1], dtype=x.dtype).index_add_(0, group, x)
+    means /= sizes[:, None]
+    freedom = len(x) - len(sizes)
+    squares = (x - means[group]).square().sum() / x.shape[1]
+    return (squares / freedom).sqrt().item() if freedom else 0.0
 
 
 def sampler_study(path: Path, minutes: float = 2.0, seed: int = 0) -> SamplerStudy:
@@ -200,14 +228,15 @@ def sampler_study(path: Path, minutes: float = 2.0, seed: int = 0) -> SamplerStu
     run = Run(path)
     model = run.model()
     whole = data_of(run)
-    precision = "bf16" if engine.has_bf16() else "fp32"
+    about = run.about()
+    precision = engine.fastest()
     denoiser = model.denoiser
     quick = replace(denoiser, network=in_precision(denoiser.network, precision))
-    compared = cases(denoiser)
+    own = about.config.sampling(model.description.step, denoiser.conditioning)
+    compared = cases(denoiser, own.checked(denoiser))
     calls = sum(case.calls for case in compared)
     per_call = seconds_per_call(quick)
     n = max(FEWEST, min(MOST, int(60 * minutes / (calls * per_call)), len(whole)))
-    real = random_part(whole, n, seed)
     scorer = scorer_for(whole)
     kept = sheet(
         run,
@@ -216,13 +245,34 @@ def sampler_study(path: Path, minutes: float = 2.0, seed: int = 0) -> SamplerStu
         seed=seed,
         step=model.description.step,
         n=n,
-        guidance=1.0,
         cases=len(compared),
-        real_frechet=None if scorer is None else scorer(real.images),
-        real_spread=spread(real.images, real.labels if model.classes else None),
+        real_frechet=real_distance(run, scorer, n, seed),
+        real_spread=real_spread(about.config, whole, n),
     )
     left = calls - sum(row["calls"] for row in kept.rows)
-    return SamplerStudy(kept, quick, whole, compared, kept.facts["n"] * left * per_call)
+    seconds = kept.facts["n"] * left * per_call
+    n = kept.facts["n"]  # of the study's file, where there is one
+    classes = random_labels(whole, n, seed, "study labels") if model.classes else None
+    conditions = denoiser.conditioning.sample(classes, range(n), seed)
+    return SamplerStudy(kept, quick, whole, compared, seconds, classes, conditions)
+
+
+def real_distance(run: Run, scorer: Scorer | None, n: int, seed: int) -> float | None:
+    """The Frechet distance of n test images; None where there are not as many."""
+    config = run.about().config
+    test = real_test_set(run.data_place(), config.size, config.background)
+    if scorer is None or test is None or len(test) < n:
+        return None
+    return scorer(random_part(test, n, seed).images)
+
+
+def real_spread(config: Config, whole: Dataset, n: int) -> float:
+    """The `spread` of n training images, with the conditions that the run gives them."""
+    training, held_out, _ = prepare_data(config, whole)
+    _, conditions, _ = condition_on(config, training, held_out)
+    rows = random_rows_of(len(training), n, config.seed)
+    images = training.read(rows)
+    return spread(images, None if conditions is None else conditions[rows])
 
 
 def seconds_per_call(denoiser: Denoiser) -> float:

@@ -127,7 +127,7 @@ def measured(run: Run) -> tuple[dict[str, Any], Any]:
     unseen, seen = (
         random_part(part, COMPARED, 0) for part in (others if len(others) else held_out, training)
     )
-    precision = "bf16" if engine.has_bf16() else "fp32"
+    precision = engine.fastest()
     classes = None
     if model.classes:
         labels = random_labels(training, DRAWN, config.seed, "study labels")

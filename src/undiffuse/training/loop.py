@@ -120,6 +120,14 @@ class Loop:
         steps = [begin + step for step in planned]
         return [step for step in steps if step == begin or step >= projection.step]
 
+    @property
+    def sampled_as(self) -> int:
+        """The step whose default guidance all snapshots have: the last one, as it is expected.
+
+        So snapshots differ by their training only. Before the projection it is the present one."""
+        projection = self.clock.projection
+        return self.state.step if projection is None else projection.steps
+
     def quality_plan(self) -> tuple[int, list[int]]:
         """(samples of a measurement of quality; the steps of the measurements)."""
         if self.scorer is None or self.clock.projection is None:
@@ -136,7 +144,7 @@ class Loop:
         step, begin, found = self.state.step, time.monotonic(), list[Record]()
         if len(self.experiment.held_out):
             found.append(validate(self.experiment, self.averaged, step, self.clock.now()))
-        images = snapshot(self.averaged, self.config, step)
+        images = snapshot(self.averaged, self.config, self.sampled_as)
         self.clock.snapshot_seconds = time.monotonic() - begin
         n, steps = self.quality_plan()
         if step in steps or (steps and step == self.clock.end):
@@ -152,7 +160,7 @@ class Loop:
         """The quality of n samples; None where stop() becomes true meanwhile."""
         assert self.scorer is not None
         step, begin = self.state.step, time.monotonic()
-        batches = quick_samples(self.averaged, self.experiment, n, step)
+        batches = quick_samples(self.averaged, self.experiment, n, self.sampled_as)
         parts = list(itertools.takewhile(lambda _: not self.stop(), batches))
         if sum(map(len, parts)) < n:
             return None

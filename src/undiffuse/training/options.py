@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from undiffuse.base.compiler import compiler
-from undiffuse.base.engine import Engine, has_bf16
+from undiffuse.base.engine import Engine, fastest
 from undiffuse.nets import NETWORKS
 from undiffuse.training.config import Config, validated_as
 
@@ -61,7 +61,7 @@ def resolve(
     notes = []
     precision = options.precision
     if precision == "auto":
-        precision = "bf16" if has_bf16() else "fp32"
+        precision = fastest()
         if precision == "fp32":
             notes.append(
                 "this CPU has no bfloat16 arithmetic, so training runs in fp32 and is slower"

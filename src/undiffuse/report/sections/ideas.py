@@ -23,16 +23,15 @@ def section(source: Source) -> Iterator[Block]:
         "Many models explain what is seen by _latent variables_ that are not: as the people in "
         "Plato's cave see shadows, and have to think of what throws them, a model has to think of "
         "causes that make an image likely. In a diffusion model the latents of an image $x_0$ are "
-        "its own noisy versions $x_1, ..., x_T$, of the same size as the image. Nothing about them "
-        "has to be learned: $x_t$ is $x_0$ with a known amount of noise. Learned is only the way "
-        "back."
+        "its own noisy versions $x_1, ..., x_T$, of the same size as the image. The way to them is "
+        "fixed: $x_t$ is $x_0$ with a known amount of noise. The model learns only the way back."
     )
     yield from with_examples(
         source,
         Figure(
             "chain",
-            "The chain of latents. To the right, noise is added, by a fixed rule $q$; to the left, "
-            "the network takes it away, step by step.",
+            "The chain of latents. To the right, the fixed rule $q$ adds noise. To the left, the "
+            "network removes it, step by step.",
             "An image on the left, noisier and noisier copies to the right, with arrows q to the "
             "right and p to the left.",
         ),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from undiffuse.data.clusters import k_means, k_means_within, mean_images
 from undiffuse.diffusion import process, times
 from undiffuse.diffusion.denoiser import PREDICTIONS, Denoiser
 from undiffuse.diffusion.objectives import OBJECTIVES, denoising
@@ -22,6 +23,8 @@ def section(source: Source) -> Iterator[Block]:
     yield from loss(source.config)
     yield from prediction(source)
     yield from network(source)
+    if source.about.conditioning.clusters:
+        yield from clusters(source)
 
 
 def posterior() -> Iterator[Block]:
@@ -111,6 +114,38 @@ def network(source: Source) -> Iterator[Block]:
         "weights."
     )
     yield from code(NETWORKS.function(config.net.partition(":")[0]))
+
+
+def clusters(source: Source) -> Iterator[Block]:
+    """What the network is told about an image beside x_t, and what that brings."""
+    conditioning = source.about.conditioning
+    within = " within each class" if conditioning.class_of_cluster else ""
+    yield Heading(2, "Clusters and their mean images")
+    yield Text(
+        "This part is not in the handout. Before training, k-means divides the training images"
+        f"{within} into {len(conditioning.clusters)} clusters of similar images. In training the "
+        "network is told the cluster of each image. In sampling a cluster is chosen at random, in "
+        "proportion to its size. So the network has to learn the images of one cluster at a time, "
+        "which is easier, and the samples have the data's proportions."
+    )
+    yield from code(k_means_within if conditioning.class_of_cluster else k_means)
+    if getattr(source.network, "prototypes", None) is None:
+        return
+    yield Text(
+        "The network also sees the mean image of the cluster, its _prototype_, as a second input. "
+        "That is the best answer where $x_t$ is pure noise. A short training need not spend its "
+        "first steps on learning it. But pictures of early steps must be read with care: what "
+        "they show after a few steps is the mean image, which was given, and not what was learned."
+    )
+    yield from code(mean_images)
+    yield Text(
+        "Both were tried on MNIST, one run each, with three minutes of training on two CPU cores "
+        "or as many steps on a GPU. "
+        "Without labels, the Fréchet distance (1,500 samples, bias removed) was 4.26 without "
+        "clusters, 1.38 with 64 clusters, and 0.65 with 64 clusters and guidance of 1.25. With "
+        "labels and 200 clusters (30,000 samples), it was 0.232 without mean images as input, and "
+        "0.125 and 0.162 with them, for two seeds."
+    )
 
 
 def conditions(source: Source) -> Iterator[str]:

@@ -23,9 +23,9 @@ def section(source: Source) -> Iterator[Block]:
 def one_step() -> Iterator[Block]:
     yield Heading(2, "One step of noise")
     yield Text(
-        "Each step keeps a share of the signal, and fills up with noise to the same total size. "
-        "The share $alpha_t$ lies between 0 and 1; the noise schedule fixes it, and it is not "
-        "learned."
+        "Each step scales the image down and adds noise. The share $alpha_t$ of the variance that "
+        "is kept lies between 0 and 1. The noise schedule fixes it; it is not learned. Where the "
+        "pixels of the images have variance 1, those of $x_t$ have variance 1 too."
     )
     yield Equation("q(x_t | x_(t-1)) = cal(N)(sqrt(alpha_t) x_(t-1), (1 - alpha_t) bold(I))", "1")
     yield Text(
@@ -45,7 +45,8 @@ def one_step() -> Iterator[Block]:
 def jump(source: Source) -> Iterator[Block]:
     yield Heading(2, "The jump")
     yield Text(
-        "Sums of normal variables are normal, so all steps up to $t$ make one jump. With the "
+        "Sums of independent normal variables are normal, so all steps up to $t$ make one jump. "
+        "With the "
         "product $macron(alpha)_t = alpha_1 alpha_2 dots.h.c alpha_t$ it is"
     )
     yield Equation("x_t = sqrt(macron(alpha)_t) x_0 + sqrt(1 - macron(alpha)_t) epsilon_0", "3")

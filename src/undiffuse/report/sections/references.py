@@ -46,6 +46,11 @@ REFERENCES = (
     ),
     ("Bińkowski, Sutherland, Arbel & Gretton 2018", "Demystifying MMD GANs", "1801.01401"),
     (
+        "Ravuri & Vinyals 2019",
+        "Classification Accuracy Score for Conditional Generative Models",
+        "1905.10887",
+    ),
+    (
         "Naeem et al. 2020",
         "Reliable Fidelity and Diversity Metrics for Generative Models",
         "2002.09797",

@@ -6,23 +6,17 @@ from collections.abc import Iterator
 from typing import Any
 
 from undiffuse.measuring.quality import METRICS, metric_of
-from undiffuse.report.blocks import Block, Figure, Heading, Missing, Table, Text, coded, plain
+from undiffuse.report.blocks import Block, Figure, Heading, Table, Text, coded, plain
 from undiffuse.report.source import Source
-from undiffuse.report.words import interval, number
+from undiffuse.report.words import accented, interval, number
 
 
 def section(source: Source) -> Iterator[Block]:
-    found, evaluate = source.metrics, source.run.command_for("evaluate")
-    yield Heading(1, "Results")
+    found = source.evaluation
     if found is None:
-        yield Missing("This run has not been evaluated.", evaluate)
         return
+    yield Heading(1, "Results")
     step = found["of"]["step"]
-    if not source.is_current(step):
-        yield Missing(
-            f"There is no evaluation of the finished run, only one of step {step:,}.", evaluate
-        )
-        return
     if step != source.steps:
         yield Text(f"All of this is of the weights after step {step:,}.")
     yield from quality(found, source)
@@ -65,18 +59,9 @@ def quality(found: dict[str, Any], source: Source) -> Iterator[Block]:
         )
 
 
-def accented(words: str) -> str:
-    """Words for a terminal as they are printed."""
-    return words.replace("Frechet", "Fréchet")
-
-
 def likelihood(found: dict[str, Any], source: Source) -> Iterator[Block]:
     bits = found.get("bits_per_dim")
     if not bits:
-        yield Missing(
-            "There are no bits per dimension yet.",
-            source.run.command_for("evaluate", after=("--no-quality", "--no-novelty")),
-        )
         return
     gap, control = bits["gap"], plain(found["reference"]["control"])
     assumed = plain(bits["assumes"]).replace(plain("x_0_hat"), "$hat(x)_0$")

@@ -13,24 +13,16 @@ Row = dict[str, Any]
 
 
 def section(source: Source) -> Iterator[Block]:
-    study = source.samplers
-    again = source.run.command_for("study", "samplers")
-    yield Heading(1, "Samplers compared")
+    study = source.comparison
     if study is None:
-        yield Missing("The samplers have not been compared on this run.", again)
         return
-    if not source.is_current(study["step"]):
-        yield Missing(
-            f"There is no comparison of the finished run, only one of step {study['step']:,}.",
-            again,
-        )
-        return
+    yield Heading(1, "Samplers compared")
     rows = study["rows"]
     if len(rows) < study["cases"]:
         yield Missing(
             f"The comparison is not whole: {len(rows)} of {study['cases']} cases have been "
             "sampled.",
-            again,
+            source.run.command_for("study", "samplers"),
         )
     scored = all("frechet" in row for row in rows)
     yield introduction(study, source)
@@ -47,22 +39,31 @@ def section(source: Source) -> Iterator[Block]:
             "Samples from the same noises, by each sampler with the most calls that were tried.",
             "Rows of samples, a row for each sampler.",
         )
-    answer = list(verdicts(study, scored, len(source.about.conditioning.clusters)))
-    if answer:
-        yield Heading(2, "Which advantages and disadvantages has each?")
-        yield Text("\n".join(f"- {verdict}" for verdict in answer))
+    unguided = [row for row in rows if row["guidance"] == 1]
+    if len(unguided) < len({row["sampler"] for row in unguided}) + 1:
+        return
+    yield Heading(2, "Advantages and disadvantages")
+    yield methods(unguided, scored)
+    yield Text("\n\n".join(discussion(study, scored, len(source.about.conditioning.clusters))))
 
 
 def introduction(study: dict[str, Any], source: Source) -> Text:
     step = "" if study["step"] == source.steps else f" of step {study['step']:,}"
     conditional = source.config.conditional
     classes = " and the same classes" if conditional else ""
-    of_class = " of their class" if conditional else ""
+    guided = [row for row in study["rows"] if row["guidance"] != 1]
+    first_page = ""
+    if guided:
+        first_page = (
+            " The last row but one is the way in which the images of the first page were sampled, "
+            "with guidance."
+        )
+    alike = f" of the same {source.condition}" if source.about.conditioning.kind else ""
     return Text(
         f"With each sampler {study['n']:,} images were sampled from this run's model{step}, from "
-        f"the same noise{classes}, without guidance. _Spread_ is how different its images are from "
-        f"one another (the root mean square difference from the mean{of_class}, in 8-bit values); "
-        f"real images have {study['real_spread']:.1f}."
+        f"the same noise{classes}, without guidance.{first_page} _Spread_ is the standard "
+        f"deviation of a pixel over images{alike}, in 8-bit values. Real images have "
+        f"{study['real_spread']:.1f}."
     )
 
 
@@ -72,7 +73,7 @@ def table(study: dict[str, Any], scored: bool) -> Table:
     header = ("sampler", "steps", "calls", *distances, "spread", "ms an image")
     rows = [
         (
-            plain(sampler_name(row["sampler"])),
+            plain(row_name(row)),
             str(row["steps"]),
             str(row["calls"]),
             *(distance(row) if scored else ()),
@@ -86,27 +87,71 @@ def table(study: dict[str, Any], scored: bool) -> Table:
     return Table(
         header,
         [*rows, real],
-        f"Of {study['n']:,} images each. A small sample's Fréchet distance is biased upwards, also "
-        "that of real images: compare the rows with one another.",
+        f"Of {study['n']:,} images each. Real images: the distance is of test images, the spread "
+        "of training images. The Fréchet distance of few images is biased upwards, also that of "
+        "real images. So compare the rows with one another.",
         tuple(range(1, len(header))),
     )
 
 
-def verdicts(study: dict[str, Any], scored: bool, clusters: int) -> Iterator[str]:
-    """The answers to the handout's question, where the numbers support one.
+def row_name(row: Row) -> str:
+    """What a row's sampler is called, with its guidance where it has some."""
+    guidance = "" if row["guidance"] == 1 else f", guidance {row['guidance']:g}"
+    return sampler_name(row["sampler"]) + guidance
+
+
+USES = {
+    "posterior-mean": ("yes", "to see what the noise of (8) is for; not for images"),
+    "ddpm-printed": ("no", "to see what the misprint does; not for images"),
+    "ddpm": ("no", "many calls; the process that the handout derives"),
+    "ddim": ("yes", "few calls; finding an image again from its noise"),
+    "heun": ("yes", "following the ODE accurately with many calls"),
+    "dpmpp-2m": ("yes", "following the ODE with few calls"),
+    "dpmpp-2m-sde": ("no", "images of good quality with 10 to 25 calls"),
+}
+"""Of each sampler: whether the same noise gives the same image, and what it is for."""
+
+
+def methods(rows: list[Row], scored: bool) -> Table:
+    """A row for each sampler: its quality with few and with many calls, and what it is for."""
+    of_each = {name: [row for row in rows if row["sampler"] == name] for name in USES}
+    found = []
+    for name, own in of_each.items():
+        if len(own) > 1:
+            few, *_, many = sorted(own, key=lambda row: int(row["calls"]))
+            distances = (number(few["frechet"]), number(many["frechet"])) if scored else ()
+            same, use = USES[name]
+            seconds = f"{1000 * many['seconds_per_image']:.0f}"
+            spread = f"{many['spread']:.1f}"
+            found.append((plain(sampler_name(name)), *distances, spread, seconds, same, use))
+    of_quality = ("distance, few calls", "distance, many calls") if scored else ()
+    header = ("way", *of_quality, "spread", "ms an image", "same noise, same image", "good for")
+    return Table(
+        header,
+        found,
+        "Each way of sampling, with the fewest and with the most calls that were tried. Spread and "
+        "time are of the most calls.",
+        tuple(range(1, len(header) - 2)),
+    )
+
+
+def discussion(study: dict[str, Any], scored: bool, clusters: int) -> Iterator[str]:
+    """Paragraphs that answer the handout's question, where the numbers support an answer.
 
     scored: whether all rows have distances. clusters: how many the network is conditioned on."""
-    rows = study["rows"]
+    rows = [row for row in study["rows"] if row["guidance"] == 1]
     yield from mean_verdict(rows, study["real_spread"], clusters)
     yield from printed_verdict(rows)
     if scored:
-        yield best_verdict(rows)
         yield from noise_verdicts(rows)
+        yield from solver_verdict(rows)
         yield (
-            "DDIM, Heun's method and DPM-Solver++ 2M give the same image for the same noise each "
-            "time, so two noises can be mixed, and an image found again; (8) and the stochastic "
-            "DPM-Solver++ add fresh noise, and do not."
+            "DDIM, Heun's method and DPM-Solver++ 2M use no randomness after the first noise. So "
+            "they give the same image for the same noise each time, an image can be found again "
+            "from its noise, and two noises can be mixed. (8) and the stochastic DPM-Solver++ add "
+            "fresh noise at each step, so they cannot do this."
         )
+        yield recommendation(rows)
 
 
 def pairs(rows: list[Row], one: str, other: str) -> list[tuple[int, Row, Row]]:
@@ -120,42 +165,82 @@ def pairs(rows: list[Row], one: str, other: str) -> list[tuple[int, Row, Row]]:
 def mean_verdict(rows: list[Row], real: float, clusters: int) -> Iterator[str]:
     """Whether (7) collapses. real: the spread of real images."""
     for _, mean, ddpm in pairs(rows, "posterior-mean", "ddpm")[-1:]:
-        if mean["spread"] < 0.8 * ddpm["spread"]:
-            yield (
-                f"(7) collapses: its images have a spread of {mean['spread']:.1f}, those of (8) of "
-                f"{ddpm['spread']:.1f}, real ones of {real:.1f}. It needs no noise on the way, and "
-                "that is its only advantage."
-            )
+        shrunk = mean["spread"] < 0.8 * ddpm["spread"]
+        found = (
+            f"a spread of {mean['spread']:.1f}, those of (8) of {ddpm['spread']:.1f}, and real "
+            f"ones of {real:.1f}"
+        )
+        text = (
+            "(7) moves to the mean of all possible $x_(t-1)$ and adds no noise. An average has no "
+            "speckle, so its images look clean. But the image then holds less noise than the "
+            "network expects at that time. The network takes it for a smoother image, step after "
+            "step, and the images end near the mean of what is possible. "
+        )
+        if shrunk:
+            text += f"On this run (7) collapses: its images have {found}."
         else:
-            why = f": its samples are conditioned on one of {clusters} clusters each, which differ"
-            yield (
-                f"On this run (7) has not collapsed (a spread of {mean['spread']:.1f} against "
-                f"{ddpm['spread']:.1f} of (8)), though in theory its noise shrinks too fast"
-                f"{why if clusters else ''}."
+            text += f"On this run (7) has not collapsed: its images have {found}."
+        if clusters:
+            text += (
+                f" Each image was conditioned on one of {clusters} clusters, and the network sees "
+                "the cluster's mean image. So all ways have differences between clusters, which "
+                "the sampler did not make. That is why the spread is taken within clusters."
             )
+        yield text
 
 
 def printed_verdict(rows: list[Row]) -> Iterator[str]:
     """Whether (8) as printed adds too little noise."""
     for _, printed, ddpm in pairs(rows, "ddpm-printed", "ddpm")[-1:]:
+        text = (
+            "(8) as printed scales the noise by the posterior's variance, where its standard "
+            "deviation belongs. The variance of a step is below 1, so that is too little noise. "
+            "With twice as many steps the standard deviation falls by about $sqrt(2)$, and the "
+            "variance by 2. So with finer steps (8) as printed comes closer to (7). "
+        )
+        spreads = f"({printed['spread']:.1f} against {ddpm['spread']:.1f})"
         if printed["spread"] < 0.97 * ddpm["spread"]:
-            yield (
-                "(8) as printed adds too little noise, and its images are less varied than they "
-                f"should be ({printed['spread']:.1f})."
-            )
+            yield text + f"Its images are less varied than those of (8) {spreads}."
         else:
-            yield f"(8) as printed is about as varied as (8) here ({printed['spread']:.1f})."
+            yield text + f"Its images are about as varied as those of (8) here {spreads}."
 
 
-def best_verdict(rows: list[Row]) -> str:
-    """Which row has the smallest distance, and how many others may be as good."""
+def solver_verdict(rows: list[Row]) -> Iterator[str]:
+    """Whether a solver of the ODE gets worse with more calls, and why that can be."""
+    worse = []
+    for name in ("ddim", "heun", "dpmpp-2m"):
+        own = sorted((row for row in rows if row["sampler"] == name), key=lambda row: row["calls"])
+        best = min(own, key=lambda row: row["frechet"], default=None)
+        if best and own[-1]["frechet_low"] > best["frechet_high"]:
+            worse.append(
+                f"{sampler_name(name)} ({number(best['frechet'])} with {best['calls']} calls, "
+                f"{number(own[-1]['frechet'])} with {own[-1]['calls']})"
+            )
+    if worse:
+        yield (
+            f"With more calls the distance of {' and of '.join(map(plain, worse))} rises. A solver "
+            "with small steps follows the network's own ODE, with the network's errors in it. It "
+            "adds no noise that could cover them. With large steps the solver makes errors of its "
+            "own, and on this run these make up for a part of the network's."
+        )
+
+
+def recommendation(rows: list[Row]) -> str:
+    """Which way to take: the best of all rows, and the best with the fewest calls."""
     best = min(rows, key=lambda row: float(row["frechet"]))
     close = [row for row in rows if row is not best and row["frechet_low"] <= best["frechet_high"]]
-    others = f"{len(close)} of the {len(rows) - 1} other rows"
-    end = f"; these many images cannot tell it from {others}." if close else ", clearly."
+    doubt = (
+        f"these many images cannot tell it from {len(close)} of the {len(rows) - 1} other rows"
+        if close
+        else "no other row comes as near"
+    )
+    fewest = min(int(row["calls"]) for row in rows)
+    quick = min((row for row in rows if row["calls"] == fewest), key=lambda row: row["frechet"])
     return (
-        f"The smallest Fréchet distance, {number(best['frechet'])}, is that of "
-        f"{plain(sampler_name(best['sampler']))} with {best['calls']} calls{end}"
+        f"*Recommendation.* The smallest Fréchet distance, {number(best['frechet'])}, is that of "
+        f"{plain(sampler_name(best['sampler']))} with {best['calls']} calls; {doubt}. Where time "
+        f"matters most, take {plain(sampler_name(quick['sampler']))}: of all ways with {fewest} "
+        f"calls it has the smallest distance, {number(quick['frechet'])}."
     )
 
 
@@ -171,14 +256,14 @@ def noise_verdicts(rows: list[Row]) -> Iterator[str]:
         )
         low = max(ddpm["frechet_low"], ddim["frechet_low"])
         if low <= min(ddpm["frechet_high"], ddim["frechet_high"]):
-            yield f"{how}: no difference that these many images could show."
+            yield f"{how}. These many images cannot show a difference."
         elif ddpm["frechet"] < ddim["frechet"]:
             yield (
-                f"{how}: the fresh noise of (8) corrects errors that the network made on the way, "
-                "which DDIM carries to the end."
+                f"{how}. The fresh noise of (8) covers errors that the network made on the way. "
+                "DDIM carries them to the end."
             )
         else:
             yield (
-                f"{how}: DDIM makes the most of its steps, as it takes away as much noise as there "
-                "is to lose, and adds none."
+                f"{how}. With few steps (8) adds much noise in each, and has few steps left to "
+                "remove it. DDIM adds none."
             )

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from undiffuse.report.blocks import Block, Figure, Missing, Text, plain
+from undiffuse import __version__
+from undiffuse.measuring.summary import sentences
+from undiffuse.report.blocks import Block, Figure, Missing, Text, coded, plain
 from undiffuse.report.source import Source
-from undiffuse.report.words import number
+from undiffuse.report.words import accented, sampler_name
 
 
 def section(source: Source) -> Iterator[Block]:
@@ -15,28 +17,35 @@ def section(source: Source) -> Iterator[Block]:
     kind = f"${height} times {width}$ pixels, {'grey' if channels == 1 else f'{channels} colours'}"
     interrupted = " The run was interrupted, so all of this is of an unfinished model."
     state = "" if source.finished else interrupted
-    yield Text(
+    begin = (
         f"A diffusion model was trained on {facts.training:,} images of _{plain(facts.name)}_ "
-        f"({kind}) for {source.steps:,} steps, in {source.minutes:.1f} minutes on a CPU.{state} "
-        "This report says what it is, how it was made, and how good it is; its results are the "
-        "run's own, and its code is taken from the package's files."
+        f"({kind}) for {source.steps:,} steps, in {source.minutes:.1f} minutes on a CPU.{state}"
     )
-    yield from quality(source)
+    yield Text(" ".join([begin, *findings(source)]))
+    name = coded(source.run.path.resolve().name)
+    yield Text(
+        f"_Written by undiffuse {__version__} from the run {name}. All figures are the run's own, "
+        "and all code is what ran._"
+    )
     yield from images(source)
 
 
-def quality(source: Source) -> Iterator[Block]:
-    """The Frechet distance, if the current weights were evaluated."""
-    metrics = source.metrics
-    if not metrics or "frechet" not in metrics or not source.is_current(metrics["of"]["step"]):
-        return
-    found, step = metrics["frechet"], metrics["of"]["step"]
-    begin = "The" if step == source.steps else f"After step {step:,} the"
-    yield Text(
-        f"{begin} Fréchet distance of its images to the training images is "
-        f"{number(found['ratio'], 2)} times (95% interval {number(found['ratio_low'], 2)} to "
-        f"{number(found['ratio_high'], 2)}) that of real images that it was not trained on."
-    )
+def findings(source: Source) -> Iterator[str]:
+    """What was found about the images and the samplers, a sentence each."""
+    if source.evaluation:
+        step = source.evaluation["of"]["step"]
+        if step != source.steps:
+            yield f"What follows was measured after step {step:,}."
+        for sentence in sentences(source.evaluation):
+            yield plain(accented(sentence))
+    if study := source.comparison:
+        scored = [row for row in study["rows"] if row["guidance"] == 1 and "frechet" in row]
+        if scored:
+            best = min(scored, key=lambda row: float(row["frechet"]))
+            yield (
+                f"Of the samplers compared, {plain(sampler_name(best['sampler']))} with "
+                f"{best['calls']} network calls comes nearest to the training images."
+            )
 
 
 def images(source: Source) -> Iterator[Block]:

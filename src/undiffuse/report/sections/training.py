@@ -10,8 +10,14 @@ from undiffuse.report.source import Source
 from undiffuse.report.words import number
 from undiffuse.training.averages import ema_decay
 from undiffuse.training.experiment import Experiment
-from undiffuse.training.records import CompileFallback, Quality, Rollback, Validation
-from undiffuse.training.step import train_step
+from undiffuse.training.records import (
+    CompileFallback,
+    Projection,
+    Quality,
+    Rollback,
+    Validation,
+)
+from undiffuse.training.step import Gradient, train_step
 
 
 def section(source: Source) -> Iterator[Block]:
@@ -26,13 +32,14 @@ def section(source: Source) -> Iterator[Block]:
     yield from figures(source)
     yield from mishaps(source)
     yield Text(
-        "A step of training samples a batch with its noise and times, goes down the gradient of "
-        "(6), and takes the new weights into their average, of which images are sampled. All of "
-        "its randomness is a function of the seed and the step, so that a stopped run goes on to "
-        "the same end. (The loop around it, `fit` in `undiffuse/training/loop.py`, decides when to "
-        "take snapshots and when to stop.)"
+        "A step of training samples a batch of images with noise and times. It computes the "
+        "gradient of (6) as the sum over two halves of the batch, which two threads compute side "
+        "by side. The optimiser changes the weights. Then the new weights enter their average, and "
+        "images are sampled with this average. All randomness is a function of the seed and the "
+        "step, so a stopped run goes on to the same end. The loop around the step is `fit` in "
+        "`undiffuse/training/loop.py`. It decides when to take snapshots and when to stop."
     )
-    yield from code(Experiment.batch, train_step, ema_decay)
+    yield from code(Experiment.batch, Gradient.__call__, train_step, ema_decay)
 
 
 def progress(source: Source) -> Iterator[Block]:
@@ -74,10 +81,19 @@ def figures(source: Source) -> Iterator[Block]:
         yield Figure(
             "timeline",
             "Samples from the same noise at different steps of training, those of the untrained "
-            "network first.",
+            f"network first.{guided(source)}",
             "Rows of images, from noise at the top to clear images at the bottom.",
             0.66,
         )
+
+
+def guided(source: Source) -> str:
+    """A sentence about the guidance of the snapshots."""
+    projections = source.of(Projection)
+    if not source.about.conditioning.guidable or not projections:
+        return ""
+    sampling = source.config.sampling(projections[-1].steps, source.about.conditioning)
+    return f" All were sampled with the same guidance, {sampling.guidance:g}."
 
 
 def mishaps(source: Source) -> Iterator[Block]:

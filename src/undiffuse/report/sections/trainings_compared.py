@@ -14,13 +14,8 @@ LEVELS = (-4, 0, 4)
 
 
 def section(source: Source) -> Iterator[Block]:
-    yield Heading(1, "Other choices compared")
-    if not source.trainings:
-        yield Missing(
-            "Other schedules have not been tried, nor other predictions or amounts of data "
-            "(studies of those are `predictions` and `subset`).",
-            source.run.command_for("study", "schedules"),
-        )
+    if source.trainings:
+        yield Heading(1, "Other choices compared")
     for name, study in source.trainings.items():
         if study["rows"]:
             yield from comparison(name, study)
