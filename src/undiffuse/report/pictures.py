@@ -157,9 +157,7 @@ def samplers(source: Source) -> Figure:
             source.samplers["real_frechet"], color="#111111", linewidth=0.8, label="real images"
         )
     axis.set(xscale="log", yscale="log", xlabel="network calls an image", ylabel="Fréchet distance")
-    axis.set_xticks(
-        sorted({row["calls"] for row in source.samplers["rows"] if row["sampler"] != "heun"})
-    )
+    axis.set_xticks(sorted({row["calls"] for row in unguided if row["sampler"] != "heun"}))
     axis.set_xticks([], minor=True)
     axis.xaxis.set_major_formatter("{x:g}")
     figures.in_decimals(axis)
@@ -190,7 +188,10 @@ def ways(source: Source) -> Figure:
     assert source.samplers is not None
     _, unguided = by_guidance(source.samplers["rows"])
     last = {row["sampler"]: row for row in sorted(unguided, key=lambda row: int(row["calls"]))}
-    names = {name: sampler_name(name).replace(", ", ",\n") for name in sampler_names(unguided)}
+    names = {
+        name: sampler_name(name).replace(", ", ",\n").replace(" (", "\n(")
+        for name in sampler_names(unguided)
+    }
     return below_one_another(
         source,
         {

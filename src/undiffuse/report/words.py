@@ -11,7 +11,7 @@ SAMPLER_NAMES = {
     "ddim": "DDIM",
     "heun": "Heun",
     "dpmpp-2m": "DPM-Solver++ 2M",
-    "dpmpp-2m-sde": "DPM-Solver++ 2M, stochastic",
+    "dpmpp-2m-sde": "DPM-Solver++ 2M (stochastic)",
 }
 """The samplers that a study compares, by the names that it gives them."""
 

@@ -42,9 +42,12 @@ def findings(source: Source) -> Iterator[str]:
         scored = [row for row in study["rows"] if row["guidance"] == 1 and "frechet" in row]
         if scored:
             best = min(scored, key=lambda row: float(row["frechet"]))
+            close = sum(row["frechet_low"] <= best["frechet_high"] for row in scored) - 1
+            doubt = f", though {close} others may be as near" if close else ""
             yield (
-                f"Of the samplers compared, {plain(sampler_name(best['sampler']))} with "
-                f"{best['calls']} network calls comes nearest to the training images."
+                f"Of {len(scored)} ways of sampling without guidance, "
+                f"{plain(sampler_name(best['sampler']))} with {best['calls']} network calls comes "
+                f"nearest to the training images{doubt}."
             )
 
 
