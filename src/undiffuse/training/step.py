@@ -53,9 +53,10 @@ class Gradient:
         if self.ordered is False and len(shards) > 1:
             found = side_by_side(of_shard, shards)
         else:
-            before = self.mutable()
+            before = self.mutable() if self.ordered is None else None
             found = [of_shard(shard) for shard in shards]
-            self.ordered = self.mutable() != before
+            if before is not None:
+                self.ordered = self.mutable() != before
         losses, gradients = zip(*found, strict=True)
         for parameter, *parts in zip(parameters, *gradients, strict=True):
             known = [part for part in parts if part is not None]
