@@ -1,8 +1,8 @@
 """Small data sets, none of them MNIST, made from what packages ship: fonts, photographs, noise.
 
 Each is written as one .npz file with a training set and a test set. The images are a function of
-the set's name alone. To add a set: a function random stream -> (images, labels or None, number of
-test images) with `@SETS.add`.
+the set's name alone. To add a set: a function random stream -> (images, labels, number of test
+images) with `@SETS.add`. A set in `WITHOUT_LABELS` is trained on without its labels.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from undiffuse.base import rng
 from undiffuse.base.table import Table
 
 Random = np.random.Generator
-Made = tuple[NDArray[np.uint8], NDArray[np.int64] | None, int]
+Made = tuple[NDArray[np.uint8], NDArray[np.int64], int]
 
 SETS = Table("image set")
 
@@ -80,9 +80,8 @@ def symbols(random: Random) -> Made:
 
 @SETS.add
 def few_symbols(random: Random) -> Made:
-    """500 images to train on, without labels, colour, 64 x 64."""
-    images, _ = coloured_symbols(1000, 64, random)
-    return images, None, 500
+    """10 classes, colour, 64 x 64: symbols as in `symbols`."""
+    return *coloured_symbols(8000, 64, random), 2000
 
 
 @SETS.add
@@ -177,21 +176,26 @@ def garment(label: int, random: Random) -> NDArray[np.float64]:
 
 @SETS.add
 def photographs(random: Random) -> Made:
-    """Without labels, colour, 32 x 32: parts of the two photographs that scikit-learn ships.
+    """12 classes, colour, 32 x 32: parts of the two photographs that scikit-learn ships.
 
-    Parts overlap, those of the test set too. So the test set is of the same distribution, and a
-    ratio says how near that is, but not whether parts were copied."""
+    A class is a third of a photograph's width and a half of its height, in which the middle of the
+    part lies. Parts overlap, those of the test set too. So the test set is of the same
+    distribution, and a ratio says how near that is, but not whether parts were copied."""
     from sklearn.datasets import load_sample_images
 
-    parts = []
-    for photograph in load_sample_images().images:
+    parts, labels = [], []
+    for number, photograph in enumerate(load_sample_images().images):
         whole = Image.fromarray(photograph)
         for _ in range(6000):
             side = int(random.integers(32, 97))
             x, y = (int(random.integers(0, length - side + 1)) for length in whole.size)
             part = whole.resize((32, 32), Image.Resampling.BOX, box=(x, y, x + side, y + side))
             parts.append(np.asarray(part))
-    return np.stack([parts[i] for i in random.permutation(len(parts))]), None, 2000
+            column = int(3 * (x + side / 2) / whole.width)
+            row = int(2 * (y + side / 2) / whole.height)
+            labels.append(6 * number + 3 * row + column)
+    order = random.permutation(len(parts))
+    return np.stack([parts[i] for i in order]), np.array(labels)[order], 2000
 
 
 ASIDE = ("garments", "photographs")
@@ -203,16 +207,39 @@ def as_bytes(images: NDArray[np.float64]) -> NDArray[np.uint8]:
     return np.rint(images.clip(0, 1) * 255).astype(np.uint8)
 
 
-def make_set(name: str, folder: Path) -> Path:
-    """The folder with a set's .npz file, which is written unless it is there."""
+WITHOUT_LABELS = {"few-symbols": 500, "photographs": 10_000}
+"""The sets that are trained on without labels -> how many of their training images are used."""
+
+
+def make_set(name: str, folder: Path) -> tuple[Path, Path]:
+    """(the folder to train on, the folder to judge by) of a set; written unless they are there.
+
+    Each has one .npz file. They are the same folder unless the set is in WITHOUT_LABELS. Then a
+    classifier judges the samples by labels that the run is not told."""
     make: Callable[[Random], Made] = SETS[name]
-    place = folder / name
-    file = place / "data.npz"
-    if not file.is_file():
+    whole, told = folder / name, folder / f"{name}-without-labels"
+    if not (whole / "data.npz").is_file():
         images, labels, test = make(rng.stream(0, f"image set {name}"))
-        arrays: dict[str, Any] = {"train_images": images[:-test], "test_images": images[-test:]}
-        if labels is not None:
-            arrays |= {"train_labels": labels[:-test], "test_labels": labels[-test:]}
-        place.mkdir(parents=True, exist_ok=True)
-        np.savez_compressed(file, **arrays)
-    return place
+        write(
+            whole,
+            train_images=images[:-test],
+            train_labels=labels[:-test],
+            test_images=images[-test:],
+            test_labels=labels[-test:],
+        )
+    if name not in WITHOUT_LABELS:
+        return whole, whole
+    if not (told / "data.npz").is_file():
+        with np.load(whole / "data.npz") as found:
+            write(
+                told,
+                train_images=found["train_images"][: WITHOUT_LABELS[name]],
+                test_images=found["test_images"],
+            )
+    return told, whole
+
+
+def write(folder: Path, **arrays: Any) -> None:
+    """The arrays as `folder`/data.npz."""
+    folder.mkdir(parents=True, exist_ok=True)
+    np.savez_compressed(folder / "data.npz", **arrays)
