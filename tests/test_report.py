@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import re
 import runpy
@@ -43,6 +44,7 @@ from undiffuse.report.blocks import (
     coded,
     plain,
 )
+from undiffuse.report.listing import essence
 from undiffuse.report.markdown import latex, markdown
 from undiffuse.report.source import Source
 from undiffuse.runs.folder import Run
@@ -54,11 +56,14 @@ SECTIONS = (
     "What a diffusion model is",
     "The forward process: from image to noise",
     "The model: from noise to image",
+    "The network",
+    "How the network is trained",
     "Sampling new images",
     "Hyperparameters",
-    "Training",
+    "How training went",
     "Limits, and how to repeat it",
     "References",
+    "Appendix",
 )
 
 
@@ -218,36 +223,105 @@ def test_the_caption_says_where_a_class_lies(
     write_report(run)
 
 
+class Essence(ast.NodeTransformer):
+    """Code without docstrings, checks that only raise, and registrations in a table."""
+
+    def visit_FunctionDef(self, node: ast.FunctionDef | ast.ClassDef) -> ast.AST:
+        self.generic_visit(node)
+        tables = ("SCHEDULES", "TIMES", "WEIGHTINGS", "PREDICTIONS", "SAMPLERS", "NETWORKS")
+        node.decorator_list = [
+            decorator for decorator in node.decorator_list
+            if ast.unparse(decorator).partition(".")[0] not in (*tables, "OPTIMIZERS")
+        ]  # fmt: skip
+        if ast.get_docstring(node) is not None:
+            del node.body[0]
+        node.body = [
+            part for part in node.body
+            if not (isinstance(part, ast.If) and not part.orelse
+                    and [type(inner) for inner in part.body] == [ast.Raise])
+        ] or [ast.Expr(ast.Constant(...))]  # fmt: skip
+        return node
+
+    visit_ClassDef = visit_FunctionDef  # noqa: N815
+
+
 def test_code_is_the_source_that_runs(reported: Path) -> None:
+    """But for docstrings, checks and registrations, a listing is the code at its line."""
     found = blocks_of(reported, Code)
     assert len(found) > 20
     root = Path(undiffuse.__file__).parent.parent
     for block in found:
-        lines = (root / block.file).read_text().splitlines(keepends=True)
-        assert "".join(lines[block.line - 1 :]).startswith(block.source)
+        whole = ast.parse((root / block.file).read_text())
+        there = next(
+            node
+            for node in ast.walk(whole)
+            if isinstance(node, ast.FunctionDef | ast.ClassDef)
+            and block.line == min([node.lineno, *(d.lineno for d in node.decorator_list)])
+        )
+        assert ast.unparse(Essence().visit(there)) == ast.unparse(ast.parse(block.source))
+        assert "# type:" not in block.source
     assert any("def ddpm_printed" in block.source for block in found)
 
 
+def test_a_listing_keeps_what_computes_and_its_comments() -> None:
+    source = '''
+@SAMPLERS.add
+def f(x):
+    """What f does.
+
+    More of it."""
+
+    if x < 0:
+        raise ValueError("no")
+    # Why.
+    if x > 1:
+        x = 1
+    return x  # type: ignore[no-any-return]
+
+
+class C:
+    """A class of which nothing is left."""
+'''
+    assert essence(source) == (
+        "def f(x):\n    # Why.\n    if x > 1:\n        x = 1\n    return x\n\n\nclass C:\n    ...\n"
+    )
+
+
+def hyperparameters(run: Path) -> dict[str, tuple[str, ...]]:
+    """The rows of both tables of hyperparameters, by the marked-up name."""
+    header = ("name", "value", "what it is", "why")
+    tables = [table for table in blocks_of(run, Table) if table.header == header]
+    assert len(tables) == 2
+    return {row[0]: row[1:] for table in tables for row in table.rows}
+
+
 def test_every_hyperparameter_is_in_the_table_and_changes_are_marked(reported: Path) -> None:
-    table = next(b for b in blocks_of(reported, Table) if b.header == ("name", "value", "why"))
-    rows = {row[0]: row[1:] for row in table.rows}
+    rows = hyperparameters(reported)
     names = [name.split("`")[1].replace("-", "_") for name in rows]
     net = names.index("net") + 1
     options = ["channels", "blocks", "attention", "heads", "dropout"]
     assert names[net : net + len(options)] == options == list(NETWORKS.defaults("unet"))
-    assert names[:net] + names[net + len(options) :] == list(Config.model_fields)
-    assert rows["`lr`"] == (plain(0.004), plain(Run(reported).about().reasons["lr"]))
+    assert sorted(names[:net] + names[net + len(options) :]) == sorted(Config.model_fields)
+    why = plain(Run(reported).about().reasons["lr"])
+    assert rows["`lr`"] == (plain(0.004), "peak learning rate", why)
     assert rows["`batch-size` \\*"][0] == "8"
+    assert names.index("preset") > names.index("guidance")  # in the appendix
+    for name, (value, what, why) in rows.items():
+        assert value, name
+        assert what, name
+        assert why, name
+        assert "|" not in what
 
 
 def test_the_options_of_the_network_stand_below_it_with_their_reasons(reported: Path) -> None:
-    table = next(b for b in blocks_of(reported, Table) if b.header == ("name", "value", "why"))
-    rows = {row[0].strip(): row[1:] for row in table.rows}
-    assert rows["`net` \\*"][0] == plain("unet:channels=8/16,blocks=1/1,dropout=0.1")
-    assert rows["`channels` \\*"] == ("8 16", "chosen for this run")
-    assert rows["`dropout` \\*"] == (plain(0.1), "chosen for this run")
-    assert rows["`heads`"] == ("2", "fewer are faster")
-    assert rows["`attention`"] == ("False True", "only at 7x7, where it costs little")
+    rows = {name.strip(): row for name, row in hyperparameters(reported).items()}
+    value = rows["`net` \\*"][0].replace("\u200b", "")
+    assert value == plain("unet:channels=8/16,blocks=1/1,dropout=0.1")
+    assert rows["`channels` \\*"] == ("8 16", "channels of each level", "chosen for this run")
+    assert rows["`dropout` \\*"] == (plain(0.1), "dropout inside the blocks", "chosen for this run")
+    assert rows["`heads`"] == ("2", "attention heads", "fewer are faster")
+    where = "only at 7x7, where it costs little"
+    assert rows["`attention`"] == ("False True", "attention at each level", where)
 
 
 class Mine(nn.Module):
@@ -268,14 +342,18 @@ def test_a_network_more_needs_no_edit_here(train: Callable[..., Path]) -> None:
     others = dict.fromkeys(("channels", "blocks", "heads", "dropout"))
     with NETWORKS.added(Mine):
         run = train(net="mine:width=2", clusters=0, steps=2, snapshots=2, **others)
-        table = next(b for b in blocks_of(run, Table) if b.header == ("name", "value", "why"))
-        own = [row for row in table.rows if "`net`" in row[0] or not row[0].startswith("`")]
-        assert [(name.strip(), *rest) for name, *rest in own] == [
-            ("`net` \\*", plain("mine:width=2"), "chosen for this run"),
-            ("`width` \\*", "2", "chosen for this run"),
-            ("`soft`", "False", plain("the network's default")),
-        ]
-        assert "It is conditioned on the noise level. It has 2 weights." in text_of(run)
+        rows = hyperparameters(run)
+        own = {name: row for name, row in rows.items() if "`net`" in name or name[0] != "`"}
+        assert {
+            name.strip(): (value.replace("\u200b", ""), why)
+            for name, (value, _, why) in own.items()
+        } == {
+            "`net` \\*": (plain("mine:width=2"), "chosen for this run"),
+            "`width` \\*": ("2", "chosen for this run"),
+            "`soft`": ("False", plain("the network's default")),
+        }
+        assert "It has 2 weights." in text_of(run)
+        assert "A network of a user" in text_of(run)  # its docstring
         code = next(b for b in blocks_of(run, Code) if b.source.startswith("class Mine"))
         assert code.file == "test_report.py"
 
@@ -365,6 +443,7 @@ def test_what_is_not_there_is_named_with_its_command(reported: Path) -> None:
     assert [block.command for block in blocks_of(reported, Missing)] == [
         f"undiffuse evaluate {reported}",
         f"undiffuse study samplers {reported}",
+        f"undiffuse study progress {reported}",
         f"undiffuse study schedules {reported}",
     ]
 
@@ -452,7 +531,8 @@ def test_numbers_are_those_of_metrics_json(reported: Path, tmp_path: Path) -> No
     ):
         assert words in document, words
     commands = [block.command for block in blocks_of(run, Missing)]
-    assert commands == [f"undiffuse study samplers {run}", f"undiffuse study schedules {run}"]
+    studies = ("samplers", "progress", "schedules")
+    assert commands == [f"undiffuse study {name} {run}" for name in studies]
 
 
 def test_a_metric_more_needs_no_edit_here(reported: Path, tmp_path: Path) -> None:

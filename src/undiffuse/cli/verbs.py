@@ -219,7 +219,9 @@ def evaluate_file(
 def study(
     what: Positional[Literal[STUDIES]],  # type: ignore[valid-type]  # names of a table
     run: Positional[Path],
-    minutes: Annotated[float | None, by_default("2 for samplers, 30 for the others")] = None,
+    minutes: Annotated[
+        float | None, by_default("2 for samplers, 1 for progress, 30 for the others")
+    ] = None,
     seeds: int = 1,
     seed: int = 0,
 ) -> None:
@@ -228,8 +230,9 @@ def study(
 
     Args:
         what: samplers: (7), (8) as printed, (8), DDIM, Heun and DPM-Solver++, each with several
-            numbers of steps, from the same noise | the others: a training for each schedule,
-            prediction or size of the data set, with the run's other hyperparameters
+            numbers of steps, from the same noise | progress: the quality of samples as training
+            went on | the others: a training for each schedule, prediction or size of the data set,
+            with the run's other hyperparameters
         run: the run folder
         minutes: minutes for the whole study
         seeds: number of trainings for each choice
@@ -247,14 +250,25 @@ def study(
     say(f"  in the report: undiffuse report {run}")
 
 
-def report(run: Positional[Path]) -> None:
+def report(
+    run: Positional[Path],
+    audience: Annotated[
+        Literal["student", "instructor", "paper"], tyro.conf.arg(name="for")
+    ] = "student",
+    author: Annotated[str, by_default("none")] = "",
+    course: Annotated[str, by_default("none")] = "",
+) -> None:
     """Write the report of a run: its equations beside their code, every hyperparameter with its
     reason, and all measurements. Prints the main findings.
 
     Args:
         run: the run folder
+        audience: student, which is the whole report; instructor, with what to look for when
+            grading; or paper, without code
+        author: the author's name, below the title
+        course: the course, below the title
     """
-    made = reports.Report(run)
+    made = reports.Report(run, audience=audience, author=author, course=course)
     for path in made.write():
         say(str(path))
     for finding in made.findings:

@@ -98,11 +98,15 @@ def build_network(
 
 @dataclass(frozen=True)
 class Option:
-    """An option of a network: its value in a spec, its default, and the reason for the default."""
+    """An option of a network.
+
+    value: in a spec. what: what it is, or "" where the network does not say. reason: for its
+    default."""
 
     name: str
     value: Any
     default: Any
+    what: str
     reason: str
 
 
@@ -115,6 +119,7 @@ def options_of(net: str) -> list[Option]:
             option,
             chosen.get(option, default),
             default,
+            reasons.get(option, "").partition(" - ")[0],
             reasons.get(option, "").partition(" - ")[2] or "the network's default",
         )
         for option, default in NETWORKS.defaults(name).items()

@@ -1,10 +1,13 @@
 """`unet`: a small UNet for two CPU cores.
 
-The image is cut into 2x2 patches (pixel-unshuffle), so most of the arithmetic happens at a half and
-a quarter of its resolution. There a 3x3 convolution has enough channels to run near the CPU's peak.
-Every level is a stack of residual blocks. By default only the lowest level has global attention. It
-sees digits of 28x28 pixels as 7x7 = 49 tokens. The activations are channels-last and the norm is
-over channels, so that each norm reads contiguous memory.
+A UNet (Ronneberger et al. 2015) goes down to coarser levels, where each pixel stands for a large
+part of the image, and up again. What each level found on the way down is added on the way up, so
+fine detail is not lost. The image is cut into 2x2 patches (pixel-unshuffle), so most of the
+arithmetic happens at a half and a quarter of its resolution. There a 3x3 convolution has enough
+channels to run near the CPU's peak. Every level is a stack of residual blocks. By default only the
+lowest level has global attention. It sees digits of 28x28 pixels as 7x7 = 49 tokens. The
+activations are channels-last and the norm is over channels, so that each norm reads contiguous
+memory.
 
 A conditional network sees the prototype of its condition beside x_t: the mean of the training
 images that have it. That is the best x_0_hat where all else is noise, so a short run need not spend
@@ -63,7 +66,11 @@ def zero(module: nn.Module) -> nn.Module:
 
 
 class ResidualBlock(nn.Module):
-    """Twice: norm, SiLU, 3x3 convolution. The embedding scales and shifts the second norm."""
+    """Twice: norm, the activation SiLU, 3x3 convolution. The result is added to the input.
+
+    So the block learns only what must change (He et al. 2016). It starts as the identity, because
+    its last convolution starts at zero. The noise level and the condition come in as an embedding,
+    a vector: it scales and shifts the second norm."""
 
     def __init__(self, channels: int, embedding: int, dropout: float) -> None:
         super().__init__()
@@ -83,10 +90,13 @@ class ResidualBlock(nn.Module):
 
 
 class Attention(nn.Module):
-    """Self-attention over all pixels, with learned positions.
+    """Self-attention over all pixels (Vaswani et al. 2017), with learned positions.
 
-    It is written as two matrix products. With 49 tokens on a CPU, the backward pass of torch's
-    fused attention is many times slower. Raises UserError unless `heads` divides `channels`."""
+    Each pixel asks a question (query) and is compared with all others (keys). It gets the mean of
+    their answers (values), weighted by how well they match. So far parts of an image can agree with
+    one another. It is written as two matrix products. With 49 tokens on a CPU, the backward pass of
+    torch's fused attention is many times slower. Raises UserError unless `heads` divides
+    `channels`."""
 
     def __init__(self, channels: int, heads: int, pixels: int) -> None:
         super().__init__()

@@ -25,20 +25,28 @@ from undiffuse.report.blocks import Block, Code, Figure
 from undiffuse.report.document import compile_document
 from undiffuse.report.notebook import notebook, picture
 from undiffuse.report.pictures import drawings, svg
-from undiffuse.report.sections import blocks
+from undiffuse.report.sections import AUDIENCES
 from undiffuse.report.source import read
+from undiffuse.report.words import data_name
 from undiffuse.runs.figures import own_style
 from undiffuse.runs.folder import Run
 
 
 class Report:
-    """The report of the run at `path`. Raises UserError where there is no run."""
+    """The report of the run at `path`.
 
-    def __init__(self, path: Path) -> None:
-        self.run = Run(path)
+    audience: a name in `AUDIENCES`. author, course: shown below the title. Raises UserError where
+    there is no run, and for an unknown audience."""
+
+    def __init__(
+        self, path: Path, *, audience: str = "student", author: str = "", course: str = ""
+    ) -> None:
+        self.run, self.audience = Run(path), audience
+        self.byline = ", ".join(filter(None, (author.strip(), course.strip())))
+        AUDIENCES.check(audience)
         with self.understood():
             self.content = read(self.run)
-        self.title = f"A diffusion model of {self.content.about.facts.name}"
+        self.title = f"A diffusion model of {data_name(self.content.about.facts.name)}"
 
     @property
     def findings(self) -> list[str]:
@@ -49,7 +57,7 @@ class Report:
     @cached_property
     def blocks(self) -> list[Block]:
         with self.understood():
-            return blocks(self.content)
+            return AUDIENCES[self.audience](self.content)
 
     @cached_property
     def pictures(self) -> dict[str, bytes]:
@@ -98,12 +106,13 @@ class Report:
 
     def write(self) -> list[Path]:
         """Write report.html, report.pdf and report.ipynb into the run folder. Returns the paths."""
-        page, document = compile_document(self.title, self.blocks, self.pictures)
-        weights = self.run.model_path.is_file() or self.run.checkpoint_path.is_file()
+        page, document = compile_document(self.title, self.byline, self.blocks, self.pictures)
         files = {
             "report.html": page.encode(),
             "report.pdf": document,
-            "report.ipynb": notebook(self.title, self.blocks, self.pictures, weights),
+            "report.ipynb": notebook(
+                self.title, self.blocks, self.pictures, self.content.has_weights
+            ),
         }
         for name, content in files.items():
             self.run.write(name, content)
@@ -139,8 +148,11 @@ class Shown:
         return self.forms
 
 
-def write_report(path: Path) -> list[Path]:
+def write_report(
+    path: Path, *, audience: str = "student", author: str = "", course: str = ""
+) -> list[Path]:
     """Write the report of a run into its folder. Returns the paths of its files.
 
-    Raises UserError where there is no run."""
-    return Report(path).write()
+    audience: "student", "instructor" or "paper". author, course: shown below the title. Raises
+    UserError where there is no run, and for an unknown audience."""
+    return Report(path, audience=audience, author=author, course=course).write()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Literal
@@ -31,9 +31,12 @@ ACCENTS = {"\u0304": "\u00af", "\u0302": "^"}
 Browsers set a combining accent beside its symbol."""
 
 
-def typst_source(title: str, blocks: Iterable[Block]) -> str:
-    """The whole document. Its pictures lie beside it, as NAME.svg or NAME.png."""
-    head = f'#import "style.typ": *\n#show: report.with(title: [{plain(title)}])\n'
+def typst_source(title: str, byline: str, blocks: Iterable[Block]) -> str:
+    """The whole document. Its pictures lie beside it, as NAME.svg or NAME.png.
+
+    byline: a line below the title, or ""."""
+    below = f", byline: [{plain(byline)}]" if byline else ""
+    head = f'#import "style.typ": *\n#show: report.with(title: [{plain(title)}]{below})\n'
     return "\n\n".join([head, *map(typst, blocks), ""])
 
 
@@ -58,7 +61,7 @@ def typst(block: Block) -> str:
             ]
             cells = "\n".join(", ".join(f"[{cell}]" for cell in row) + "," for row in shown)
             columns = ", ".join("right" if i in numeric else "left" for i in range(len(header)))
-            return f"#tabular(({columns},), [{caption}],\n{cells}\n)"
+            return f"#tabular(({columns},), ({widths(rows)},), [{caption}],\n{cells}\n)"
         case Code(source, file, line):
             fence = "`" * 4
             return (
@@ -70,10 +73,22 @@ def typst(block: Block) -> str:
             return f"#instruction[{words}][{coded(command)}]"
 
 
+LONG = 28
+"""From so many characters in a cell on, a column gets a share of the width that is left."""
+
+
+def widths(rows: Sequence[tuple[str, ...]]) -> str:
+    """The width of each column: as wide as its cells, or a share where some cell is long.
+
+    The shares are by the square root of the longest cells, so that no column is very narrow."""
+    longest = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ", ".join(f"{x**0.5:.1f}fr" if x >= LONG else "auto" for x in longest)
+
+
 def compile_document(
-    title: str, blocks: Iterable[Block], pictures: Mapping[str, bytes]
+    title: str, byline: str, blocks: Iterable[Block], pictures: Mapping[str, bytes]
 ) -> tuple[str, bytes]:
-    """(the page, the document). pictures: by file name, such as "loss.png"."""
+    """(the page, the document). byline: below the title, or "". pictures: by file name."""
     try:
         import typst as compiler  # an optional dependency
     except ImportError as error:
@@ -85,7 +100,7 @@ def compile_document(
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
         (place / "style.typ").write_bytes((files / "style.typ").read_bytes())
-        (place / "main.typ").write_bytes(readable(typst_source(title, blocks)).encode())
+        (place / "main.typ").write_bytes(readable(typst_source(title, byline, blocks)).encode())
         named = {Path(name).stem: name for name in pictures}
         (place / "pictures.json").write_bytes(json.dumps(named).encode())
         for name, content in pictures.items():

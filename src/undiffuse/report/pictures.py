@@ -22,9 +22,11 @@ from undiffuse.base.pixels import to_float, to_uint8
 from undiffuse.base.table import Table
 from undiffuse.diffusion import process
 from undiffuse.diffusion.schedule import SCHEDULES, noise_level
+from undiffuse.report import architecture, mistakes
 from undiffuse.report.source import Source
 from undiffuse.report.words import SAMPLER_NAMES, sampler_name, shown
 from undiffuse.runs import figures
+from undiffuse.training.records import StepTaken
 
 if TYPE_CHECKING:
     import matplotlib
@@ -35,6 +37,8 @@ else:  # a setting that matplotlib refuses is reported where a picture is drawn
     matplotlib, patches = lazy("matplotlib"), lazy("matplotlib.patches")
 
 PICTURES = Table("picture")
+
+COLOUR = figures.COLOURS[1]
 
 
 def drawings(source: Source) -> dict[str, Callable[[Source], Figure]]:
@@ -117,6 +121,81 @@ def chain(source: Source) -> Figure:
             figure.add_artist(arrow)
     figure.text(0.59, 0.89, "$q(x_t|x_{t-1})$: adds noise", ha="center", fontsize=10)
     figure.text(0.59, 0.02, "$p_\\theta(x_{t-1}|x_t)$: takes it away", ha="center", fontsize=10)
+    return figure
+
+
+@PICTURES.add
+def network(source: Source) -> Figure:
+    return architecture.drawing(source)
+
+
+@PICTURES.named("learning-rate")
+def learning_rate(source: Source) -> Figure:
+    taken = source.of(StepTaken)
+    figure = figures.new_figure(4.6, 1.8)
+    axis = figure.subplots()
+    axis.plot([s.step for s in taken], [s.lr for s in taken], color=figures.COLOURS[1])
+    axis.set(xlabel="step", ylabel="learning rate", ylim=(0, None))
+    return figure
+
+
+@PICTURES.named("noising-printed")
+def noising_printed(source: Source) -> Figure:
+    return in_rows(mistakes.noising(source.config.schedule, examples(source, 1)), 0.75)
+
+
+@PICTURES.named("mistakes")
+def sampling_mistakes(source: Source) -> Figure:
+    return in_rows(mistakes.sampling(source.run.model().denoiser))
+
+
+def in_rows(rows: dict[str, Tensor], height: float = 0.5) -> Figure:
+    """A row of images for each entry, float (N, C, H, W), with its name to the left."""
+    figure = figures.new_figure(7.2, 0.2 + height * len(rows))
+    axes = figure.subplots(len(rows), max(map(len, rows.values())), squeeze=False)
+    for (words, images), line in zip(rows.items(), axes, strict=True):
+        for axis, image in zip(line, images, strict=True):
+            show(axis, image)
+        beside(line[0], words)
+    return figure
+
+
+def beside(axis: Axes, words: str) -> None:
+    """Words to the left of a row of images."""
+    axis.text(-0.15, 0.5, words, ha="right", va="center", fontsize=8, transform=axis.transAxes)
+
+
+@PICTURES.add
+def quality(source: Source) -> Figure:
+    """The study `progress`, against the steps below and the epochs and minutes above."""
+    study = source.over_time
+    assert study is not None
+    rows = study["rows"]
+    steps, values = [row["step"] for row in rows], [row["frechet"] for row in rows]
+    bars = [
+        [row["frechet"] - row["frechet_low"] for row in rows],
+        [row["frechet_high"] - row["frechet"] for row in rows],
+    ]
+    figure = figures.new_figure(5.4, 3.2)
+    axis = figure.subplots()
+    axis.errorbar(steps, values, bars, marker="o", markersize=4, capsize=3, color=COLOUR)
+    if study["real_frechet"] is not None:
+        axis.axhline(study["real_frechet"], color="#111111", linewidth=0.8, label="real images")
+        axis.legend(fontsize=8)
+    axis.set(yscale="log", xlabel="step", ylabel="Fréchet distance")
+    figures.in_decimals(axis)
+    epochs = source.config.batch_size / source.about.facts.training
+
+    def scaled(by: float) -> Callable[[Any], Any]:
+        return lambda steps: np.asarray(steps) * by
+
+    above = axis.secondary_xaxis("top", functions=(scaled(epochs), scaled(1 / epochs)))
+    above.set_xlabel("epochs; minutes of training are written at the points", fontsize=8)
+    for row in rows:
+        axis.annotate(
+            f"{row['minutes']:.1f}", (row["step"], row["frechet_high"]), xytext=(0, 3),
+            textcoords="offset points", ha="center", fontsize=7,
+        )  # fmt: skip
     return figure
 
 
@@ -221,9 +300,7 @@ def below_one_another(source: Source, named: dict[str, str], count: int = 10) ->
         with Image.open(io.BytesIO(source.pictures[f"study-{name}"])) as sheet:
             for axis, tile in zip(line, tiles(sheet, height, width), strict=False):
                 axis.imshow(tile, cmap="gray", vmin=0, vmax=255)
-        line[0].text(
-            -0.15, 0.5, words, ha="right", va="center", fontsize=8, transform=line[0].transAxes
-        )
+        beside(line[0], words)
     return figure
 
 

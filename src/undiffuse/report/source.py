@@ -17,6 +17,7 @@ from undiffuse.base.errors import UserError
 from undiffuse.base.images import columns_for, note_of
 from undiffuse.measuring.results import check_results
 from undiffuse.report.words import STUDY_NAMES
+from undiffuse.runs.averages import kept_averages
 from undiffuse.runs.folder import About, Run
 from undiffuse.runs.studies import check_study
 from undiffuse.training.config import Config
@@ -43,16 +44,17 @@ PICTURE_FILES = (
 class Source:
     """What a report reads of a run folder.
 
-    records: of the run, in order. metrics and samplers: None where the run has none. trainings: the
-    studies of trainings, by name. pictures: the bytes of the pictures that exist, by file name.
-    class_lies_in: how samples.png shows classes. "row": each row is a class. "column": each column.
-    None: neither."""
+    records: of the run, in order. metrics, samplers, progress: None where the run has none.
+    trainings: the studies of trainings, by name. pictures: the bytes of the pictures that exist, by
+    file name. class_lies_in: how samples.png shows classes. "row": each row is a class. "column":
+    each column. None: neither."""
 
     run: Run
     about: About
     records: tuple[Record, ...]
     metrics: dict[str, Any] | None
     samplers: dict[str, Any] | None
+    progress: dict[str, Any] | None = None
     trainings: dict[str, dict[str, Any]] = field(default_factory=dict)
     pictures: dict[str, bytes] = field(default_factory=dict)
     class_lies_in: str | None = None
@@ -88,6 +90,16 @@ class Source:
         return bool(self.of(Finished))
 
     @property
+    def has_weights(self) -> bool:
+        """Whether there is a model to sample from."""
+        return self.run.model_path.is_file() or self.run.checkpoint_path.is_file()
+
+    @property
+    def averages(self) -> list[int]:
+        """The steps whose averaged weights the run kept."""
+        return kept_averages(self.run)
+
+    @property
     def evaluation(self) -> dict[str, Any] | None:
         """The content of metrics.json, where it is of the current weights."""
         current = self.metrics is not None and self.is_current(self.metrics["of"]["step"])
@@ -98,6 +110,12 @@ class Source:
         """The study of samplers, where it is of the current weights."""
         current = self.samplers is not None and self.is_current(self.samplers["step"])
         return self.samplers if current else None
+
+    @property
+    def over_time(self) -> dict[str, Any] | None:
+        """The study of quality over time, where it is of this run's end and has rows."""
+        found = self.progress
+        return found if found and found["rows"] and self.is_current(found["step"]) else None
 
     def is_current(self, step: int) -> bool:
         """Whether results at this step describe the run. A finished run has its last step only."""
@@ -117,11 +135,13 @@ def read(run: Run) -> Source:
     existing = [name for name in PICTURE_FILES if (run.path / name).is_file()]
     pictures = {name: (run.path / name).read_bytes() for name in existing}
     for study in filter(None, studies.values()):
-        for picture in [row["picture"] for row in study["rows"]]:
+        for picture in [row["picture"] for row in study["rows"] if "picture" in row]:
             pictures[f"study-{picture}"] = picture_of(run.path / "study", picture)
-    samplers = studies.pop("samplers", None)
+    samplers, progress = studies.pop("samplers", None), studies.pop("progress", None)
     trainings = {name: study for name, study in studies.items() if study}
-    source = Source(run, about, tuple(run.records()), metrics, samplers, trainings, pictures)
+    source = Source(
+        run, about, tuple(run.records()), metrics, samplers, progress, trainings, pictures
+    )
     if samplers and source.is_current(samplers["step"]):
         pictures["denoising.png"] = picture_of(run.path / "study", "denoising.png")
         if about.conditioning.unconditional:  # else the study shows none
@@ -131,7 +151,7 @@ def read(run: Run) -> Source:
 
 def study_files(run: Run) -> list[Path]:
     """The files of a run's studies. Those of STUDY_NAMES come first, in that order."""
-    known = ("samplers", *STUDY_NAMES)
+    known = ("samplers", "progress", *STUDY_NAMES)
     found = {path.stem: path for path in (run.path / "study").glob("*.json")}
     others = sorted(name for name in found.keys() - known if re.fullmatch(r"[\w-]+", name))
     return [found[name] for name in (*known, *others) if name in found]

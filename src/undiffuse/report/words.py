@@ -28,6 +28,15 @@ UNSET = {"subset": "all", "size": "the data's", "chain": "continuous"}
 """The words for a hyperparameter without a value, where "none" would mislead."""
 
 
+DATA_NAMES = {"mnist": "MNIST"}
+"""Data sets whose names are written in another way than as a flag."""
+
+
+def data_name(name: str) -> str:
+    """What the report calls a data set."""
+    return DATA_NAMES.get(name, name)
+
+
 def sampler_name(name: str) -> str:
     """What the report calls a sampler: the sampler's own name, where it has no other."""
     return SAMPLER_NAMES.get(name, name)

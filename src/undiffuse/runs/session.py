@@ -22,6 +22,7 @@ from undiffuse.base.images import columns_for, image_grid, png_bytes
 from undiffuse.base.tensors import save_tensors
 from undiffuse.measuring.scorer import scorer_for
 from undiffuse.runs import figures
+from undiffuse.runs.averages import keep_average
 from undiffuse.runs.fitting import (
     ELSEWHERE,
     adopted,
@@ -293,6 +294,7 @@ class Session:
                 classes = len(self.experiment.facts.classes)
                 columns = columns_for(len(record.images), classes)
                 run.write(record.file, png_bytes(image_grid(record.images, columns)))
+                keep_average(run, dict(state.average.state_dict()), record.step)
         run.append(record)
         every = self.options.checkpoint_every
         due = time.monotonic() - self.saved > SAVE_SECONDS

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from undiffuse.base.schema import Count, Number, Strict
 
-FORMAT = 6
+FORMAT = 7
 
 
 class Distance(Strict):
@@ -59,10 +59,20 @@ class TrainingRow(Distance):
     floor: Number | None = None
 
 
+class ProgressRow(Distance):
+    """The samples of the averaged weights of one step.
+
+    minutes: of training until then. images_seen: by training until then."""
+
+    step: Count
+    minutes: Number
+    images_seen: Count
+
+
 class Sheet(Strict):
     """The part that all studies have."""
 
-    format: Literal[6]
+    format: Literal[7]
     machine: dict[str, Any]
 
 
@@ -94,11 +104,33 @@ class TrainingSheet(Sheet):
     rows: list[TrainingRow]
 
 
+class ProgressSheet(Sheet):
+    """The study of quality as training went on.
+
+    step: the last one of the run. n: images of each row. cases: the number of rows. sampler, steps,
+    guidance: how all of them are sampled. real_frechet: the distance of n test images, None where
+    there are too few."""
+
+    seed: Count
+    step: Count
+    n: Count
+    cases: Count
+    sampler: str
+    steps: Count
+    guidance: Number
+    real_frechet: Number | None
+    rows: list[ProgressRow]
+
+
+SHEETS: dict[str, type[Sheet]] = {"samplers": SamplerSheet, "progress": ProgressSheet}
+"""The sheets of the studies of one run. All others are studies that train."""
+
+
 def check_study(name: str, content: Any) -> dict[str, Any]:
     """The content of a study's file, checked.
 
     Raises ValueError. The first line of its text says where the error is."""
     if not isinstance(content, dict):
         raise ValueError("it holds no study")
-    (SamplerSheet if name == "samplers" else TrainingSheet).model_validate(content)
+    SHEETS.get(name, TrainingSheet).model_validate(content)
     return content

@@ -1,6 +1,7 @@
 """Studies: the effect of one choice while everything else stays the same.
 
     samplers     compares samplers on one finished run (samplers.py)
+    progress     measures the quality of samples as training went on (progress.py)
     QUESTIONS    compares schedules, predictions, ... with one training for each (questions.py)
 
 A study is kept in RUN/study/NAME.json, with pictures beside it. Each row is written when it is
@@ -18,12 +19,13 @@ from undiffuse.base.lazy import lazy
 from undiffuse.study.questions import QUESTIONS
 
 if TYPE_CHECKING:
-    from undiffuse.study import samplers, trainings
+    from undiffuse.study import progress, samplers, trainings
     from undiffuse.study.sheet import Sheet
 else:
     samplers, trainings = lazy("undiffuse.study.samplers"), lazy("undiffuse.study.trainings")
+    progress = lazy("undiffuse.study.progress")
 
-STUDIES = ("samplers", *QUESTIONS)
+STUDIES = ("samplers", "progress", *QUESTIONS)
 
 
 class Study(Protocol):
@@ -45,10 +47,13 @@ def make_study(
 ) -> Study:
     """The study called `what` of a run, ready to run.
 
-    minutes: the time that it may take; by default 2 for samplers and 30 for the others. seeds: the
-    number of trainings for each value. Raises UserError where the run cannot be studied."""
+    minutes: the time that it may take; by default 2 for samplers, 1 for progress, and 30 for the
+    others. seeds: the number of trainings for each value. Raises UserError where the run cannot be
+    studied."""
+    if what in ("samplers", "progress") and seeds != 1:
+        raise UserError(f"the study of {what} is of one run; leave --seeds out")
     if what == "samplers":
-        if seeds != 1:
-            raise UserError("samplers are compared on one run; leave --seeds out")
         return samplers.sampler_study(run, 2.0 if minutes is None else minutes, seed)
+    if what == "progress":
+        return progress.progress_study(run, 1.0 if minutes is None else minutes, seed)
     return trainings.training_study(run, what, 30.0 if minutes is None else minutes, seeds, seed)

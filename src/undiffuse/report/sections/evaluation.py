@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from undiffuse.measuring import distances, novelty
 from undiffuse.report.blocks import Block, Heading, Text
-from undiffuse.report.sections._shared import code
 from undiffuse.report.source import Source
 
 MEASURES = {
@@ -52,7 +50,6 @@ def section(source: Source) -> Iterator[Block]:
             "real images that the model was not trained on, and a 95% interval. The interval is "
             "for other samples of the same model."
         )
-        yield from code(distances.frechet)
     if found.get("bits_per_dim"):
         yield Heading(2, "Likelihood")
         yield Text(
@@ -72,4 +69,3 @@ def section(source: Source) -> Iterator[Block]:
             "compare distances in a similar way). The audit compares how often the ratio is small "
             "with how often it is small for real images."
         )
-        yield from code(novelty.audit)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -9,23 +10,41 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from undiffuse.nets import NETWORKS, options_of
-from undiffuse.report.blocks import Block, Heading, Table, coded, plain
+from undiffuse.report.blocks import Block, Heading, Table, Text, coded, plain
 from undiffuse.report.source import Source
 from undiffuse.report.words import shown
-from undiffuse.training.config import Config
+from undiffuse.training.config import TABLES, Config, described
 from undiffuse.training.presets import PRESETS
 from undiffuse.training.records import CompileFallback, Quality, SessionStarted
 
 INDENT = "\N{EM SPACE}"
 
 
+HOUSEKEEPING = {"preset", "size", "background", "subset", "snapshots", "snapshot_images"}
+"""Hyperparameters that do not change the model, unless the user set them."""
+
+
 def section(source: Source) -> Iterator[Block]:
     yield Heading(1, "Hyperparameters")
+    yield Text(
+        "A reason that says _measured_ names what was measured: on MNIST, on two CPU cores, in the "
+        "minutes or steps that it states, and not in this run. _Not tuned_ means that nothing else "
+        "was tried."
+    )
     yield Table(
-        ("name", "value", "why"),
-        list(hyperparameters(source)),
-        "Every hyperparameter, with the reason for its value; below `net` the options of this "
-        "network. An asterisk marks what was changed from the preset "
+        HEADER,
+        [row for housekeeping, row in hyperparameters(source) if not housekeeping],
+        "The hyperparameters, with the reason for each value; below `net` the options of this "
+        f"network. {MARKED} {coded(source.config.preset)}.",
+    )
+
+
+def appendix(source: Source) -> Iterator[Block]:
+    """The hyperparameters that the model does not depend on, and what the run cost."""
+    yield Table(
+        HEADER,
+        [row for housekeeping, row in hyperparameters(source) if housekeeping],
+        f"The hyperparameters that had no effect on this model. {MARKED} "
         f"{coded(source.config.preset)}.",
     )
     yield Table(
@@ -35,8 +54,15 @@ def section(source: Source) -> Iterator[Block]:
     )
 
 
-def hyperparameters(source: Source) -> Iterator[tuple[str, str, str]]:
-    """The rows of the table: name, value and reason, as marked-up text."""
+Row = tuple[str, str, str, str]
+"""Name, value, what it is, and the reason for the value; marked-up text."""
+
+HEADER = ("name", "value", "what it is", "why")
+MARKED = "An asterisk marks what was changed from the preset"
+
+
+def hyperparameters(source: Source) -> Iterator[tuple[bool, Row]]:
+    """The rows of both tables: (whether it is housekeeping, (name, value, reason)); marked-up."""
     config = source.config
     preset = PRESETS.get(config.preset, {})
     guidance = config.sampling(source.steps, source.about.conditioning).guidance
@@ -46,16 +72,36 @@ def hyperparameters(source: Source) -> Iterator[tuple[str, str, str]]:
         default = preset[name][0] if name in preset else Config.model_fields[name].default
         usual = value == default or name == "preset" or name in source.about.decided
         mark = "" if usual else " \\*"
+        reason = "not used in this run" if name in without_effect else why
         yield (
-            f"`{name.replace('_', '-')}`{mark}",
-            plain(shown(name, guidance if name == "guidance" else value)),
-            "not used in this run" if name in without_effect else plain(why),
+            name in without_effect or (name in HOUSEKEEPING and usual),
+            (
+                f"`{name.replace('_', '-')}`{mark}",
+                parted(shown(name, guidance if name == "guidance" else value)),
+                plain(meaning(name)),
+                plain(reason),
+            ),
         )
         if name == "net":
-            yield from network_options(value, default)
+            yield from ((False, row) for row in network_options(value, default))
 
 
-def network_options(net: str, usual: str) -> Iterator[tuple[str, str, str]]:
+def meaning(name: str) -> str:
+    """What a hyperparameter is, with its unit, and without the values that it may have."""
+    what = described(name).partition(" - ")[0]
+    values = what.find("|")
+    if values < 0:
+        return what
+    before = what[:values].rpartition(": ")[0].partition(": ")[0]
+    return before or TABLES[name].kind
+
+
+def parted(value: str) -> str:
+    """A value as marked-up text, which may be broken after its punctuation."""
+    return plain(re.sub(r"([:,=/])(?=.)", "\\1\u200b", value))
+
+
+def network_options(net: str, usual: str) -> Iterator[Row]:
     """The rows of a network's own options. usual: the preset's network."""
     same = net.partition(":")[0] == usual.partition(":")[0]
     of_preset = NETWORKS.options(usual) if same else {}
@@ -64,7 +110,8 @@ def network_options(net: str, usual: str) -> Iterator[tuple[str, str, str]]:
         mark = "" if value == of_preset.get(option.name, default) else " \\*"
         yield (
             f"{INDENT}`{option.name}`{mark}",
-            plain(shown(option.name, value)),
+            parted(shown(option.name, value)),
+            plain(option.what),
             plain(option.reason if value == default else "chosen for this run"),
         )
 

@@ -47,6 +47,11 @@ def absent(source: Source) -> Iterator[Missing]:
                 f"There is no comparison of the finished run's samplers, only one of step {step:,}."
             )
         yield Missing(what, run.command_for("study", "samplers"))
+    if source.over_time is None and source.averages and source.about.facts.classes:
+        yield Missing(
+            "The quality of samples over training was not measured.",
+            run.command_for("study", "progress"),
+        )
     if not source.trainings:
         yield Missing(
             "Other schedules were not tried on this run, nor other predictions or amounts of data "

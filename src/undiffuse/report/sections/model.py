@@ -1,17 +1,16 @@
-"""The model: the posterior (4)-(5), the loss (6), what the network predicts, and the network."""
+"""The model: the posterior (4)-(5), the loss (6), and what the network predicts."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
-from undiffuse.data.clusters import k_means, k_means_within, mean_images
 from undiffuse.diffusion import process, times
 from undiffuse.diffusion.denoiser import PREDICTIONS, Denoiser
 from undiffuse.diffusion.objectives import OBJECTIVES, denoising
 from undiffuse.diffusion.times import TIMES
 from undiffuse.diffusion.weightings import WEIGHTINGS
-from undiffuse.nets import NETWORKS
-from undiffuse.report.blocks import Block, Equation, Figure, Heading, Text, coded
+from undiffuse.report.blocks import Block, Equation, Figure, Heading, Text
+from undiffuse.report.listing import explained
 from undiffuse.report.sections._shared import code
 from undiffuse.report.source import Source
 from undiffuse.training.config import Config
@@ -22,9 +21,6 @@ def section(source: Source) -> Iterator[Block]:
     yield from posterior()
     yield from loss(source.config)
     yield from prediction(source)
-    yield from network(source)
-    if source.about.conditioning.clusters:
-        yield from clusters(source)
 
 
 def posterior() -> Iterator[Block]:
@@ -52,8 +48,6 @@ def posterior() -> Iterator[Block]:
 
 
 def loss(config: Config) -> Iterator[Block]:
-    chain = f"from a chain of $T = {config.chain}$ steps."
-    continuous = "in continuous time, so that any number of steps can be sampled."
     yield Heading(2, "The loss")
     yield Text(
         "The model is good where its step back is near the posterior's, and that is where the "
@@ -65,29 +59,63 @@ def loss(config: Config) -> Iterator[Block]:
         "6",
     )
     yield Text(
-        "averaged over the data set. Here the squared error is weighted by $w$ of the "
-        f"signal-to-noise ratio, {coded(config.weighting)}, and the times are sampled from "
-        f"{coded(config.times)}, {chain if config.chain else continuous}"
+        "averaged over the data set. The handout leaves $t = 1$ out: at the last step back, (4) is "
+        "the denoised image itself."
     )
+    yield from weighting(config)
+    yield from times_of(config)
     own = OBJECTIVES.function(config.objective.partition(":")[0])
-    yield from code(
-        denoising.denoising_loss,
-        denoising.denoising_batch,
-        *([] if own is denoising.denoising else [own]),
-        times.sample_times,
-        WEIGHTINGS.function(config.weighting.partition(":")[0]),
-        TIMES.function(config.times.partition(":")[0]),
+    yield Text(
+        "A batch is prepared as a regression problem for the network $F$, whose output is a scaled "
+        "and shifted denoised image (see below). Then the loss is a weighted mean of squares:"
     )
+    yield from code(
+        denoising.denoising_batch,
+        denoising.denoising_loss,
+        *([] if own is denoising.denoising else [own]),
+    )
+
+
+def weighting(config: Config) -> Iterator[Block]:
+    """The weight of each noise level, in words and as code."""
+    yield Text(
+        "The squared error may count more at some noise levels than at others. Its weight $w$ is a "
+        f"function of the signal-to-noise ratio. Here: {explained(WEIGHTINGS, config.weighting)}"
+    )
+    yield from code(WEIGHTINGS.function(config.weighting.partition(":")[0]))
+
+
+def times_of(config: Config) -> Iterator[Block]:
+    """Which times are trained, in words and as code."""
+    if config.chain:
+        how = f"The chain has $T = {config.chain}$ steps, so $t$ is one of $2 slash T, ..., 1$."
+    else:
+        how = (
+            "Time is continuous: $t$ is any number from 0 (image) to 1 (noise). That is a chain of "
+            "as many steps as one likes, so the number of steps $T$ can be chosen when images are "
+            "sampled."
+        )
+    spread = (
+        " The times of a batch are spread evenly over their distribution, which makes the loss of "
+        "a batch less noisy (Kingma et al. 2021)."
+        if config.stratified
+        else ""
+    )
+    yield Text(
+        f"{how} The handout samples it uniformly. Here: {explained(TIMES, config.times)}{spread}"
+    )
+    yield from code(TIMES.function(config.times.partition(":")[0]), times.sample_times)
 
 
 def prediction(source: Source) -> Iterator[Block]:
     name = source.config.predict
     yield Heading(2, "What the network predicts")
     yield Text(
-        f"The network $F$ need not give the image itself. Its prediction here is {coded(name)}: "
-        'the denoised image is $c_"skip" x_t + c_"out" F(c_"in" x_t, log "SNR")$, with '
-        "coefficients that make what the network sees, and what it has to give, of about unit size "
-        "at every noise level. All predictions differ by these three coefficients only."
+        "The network $F$ need not give the image itself. The denoised image is "
+        '$c_"skip" x_t + c_"out" F(c_"in" x_t, log "SNR")$, with coefficients that depend on the '
+        "noise level. They make what the network sees, and what it has to give, of about unit size "
+        f"at every noise level. In this run: {explained(PREDICTIONS, name)} All predictions differ "
+        "by these three coefficients only."
     )
     yield from code(PREDICTIONS.function(name.partition(":")[0]), Denoiser.__call__)
     if "denoised.png" in source.pictures:
@@ -98,73 +126,10 @@ def prediction(source: Source) -> Iterator[Block]:
             f"What the network sees at each noise level: images that were {images}, with more "
             "noise from left to right (t = 0, 0.1, ..., 1). Upper rows: $x_t$. Lower rows: the "
             f"{unconditional}denoised image $hat(x)_theta (x_t, t)$; at $t = 0$ the image itself. "
-            "Where little of the image is left, the best denoised image is a mean of many.",
+            "From the middle on, the denoised image is smoother than a real one: it is a mean of "
+            "the images that $x_t$ may have come from. At the right end nothing of the image is "
+            "left. There a perfect network would give the mean of all images. What differs from a "
+            "smooth grey shape there, such as speckle, is this network's error.",
             "Pairs of rows: an image that becomes noise, and below it denoised images that go from "
             "clear to a blurred mean.",
-        )
-
-
-def network(source: Source) -> Iterator[Block]:
-    config = source.config
-    weights = sum(parameter.numel() for parameter in source.network.parameters())
-    yield Heading(2, "The network")
-    yield Text(
-        f"The network is {coded(config.net)}. Its options are among the hyperparameters below. "
-        f"It is conditioned on the noise level{''.join(conditions(source))}. It has {weights:,} "
-        "weights."
-    )
-    yield from code(NETWORKS.function(config.net.partition(":")[0]))
-
-
-def clusters(source: Source) -> Iterator[Block]:
-    """What the network is told about an image beside x_t, and what that brings."""
-    conditioning = source.about.conditioning
-    within = " within each class" if conditioning.class_of_cluster else ""
-    yield Heading(2, "Clusters and their mean images")
-    yield Text(
-        "This part is not in the handout. Before training, k-means divides the training images"
-        f"{within} into {len(conditioning.clusters)} clusters of similar images. In training the "
-        "network is told the cluster of each image. In sampling a cluster is chosen at random, in "
-        "proportion to its size. So the network has to learn the images of one cluster at a time, "
-        "which is easier, and the samples have the data's proportions."
-    )
-    yield from code(k_means_within if conditioning.class_of_cluster else k_means)
-    if getattr(source.network, "prototypes", None) is None:
-        return
-    yield Text(
-        "The network also sees the mean image of the cluster, its _prototype_, as a second input. "
-        "That is the best answer where $x_t$ is pure noise. A short training need not spend its "
-        "first steps on learning it. But pictures of early steps must be read with care: what "
-        "they show after a few steps is the mean image, which was given, and not what was learned."
-    )
-    yield from code(mean_images)
-    yield Text(
-        "Both were tried on MNIST, one run each, with three minutes of training on two CPU cores "
-        "or as many steps on a GPU. "
-        "Without labels, the Fréchet distance (1,500 samples, bias removed) was 4.26 without "
-        "clusters, 1.38 with 64 clusters, and 0.65 with 64 clusters and guidance of 1.25. With "
-        "labels and 200 clusters (30,000 samples), it was 0.232 without mean images as input, and "
-        "0.125 and 0.162 with them, for two seeds."
-    )
-
-
-def conditions(source: Source) -> Iterator[str]:
-    """What the network sees besides the noise level. The parts complete a sentence."""
-    conditioning = source.about.conditioning
-    if conditioning.kind == "class":
-        yield " and on the class"
-    if conditioning.clusters:
-        yield (
-            f" and on the cluster that the image is in, one of {len(conditioning.clusters)} "
-            "clusters of similar images, found by k-means"
-        )
-    if conditioning.class_of_cluster:
-        yield (
-            ". Each cluster is a part of a class. For an image of a class, one of its clusters is "
-            "sampled in proportion to its size"
-        )
-    if getattr(source.network, "prototypes", None) is not None:
-        yield (
-            f". Beside $x_t$ it sees the prototype of that {source.condition}, which is its mean "
-            "training image; where it is unconditional, the mean of all training images"
         )

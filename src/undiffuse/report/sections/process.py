@@ -8,9 +8,32 @@ import torch
 
 from undiffuse.diffusion import process
 from undiffuse.diffusion.schedule import SCHEDULES, chain, noise_level
-from undiffuse.report.blocks import Block, Equation, Figure, Heading, Text, coded
+from undiffuse.report.blocks import Block, Equation, Figure, Heading, Table, Text, coded
+from undiffuse.report.listing import explained
 from undiffuse.report.sections._shared import code, with_examples
 from undiffuse.report.source import Source
+
+NOTATION = Table(
+    ("handout", "code", "meaning"),
+    (
+        (
+            "$sqrt(macron(alpha)_t)$",
+            "`alpha_t`, also $alpha(t)$",
+            "what is left of the image at $t$",
+        ),
+        (
+            "$sqrt(1 - macron(alpha)_t)$",
+            "`sigma_t`, also $sigma(t)$",
+            "the standard deviation of the noise at $t$",
+        ),
+        ("$sqrt(alpha_t)$", "`alpha_ts`", "what one step from $s$ to $t$ leaves of $x_s$"),
+        ("$1 - alpha_t$", "`var_ts`", "the variance of the noise of that step"),
+        ("$epsilon$", "`eps`", "standard normal noise"),
+        ("$hat(x)_theta (x_t, t)$", "`x_0`", "the denoised image, the network's estimate of $x_0$"),
+    ),
+    "The handout's symbols, and their names in the code.",
+)
+"""The two notations."""
 
 
 def section(source: Source) -> Iterator[Block]:
@@ -34,12 +57,12 @@ def one_step() -> Iterator[Block]:
     yield Equation("x_t = sqrt(alpha_t) x_(t-1) + sqrt(1 - alpha_t) epsilon", "2")
     yield Text(
         "The handout prints $(1 - alpha_t) epsilon$ here, without the root. That would be noise of "
-        "variance $(1 - alpha_t)^2$, which contradicts (1). In the code `alpha_t` and `sigma_t` "
-        "are what is left of the image at $t$, and how much noise there is: "
-        "$sqrt(macron(alpha)_t)$ and $sqrt(1 - macron(alpha)_t)$, with the $macron(alpha)_t$ of "
-        "(3)."
+        "variance $(1 - alpha_t)^2$, which contradicts (1). The code has its own names for these "
+        "quantities, because it also takes steps of any length, from a time $s$ to a later time "
+        "$t$. One step of the chain is $s = t - 1$."
     )
-    yield from code(process.step)
+    yield NOTATION
+    yield from code(process.step_kernel, process.step)
 
 
 def jump(source: Source) -> Iterator[Block]:
@@ -76,12 +99,13 @@ def schedule(name: str) -> Iterator[Block]:
     )
     yield Heading(2, "The noise schedule")
     yield Text(
-        f"This run uses the schedule {coded(name)}. In this software a schedule is a pair of "
-        "functions of the time $t$ from 0 (image) to 1 (noise): $alpha(t)$, what is left of the "
-        "image, and $sigma(t)$, how much noise there is. A chain of $T$ steps reads them at $t_i = "
-        "i slash T$, and then $alpha(t_i) = sqrt(macron(alpha)_i)$. What a network sees of it is "
-        "their ratio, the signal-to-noise ratio SNR $= alpha^2 slash sigma^2$."
+        "A schedule is a pair of functions of the time $t$ from 0 (image) to 1 (noise): "
+        "$alpha(t)$, what is left of the image, and $sigma(t)$, how much noise there is. A chain "
+        "of $T$ steps reads them at $t_i = i slash T$, and then $alpha(t_i) = "
+        "sqrt(macron(alpha)_i)$. What a network sees of it is their ratio, the signal-to-noise "
+        "ratio SNR $= alpha^2 slash sigma^2$."
         + ("" if keeps_variance(name) else other_variance)
+        + f" This run uses the schedule {coded(name)}: {explained(SCHEDULES, name)}"
     )
     yield Figure(
         "schedules",

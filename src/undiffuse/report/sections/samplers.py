@@ -4,24 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from undiffuse.diffusion import samplers, sampling, walk
+from undiffuse.diffusion import samplers, sampling
+from undiffuse.diffusion.denoiser import Denoiser
 from undiffuse.diffusion.guidance import classifier_free
 from undiffuse.report.blocks import Block, Equation, Figure, Heading, Text, coded
+from undiffuse.report.listing import explained
 from undiffuse.report.sections._shared import code
 from undiffuse.report.source import Source
 from undiffuse.report.words import number
 
-ALWAYS_SHOWN = (
+SHOWN = (
     samplers.posterior_mean,
     samplers.ddpm,
     samplers.ddpm_printed,
     samplers.ddim,
-    samplers.euler,
-    samplers.heun,
     samplers.dpmpp_2m,
-    samplers.second_order,
 )
-"""Every report shows the code of these samplers. It also shows the run's own sampler."""
+"""The samplers whose code every report shows. It also shows the run's own sampler."""
 
 
 def section(source: Source) -> Iterator[Block]:
@@ -32,12 +31,12 @@ def section(source: Source) -> Iterator[Block]:
         yield Figure(
             "denoising",
             "Three images on their way, by (8) in 50 steps without guidance, from noise on the "
-            "left. Upper rows: $x_t$. Lower rows: the denoised image $hat(x)_theta (x_t, t)$, at "
-            "first blurred, as a mean of what it might become is, at last the image.",
+            "left. Upper rows: $x_t$. Lower rows: the denoised image $hat(x)_theta (x_t, t)$. It "
+            "is blurred at first, because it is a mean of what the image may become.",
             "Pairs of rows: noise that becomes a clear image, and below it a blurred denoised "
             "image that becomes the same image.",
         )
-    yield from solvers(source.config.sampler)
+    yield from solvers(source)
     if source.about.conditioning.guidable:
         yield from guidance(source)
 
@@ -45,24 +44,33 @@ def section(source: Source) -> Iterator[Block]:
 def handout() -> Iterator[Block]:
     yield Text(
         "One starts from pure noise, $x_T tilde.op cal(N)(0, bold(I))$, and goes back step by "
-        "step. The handout has two ways:"
+        "step. The handout has two ways. One takes the mean of (5):"
     )
     yield Equation("x_(t-1) = mu_theta (x_t, t)", "7")
+    yield from code(samplers.posterior_mean)
+    yield Text("The other adds noise to it:")
     yield Equation(
         "x_(t-1) = mu_theta (x_t, t) + "
         "sqrt(frac((1 - alpha_t) (1 - macron(alpha)_(t-1)), 1 - macron(alpha)_t)) epsilon_t",
         "8",
     )
+    yield from code(samplers.ddpm)
+    yield Text(
+        "Here a `step` holds $x_t$, the two times, the noise levels at both, and the denoised "
+        "image (`step.x_0`), for which it calls the network. The handout prints (8) without the "
+        "root. That adds the posterior's variance where its standard deviation belongs, and so too "
+        "little noise:"
+    )
+    yield from code(samplers.ddpm_printed)
 
 
 def ddim() -> Iterator[Block]:
     yield Text(
-        "The handout prints (8) without the root: that adds the posterior's variance where its "
-        'standard deviation belongs, and so too little noise. And it calls the two "DDIM and DDPM '
-        'sampling". (8) is DDPM (Ho et al. 2020). (7) is _not_ DDIM (Song et al. 2021): the '
-        "posterior's mean, repeated, shrinks the noise faster than the chain does, and the "
-        "samples collapse onto few shapes. DDIM takes away exactly as much noise as there is less "
-        "of at the next time, and keeps the direction of the rest:"
+        'The handout calls the two ways "DDIM and DDPM sampling". (8) is DDPM (Ho et al. 2020). '
+        "(7) is _not_ DDIM (Song et al. 2021). The posterior's mean, repeated, shrinks the noise "
+        "faster than the chain does, and the samples collapse onto few shapes. DDIM takes away "
+        "exactly as much noise as there is less of at the next time, and keeps the direction of "
+        "the rest:"
     )
     yield Equation(
         "x_(t-1) = sqrt(macron(alpha)_(t-1)) hat(x)_theta + "
@@ -71,24 +79,42 @@ def ddim() -> Iterator[Block]:
         "",
         "DDIM",
     )
+    yield from code(samplers.ddim)
 
 
-def solvers(name: str) -> Iterator[Block]:
-    """Samplers as solvers of a differential equation. name: the run's own sampler, as a spec."""
+def solvers(source: Source) -> Iterator[Block]:
+    """Samplers as solvers of a differential equation, and the run's own sampler."""
     yield Text(
-        "In the code a `Step` holds $x_t$, the two times, and the denoised image; a sampler is the "
-        "line of mathematics that leads to the next $x_t$. In many small steps DDIM follows a "
-        "differential equation, the probability-flow ODE:"
+        "In many small steps DDIM follows a differential equation, the probability-flow ODE (Song "
+        "et al. 2020):"
     )
     yield Equation("dif (x_t / alpha(t)) = hat(epsilon) dif (sigma(t) / alpha(t))", "", "ODE")
     yield Text(
-        "of which a step of DDIM is Euler's. Heun's method and DPM-Solver++ 2M are of second "
-        "order: they err less where steps are small enough. The stochastic DPM-Solver++ 2M is (8) "
-        f"with a denoised image of second order. This run's own is {coded(name)}."
+        "A step of DDIM is Euler's method for it. Heun's method (Karras et al. 2022) and "
+        "DPM-Solver++ 2M (Lu et al. 2022) are of second order: with half of the step size their "
+        "error is a quarter, where steps are small enough. DPM-Solver++ 2M calls the network once "
+        "a step. It extrapolates the denoised image from the step before:"
     )
+    yield from code(samplers.second_order, samplers.dpmpp_2m)
+    name = source.config.sampler
     own = samplers.SAMPLERS.function(name.partition(":")[0])
-    others = [] if own in ALWAYS_SHOWN else [own]
-    yield from code(*ALWAYS_SHOWN, *others, walk.walk, sampling.trajectory)
+    usual = source.config.sampling(source.steps, source.about.conditioning)
+    steps = steps_of(source, usual)
+    begin = f"The images on the first page were sampled with $T = {steps}$ steps of"
+    if own in SHOWN:
+        yield Text(f"{begin} {coded(name)}.")
+    else:
+        yield Text(f"{begin} another way. {explained(samplers.SAMPLERS, name)}")
+        yield from code(own)
+
+
+def steps_of(source: Source, usual: sampling.Sampling) -> int:
+    """The number of steps of the run's usual sampling."""
+    config, about = source.config, source.about
+    denoiser = Denoiser(
+        source.network, config.schedule, config.predict, about.facts.shape, about.conditioning
+    )
+    return sampling.steps_within(usual.calls, denoiser, usual)
 
 
 def guidance(source: Source) -> Iterator[Block]:

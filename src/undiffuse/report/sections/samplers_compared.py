@@ -124,13 +124,14 @@ def methods(rows: list[Row], scored: bool) -> Table:
             seconds = f"{1000 * many['seconds_per_image']:.0f}"
             spread = f"{many['spread']:.1f}"
             found.append((plain(sampler_name(name)), *distances, spread, seconds, same, use))
-    of_quality = ("distance, few calls", "distance, many calls") if scored else ()
-    header = ("way", *of_quality, "spread", "ms an image", "same noise, same image", "good for")
+    of_quality = ("few", "many") if scored else ()
+    header = ("way", *of_quality, "spread", "ms", "same", "good for")
     return Table(
         header,
         found,
-        "Each way of sampling, with the fewest and with the most calls that were tried. Spread and "
-        "time are of the most calls.",
+        "Each way of sampling. _Few_ and _many_: the Fréchet distance with the fewest and with the "
+        "most calls that were tried. _Spread_ and _ms_ (milliseconds an image) are of the most "
+        "calls. _Same_: whether the same noise gives the same image.",
         tuple(range(1, len(header) - 2)),
     )
 

@@ -8,7 +8,7 @@ from undiffuse import __version__
 from undiffuse.measuring.summary import sentences
 from undiffuse.report.blocks import Block, Figure, Missing, Text, coded, plain
 from undiffuse.report.source import Source
-from undiffuse.report.words import accented, sampler_name
+from undiffuse.report.words import accented, data_name, sampler_name
 
 
 def section(source: Source) -> Iterator[Block]:
@@ -18,8 +18,9 @@ def section(source: Source) -> Iterator[Block]:
     interrupted = " The run was interrupted, so all of this is of an unfinished model."
     state = "" if source.finished else interrupted
     begin = (
-        f"A diffusion model was trained on {facts.training:,} images of _{plain(facts.name)}_ "
-        f"({kind}) for {source.steps:,} steps, in {source.minutes:.1f} minutes on a CPU.{state}"
+        f"A diffusion model was trained on {facts.training:,} images of "
+        f"{plain(data_name(facts.name))} ({kind}) for {source.steps:,} steps, in "
+        f"{source.minutes:.1f} minutes on a CPU.{state}"
     )
     yield Text(" ".join([begin, *findings(source)]))
     name = coded(source.run.path.resolve().name)
@@ -63,8 +64,7 @@ def images(source: Source) -> Iterator[Block]:
             0.8,
         )
     else:
-        weights = source.finished or run.checkpoint_path.is_file()
         yield Missing(
             "There are no images of this run yet.",
-            run.command_for("sample") if weights else run.command(),
+            run.command_for("sample") if source.has_weights else run.command(),
         )

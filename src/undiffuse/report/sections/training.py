@@ -1,15 +1,13 @@
-"""How training went: the losses, what went wrong, and the code of one step."""
+"""How training went: the losses, samples over time, and what went wrong."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 from undiffuse.report.blocks import Block, Figure, Heading, Missing, Text, plain
-from undiffuse.report.sections._shared import code
 from undiffuse.report.source import Source
-from undiffuse.report.words import number
-from undiffuse.training.averages import ema_decay
-from undiffuse.training.experiment import Experiment
+from undiffuse.report.words import interval, number, sampler_name
 from undiffuse.training.records import (
     CompileFallback,
     Projection,
@@ -17,11 +15,10 @@ from undiffuse.training.records import (
     Rollback,
     Validation,
 )
-from undiffuse.training.step import Gradient, train_step
 
 
 def section(source: Source) -> Iterator[Block]:
-    yield Heading(1, "Training")
+    yield Heading(1, "How training went")
     if start := source.about.start:
         yield Text(
             f"This run is longer than its own budget says. It began at step {start.step:,} of "
@@ -30,16 +27,9 @@ def section(source: Source) -> Iterator[Block]:
         )
     yield from progress(source)
     yield from figures(source)
+    if source.over_time:
+        yield from quality(source.over_time)
     yield from mishaps(source)
-    yield Text(
-        "A step of training samples a batch of images with noise and times. It computes the "
-        "gradient of (6) as the sum over two halves of the batch, which two threads compute side "
-        "by side. The optimiser changes the weights. Then the new weights enter their average, and "
-        "images are sampled with this average. All randomness is a function of the seed and the "
-        "step, so a stopped run goes on to the same end. The loop around the step is `fit` in "
-        "`undiffuse/training/loop.py`. It decides when to take snapshots and when to stop."
-    )
-    yield from code(Experiment.batch, Gradient.__call__, train_step, ema_decay)
 
 
 def progress(source: Source) -> Iterator[Block]:
@@ -85,6 +75,37 @@ def figures(source: Source) -> Iterator[Block]:
             "Rows of images, from noise at the top to clear images at the bottom.",
             0.66,
         )
+
+
+def quality(study: dict[str, Any]) -> Iterator[Block]:
+    """The study `progress`: its figure, and when most of the gain was made."""
+    rows = study["rows"]
+    first, last = rows[0], rows[-1]
+    guidance = f", guidance {study['guidance']:g}" if study["guidance"] != 1 else ""
+    real = study["real_frechet"]
+    as_real = f" As many real test images have {number(real)}." if real is not None else ""
+    near = next(row for row in rows if row["frechet_low"] <= last["frechet_high"])
+    if near is last:
+        gain = "It still fell at the end, so more training would help."
+    else:
+        gain = (
+            f"From step {near['step']:,} on ({near['minutes']:.1f} minutes), {study['n']:,} images "
+            "cannot show a difference from the end."
+        )
+    yield Text(
+        f"After training, {study['n']:,} images were sampled from the averaged weights of each of "
+        f"{len(rows)} steps, all in the same way: {plain(sampler_name(study['sampler']))} in "
+        f"{study['steps']} steps{guidance}. Their Fréchet distance to the training images fell "
+        f"from {number(first['frechet'])} at step {first['step']:,} to {number(last['frechet'])} "
+        f"({interval(last['frechet_low'], last['frechet_high'])}) at step {last['step']:,}."
+        f"{as_real} {gain}"
+    )
+    yield Figure(
+        "quality",
+        "The Fréchet distance of samples as training went on, with 95% intervals.",
+        "A falling curve with error bars against the step, the epochs and the minutes.",
+        0.75,
+    )
 
 
 def guided(source: Source) -> str:

@@ -1,0 +1,135 @@
+"""The study `progress`: the quality of samples as training went on.
+
+It uses the averaged weights that the run kept at each of its snapshots. All are sampled in the same
+way, as the finished run's own images are, so they differ by their training only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from undiffuse.base import engine
+from undiffuse.base.engine import in_precision
+from undiffuse.base.errors import UserError
+from undiffuse.base.pixels import to_uint8
+from undiffuse.data.dataset import Dataset
+from undiffuse.data.splits import random_labels
+from undiffuse.diffusion.sampling import Sampling, network_calls, sample_batches
+from undiffuse.measuring.scorer import Scorer, scorer_for
+from undiffuse.runs.averages import kept_averages, model_at
+from undiffuse.runs.folder import Run
+from undiffuse.study.samplers import real_distance, seconds_per_call
+from undiffuse.study.sheet import Sheet, check_minutes, data_of, distance_of, sheet
+from undiffuse.training.records import Snapshot
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from torch import Tensor
+
+FEWEST, MOST = 100, 2000
+"""The fewest and the most images of a step."""
+
+
+@dataclass
+class ProgressStudy:
+    """A study of a run's quality over time, ready to run.
+
+    steps: those whose averaged weights are sampled. seconds: an estimate for those that are left.
+    sampling: the options of all samples. classes: of the samples (n,), or None."""
+
+    sheet: Sheet
+    whole: Dataset
+    scorer: Scorer
+    steps: list[int]
+    sampling: Sampling
+    classes: Tensor | None
+    seconds: float
+
+    @property
+    def n(self) -> int:
+        """The number of images of each step."""
+        return int(self.sheet.facts["n"])
+
+    def plan(self) -> str:
+        """What is left to do, in one sentence."""
+        return (
+            f"progress: {self.n:,} images of each of {len(self.steps)} steps, about "
+            f"{self.seconds / 60:.1f} minutes"
+        )
+
+    def rows(self) -> Iterator[tuple[str, float, dict[str, Any]]]:
+        """(what was done, the share of the study that is done, its row). See `Study`."""
+        for number, step in enumerate(self.steps, 1):
+            row = self.sheet.find(step=step)
+            if row is None:
+                row = self.measured(step)
+                self.sheet.add(row)
+            yield f"step {step:,}", number / len(self.steps), row
+
+    def measured(self, step: int) -> dict[str, Any]:
+        """The row of a step."""
+        run = self.sheet.run
+        denoiser = model_at(run, step).denoiser
+        quick = replace(denoiser, network=in_precision(denoiser.network, engine.fastest()))
+        batches = sample_batches(quick, self.n, self.sampling, classes=self.classes)
+        features, _ = self.scorer.network(to_uint8(torch.cat(list(batches))))
+        time = next(record.time for record in run.of(Snapshot) if record.step == step)
+        return {
+            "step": step,
+            "minutes": time / 60,
+            "images_seen": step * run.about().config.batch_size,
+            **distance_of(features, self.scorer, self.sampling.seed),
+        }
+
+
+def progress_study(path: Path, minutes: float = 1.0, seed: int = 0) -> ProgressStudy:
+    """The study of the run in folder `path`, ready to run.
+
+    A batch is timed to find how many images the minutes allow. Raises UserError where the run
+    cannot be studied."""
+    check_minutes(minutes)
+    run = Run(path)
+    model, whole = run.model(), data_of(run)
+    end, about = model.description.step, run.about()
+    logged = {record.step for record in run.of(Snapshot)}
+    steps = [step for step in kept_averages(run) if 0 < step <= end and step in logged]
+    if not steps:
+        raise UserError(
+            f"{run.path} kept no averaged weights of its snapshots, so its quality over time "
+            "cannot be measured; train a new run"
+        )
+    scorer = scorer_for(whole)
+    if scorer is None:
+        raise UserError(
+            f"the quality of {run.path} cannot be measured without a classifier of its data; "
+            f"where these have classes, {run.command_for('evaluate')} trains one"
+        )
+    own = about.config.sampling(end, model.denoiser.conditioning).checked(model.denoiser)
+    own = replace(own, seed=seed)
+    assert own.steps is not None
+    calls = network_calls(model.denoiser, own, own.steps)
+    fastest = in_precision(model.denoiser.network, engine.fastest())
+    per_call = seconds_per_call(replace(model.denoiser, network=fastest))
+    n = max(FEWEST, min(MOST, int(60 * minutes / (len(steps) * calls * per_call)), len(whole)))
+    kept = sheet(
+        run,
+        "progress",
+        same=("seed", "step"),
+        seed=seed,
+        step=end,
+        n=n,
+        cases=len(steps),
+        sampler=own.sampler,
+        steps=own.steps,
+        guidance=own.guidance,
+        real_frechet=real_distance(run, scorer, n, seed),
+    )
+    n = kept.facts["n"]  # of the study's file, where there is one
+    classes = random_labels(whole, n, seed, "study labels") if model.classes else None
+    seconds = n * (len(steps) - len(kept.rows)) * calls * per_call
+    return ProgressStudy(kept, whole, scorer, steps, own, classes, seconds)
