@@ -571,7 +571,8 @@ def test_info_shows_every_hyperparameter_with_its_reason(command: Command, run: 
     for name, why in content["reasons"].items():
         value = getattr(config, name)
         if value is not None:
-            assert f"{name.replace('_', '-')} {value} {why}" in lines
+            shown = " ".join(map(str, value)) if isinstance(value, tuple) else value
+            assert f"{name.replace('_', '-')} {shown} {why}" in lines
     # The options of the network, below its spec.
     for line in (
         "channels 8 16 chosen for this run",
@@ -599,7 +600,7 @@ def test_sample_makes_what_the_python_function_makes(command: Command, labelled_
     written = "--out new.npz --trajectory way.gif"
     answer = command("sample", labelled_run, *flags.split(), *written.split())
     assert (answer.code, answer.err) == (0, "")
-    assert "new.npz: 5 images by ddim, 4 steps, 8 network calls each" in answer.words
+    assert "new.npz: 5 images by ddim, 4 steps, 7 network calls each" in answer.words
     options = {"guidance": 1.5, "seed": 2, "sampler": "ddim", "steps": 4}
     expected = api.sample(labelled_run, n=5, classes=(7, 3), **options)
     with np.load("new.npz") as archive:

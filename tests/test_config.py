@@ -13,8 +13,9 @@ from undiffuse.diffusion.conditioning import Conditioning, Kind
 from undiffuse.diffusion.sampling import Sampling
 from undiffuse.nets import NETWORKS
 from undiffuse.training import options
-from undiffuse.training.config import FORMER, TABLES, TOWARDS, Config, validated
+from undiffuse.training.config import FORMER, TOWARDS, Config, validated
 from undiffuse.training.experiment import DataFacts, build_configured
+from undiffuse.training.fields import TABLES
 from undiffuse.training.options import SessionOptions, make_options
 from undiffuse.training.presets import PRESETS, differences, make_config, reasons
 
@@ -269,7 +270,9 @@ def test_the_usual_guidance_falls_as_the_run_goes_on() -> None:
         found = [config.sampling(step, conditioning).guidance for step in steps]
         assert found == [1.5, 1.5, round(min(1.5, 1 + w), 2), round(1 + w / 8, 2), 1]
     sampling = make_config(guidance=1.5).sampling(7, CONDITIONINGS["class"])
-    assert sampling == Sampling("dpmpp-2m-sde", calls=24, grid="uniform", guidance=1.5)
+    assert sampling == Sampling(
+        "dpmpp-2m-sde", calls=14, grid="uniform", guidance=1.5, guidance_interval=(-3, 15)
+    )
 
 
 def test_without_conditions_there_is_nothing_to_guide_by() -> None:

@@ -30,7 +30,7 @@ from undiffuse.report.blocks import plain
 from undiffuse.report.sections.hyperparameters import hyperparameters
 from undiffuse.report.source import read
 from undiffuse.runs.folder import Run
-from undiffuse.training.config import TABLES
+from undiffuse.training.fields import TABLES
 from undiffuse.training.presets import make_config
 from undiffuse.training.records import Finished, Validation
 

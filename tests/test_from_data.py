@@ -21,7 +21,7 @@ from undiffuse.report.source import read
 from undiffuse.runs.folder import Run
 from undiffuse.runs.signals import Interrupted
 from undiffuse.training import from_data
-from undiffuse.training.config import BY_RULE
+from undiffuse.training.fields import BY_RULE
 from undiffuse.training.from_data import Measured
 from undiffuse.training.presets import make_config
 from undiffuse.training.records import StepTaken

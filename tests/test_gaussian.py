@@ -8,6 +8,7 @@ and the length of its responses is their standard deviation.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any
@@ -25,7 +26,7 @@ from undiffuse.diffusion.conditioning import Conditioning
 from undiffuse.diffusion.denoiser import PREDICTIONS, Denoiser
 from undiffuse.diffusion.grids import GRIDS, time_grid
 from undiffuse.diffusion.samplers import SAMPLERS
-from undiffuse.diffusion.sampling import Sampling, network_calls, sample, trajectory
+from undiffuse.diffusion.sampling import Sampling, network_calls, sample, steps_within, trajectory
 from undiffuse.diffusion.schedule import LOG_SNR_BOUND, SCHEDULES, chain, log_snr
 from undiffuse.diffusion.walk import Frame
 
@@ -423,6 +424,30 @@ def test_guidance(guidance: float, calls: int) -> None:
         torch.testing.assert_close(last.x_s, expected[:, None, None, None].expand(3, 1, 2, 2))
         sampling = Sampling("ddpm", guidance=guidance, clip=clip)
         assert network_calls(CONDITIONAL, sampling, 4) == calls
+
+
+def test_guidance_in_an_interval_of_noise_levels() -> None:
+    """Kynkäänniemi et al. 2024: guided where the log-SNR is inside, and one network call outside.
+
+    The network predicts a constant, so Euler's x_s is a line between x_t and what is predicted."""
+    low, high, steps = -1.5, 1.0, 10
+    classes = torch.tensor([1])
+    options = {"classes": classes, "guidance": 3.0, "guidance_interval": (low, high)}
+    frames = frames_of(CONDITIONAL, [0], sampler="euler", steps=steps, clip=False, **options)
+    inside = 0
+    for frame in frames:
+        log_snr = 2 * math.log((1 - frame.t) / frame.t) if frame.t < 1 else -math.inf
+        guided = low <= log_snr <= high
+        inside += guided
+        expected = -0.4 + (3.0 if guided else 1.0) * (0.2 + 0.4)
+        torch.testing.assert_close(frame.x_0, torch.full_like(frame.x_0, expected))
+    assert 0 < inside < steps
+    sampling = Sampling("euler", guidance=3.0, guidance_interval=(low, high))
+    assert network_calls(CONDITIONAL, sampling, steps) == steps + inside
+    for calls in range(1, 40):
+        found = steps_within(calls, CONDITIONAL, sampling)
+        assert network_calls(CONDITIONAL, sampling, found) <= max(calls, 2)
+        assert network_calls(CONDITIONAL, sampling, found + 1) > calls
 
 
 def test_guidance_is_the_same_for_every_sampler() -> None:

@@ -453,7 +453,7 @@ def value(value: float, low: float, high: float, **others: Any) -> dict[str, Any
 
 
 METRICS: dict[str, Any] = {
-    "format": 2, "undiffuse": "0.2", "of": {"step": 12}, "seed": 0, "features": None,
+    "format": 3, "undiffuse": "0.2", "of": {"step": 12}, "seed": 0, "features": None,
     "reference": {
         "name": "digits", "training": 61, "test": 3, "seen": 61, "unseen": 3, "control": "test set",
     },
@@ -461,7 +461,8 @@ METRICS: dict[str, Any] = {
     "warnings": [],
     "sampling": {
         "n": 4321, "sampler": "ddim:eta=0.5", "steps": 17, "network_calls": 34, "grid": "uniform",
-        "guidance": 1.0, "clip": True, "seed": 0, "precision": "fp32", "seconds": 1.0,
+        "guidance": 1.0, "guidance_interval": [-3.0, 3.0], "clip": True, "seed": 0,
+        "precision": "fp32", "seconds": 1.0,
     },
     "frechet": value(
         0.1234, 0.1111, 0.1357, n=4321, floor=0.0456, ratio=2.706, ratio_low=1.58, ratio_high=3.91
@@ -713,13 +714,26 @@ def test_headings_are_nested(reported: Path) -> None:
 def test_the_notebooks_cells_are_a_program(
     monkeypatch: pytest.MonkeyPatch, reported: Path, tmp_path: Path
 ) -> None:
-    """They run from top to bottom in the run folder; the last one samples."""
+    """They run from top to bottom in the run folder, and show what the file says they show."""
     book = nbformat.read(reported / "report.ipynb", as_version=4)
     cells = [cell.source for cell in book.cells if cell.cell_type == "code"]
     program = tmp_path / "cells.py"
     program.write_text("\n".join(cells))
     monkeypatch.chdir(reported)
-    assert runpy.run_path(str(program))["images"].shape == (20, 8, 8)
+    names = runpy.run_path(str(program))
+    assert [len(row) for row in names["rows"]] == [10, 10, 10]
+    spreads = [
+        cell.outputs[0].data["text/plain"] for cell in book.cells
+        if cell.cell_type == "code" and "round(spread" in cell.source
+    ]  # fmt: skip
+    (shown,) = map(ast.literal_eval, spreads)
+    assert shown == {
+        name: round(names["spread"](row), 1)
+        for name, row in zip(("posterior-mean", "ddpm", "ddim"), names["rows"], strict=True)
+    }
+    pictures = [cell for cell in book.cells if "image_grid(" in cell.source]
+    assert len(pictures) == 3
+    assert all("image/png" in cell.outputs[0].data for cell in pictures)
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +19,7 @@ from undiffuse.base.errors import UserError
 from undiffuse.base.images import as_array, columns_for, image_grid, tiles
 from undiffuse.base.images import as_picture as picture
 from undiffuse.diffusion.samplers import SAMPLERS
+from undiffuse.diffusion.sampling import EVERYWHERE
 from undiffuse.model import Request
 from undiffuse.nets import NETWORKS
 from undiffuse.runs import destinations
@@ -124,6 +126,7 @@ def test_default_steps_keep_within_the_calls(
         sample_calls=calls,
         sampler=sampler,
         guidance=guidance,
+        guidance_interval=EVERYWHERE,
         conditional=True,
     )
     request, seen = watched(run, n=1)
@@ -202,7 +205,8 @@ def test_one_class_needs_no_list(labelled_run: Path) -> None:
 
 
 def test_guidance_asks_a_second_time_without_condition(labelled_run: Path) -> None:
-    assert shown(labelled_run, n=2, classes=(7,), guidance=1.5) == [[7, 7], [10, 10]]
+    everywhere = {"guidance": 1.5, "guidance_interval": EVERYWHERE}
+    assert shown(labelled_run, n=2, classes=(7,), **everywhere) == [[7, 7], [10, 10]]
     assert shown(labelled_run, n=2, classes=(7,), guidance=1.0) == [[7, 7]]
 
 
@@ -263,6 +267,10 @@ def test_a_run_that_was_never_without_condition_says_so(train: Callable[..., Pat
         ({"sampler": "ddim:eta=2"}, "eta must be between 0 and 1"),
         ({"guidance": float("nan")}, "guidance"),
         ({"guidance": -1.0}, "guidance"),
+        ({"guidance_interval": (3, -3)}, "two finite log-SNRs, the lower first, not 3 and -3"),
+        ({"guidance_interval": (-math.inf, 3)}, "two finite log-SNRs"),
+        ({"guidance_interval": 3}, "guidance_interval must be two numbers, not 3"),
+        ({"guidance_interval": ("a", 3)}, "guidance_interval must be a number, not 'a'"),
         ({"precision": "fp8"}, "precision"),
     ],
 )

@@ -691,7 +691,7 @@ def test_quick_samples_take_few_calls(tiny: dict[str, Any]) -> None:
     experiment = trainer.experiment
     images = torch.cat(list(quick_samples(experiment.denoiser, experiment, 5, 3)))
     assert images.shape == (5, 1, 8, 8)
-    assert sum(called) == 5 * QUICK_CALLS
+    assert 5 * (QUICK_CALLS - 2) < sum(called) <= 5 * QUICK_CALLS  # a guided step takes two
 
 
 def test_the_quality_of_a_long_run_is_measured_at_every_snapshot() -> None:

@@ -20,7 +20,7 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from undiffuse.base.errors import UserError
 from undiffuse.base.files import as_path
-from undiffuse.base.given import as_tensor, as_times, check_numbers, real, whole
+from undiffuse.base.given import as_tensor, as_times, check_numbers, real, two_reals, whole
 from undiffuse.base.images import as_array
 from undiffuse.base.pixels import from_array, to_float, to_uint8
 from undiffuse.base.process import each_undisturbed, undisturbed
@@ -243,6 +243,8 @@ class Model:
         given |= {name: whole(name, given[name]) for name in given.keys() & {"steps", "seed"}}
         if "guidance" in given:
             given["guidance"] = real("guidance", given["guidance"])
+        if "guidance_interval" in given:
+            given["guidance_interval"] = two_reals("guidance_interval", given["guidance_interval"])
         for name, value in (("n", n), ("batch_size", batch_size)):
             if value < 1:
                 raise UserError(f"{name} must be at least 1, not {value}")
@@ -324,7 +326,7 @@ class Request:
     @property
     def note(self) -> dict[str, Any]:
         """The metadata of a picture of these images."""
-        names = ("sampler", "grid", "guidance", "clip", "seed", "steps")
+        names = ("sampler", "grid", "guidance", "guidance_interval", "clip", "seed", "steps")
         return {
             "step": self.model.description.step,
             "usual": self.usual,

@@ -67,6 +67,14 @@ def real(name: str, value: Any) -> float:
     return float(value)
 
 
+def two_reals(name: str, value: Any) -> tuple[float, float]:
+    """A pair of numbers as floats. name: of the parameter. Raises UserError for anything else."""
+    if isinstance(value, str) or not hasattr(value, "__len__") or len(value) != 2:
+        raise UserError(f"{name} must be two numbers, not {value!r}")
+    first, second = value
+    return real(name, first), real(name, second)
+
+
 def check_numbers(n: int, seed: int) -> None:
     """Raises UserError for more images than a request may have, or for a seed out of range."""
     if n > MOST_IMAGES:

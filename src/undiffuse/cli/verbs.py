@@ -16,7 +16,7 @@ from undiffuse.base.lazy import lazy
 from undiffuse.base.schema import finite
 from undiffuse.cli.output import by_default, leave, say, stdout
 from undiffuse.study import STUDIES, make_study
-from undiffuse.training.config import among
+from undiffuse.training.fields import among
 
 if TYPE_CHECKING:
     import torch
@@ -26,11 +26,13 @@ if TYPE_CHECKING:
     from undiffuse.console import info as info_table
     from undiffuse.console import live, results
     from undiffuse.model import Request
+    from undiffuse.report import side_by_side
     from undiffuse.runs import destinations, evaluation, folder, signals
 else:
     torch, api = lazy("torch"), lazy("undiffuse.api")
     info_table, results = lazy("undiffuse.console.info"), lazy("undiffuse.console.results")
     live, reports = lazy("undiffuse.console.live"), lazy("undiffuse.report")
+    side_by_side = lazy("undiffuse.report.side_by_side")
     destinations, folder = lazy("undiffuse.runs.destinations"), lazy("undiffuse.runs.folder")
     evaluation, signals = lazy("undiffuse.runs.evaluation"), lazy("undiffuse.runs.signals")
 
@@ -51,6 +53,7 @@ def sample(
         tuple[str, ...], tyro.conf.arg(aliases=["--label"]), by_default("all classes")
     ] = (),
     guidance: Annotated[float | None, OF_RUN] = None,
+    guidance_interval: Annotated[tuple[float, float] | None, OF_RUN] = None,
     clip: bool = True,
     seed: int = 0,
     batch_size: int = 256,
@@ -66,7 +69,8 @@ def sample(
         n: number of images
         steps: number of sampling steps; a step is one network call, with heun two except the last
         classes: only these classes, by name or number, in turn; for conditional runs
-        guidance: classifier-free guidance; 1 is none, other values double the network calls
+        guidance: classifier-free guidance; 1 is none, other values take two network calls a step
+        guidance_interval: log-SNRs from and to which guidance is used; -15 15 for all
         clip: clip the denoised image to the range of images
         seed: the same seed gives the same images with any batch size
         batch_size: images that are sampled at once
@@ -78,8 +82,9 @@ def sample(
         trajectory: also write the steps from noise to image of the first ten: FILE.gif or FILE.png
     """
     request = api.load(run).request(
-        n, classes or None, sampler=sampler, steps=steps, grid=grid, guidance=guidance, clip=clip,
-        seed=seed, batch_size=batch_size, precision=precision,
+        n, classes or None, sampler=sampler, steps=steps, grid=grid, guidance=guidance,
+        guidance_interval=guidance_interval, clip=clip, seed=seed, batch_size=batch_size,
+        precision=precision,
     )  # fmt: skip
     to = destinations.destination(out or str(run / "samples.png"), overwrite=overwrite)
     if trajectory is not None:
@@ -121,6 +126,7 @@ def evaluate(
     steps: Annotated[int | None, WITHIN_CALLS] = None,
     grid: Annotated[str | None, OF_RUN] = None,
     guidance: Annotated[float | None, OF_RUN] = None,
+    guidance_interval: Annotated[tuple[float, float] | None, OF_RUN] = None,
     seed: int = 0,
     precision: Precision = None,
     quality: bool = True,
@@ -144,6 +150,7 @@ def evaluate(
         steps: number of sampling steps
         grid: times of the steps, as for undiffuse sample
         guidance: classifier-free guidance; 1 is none
+        guidance_interval: log-SNRs from and to which guidance is used; -15 15 for all
         seed: seed of the samples and of every random choice in the measurements
         precision: precision of sampling; bf16 is faster where the CPU has it
         quality: Frechet and kernel distances, precision, recall, class balance and other metrics
@@ -159,8 +166,9 @@ def evaluate(
     """
     parts = evaluation.Parts(quality, likelihood, novelty)
     of_a_run = given(
-        n=n, sampler=sampler, steps=steps, grid=grid, guidance=guidance, precision=precision,
-        bits_images=bits_images, ode_images=ode_images, save=save,
+        n=n, sampler=sampler, steps=steps, grid=grid, guidance=guidance,
+        guidance_interval=guidance_interval, precision=precision, bits_images=bits_images,
+        ode_images=ode_images, save=save,
     )  # fmt: skip
     if (run is None) == (images is None):
         raise UserError("give either a run folder, or --images FILE.npz with --data and --out")
@@ -252,6 +260,7 @@ def study(
 
 def report(
     run: Positional[Path],
+    other: Annotated[Positional[Path | None], by_default("none")] = None,
     audience: Annotated[
         Literal["student", "instructor", "paper"], tyro.conf.arg(name="for")
     ] = "student",
@@ -263,11 +272,18 @@ def report(
 
     Args:
         run: the run folder
+        other: a second run; then what differs between the two is written, and what it did
         audience: student, which is the whole report; instructor, with what to look for when
             grading; or paper, without code
         author: the author's name, below the title
         course: the course, below the title
     """
+    if other is not None:
+        if (audience, author, course) != ("student", "", ""):
+            raise UserError("--for, --author and --course go with one run; leave them out for two")
+        for path in side_by_side.compare(run, other):
+            say(str(path))
+        return
     made = reports.Report(run, audience=audience, author=author, course=course)
     for path in made.write():
         say(str(path))

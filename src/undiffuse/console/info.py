@@ -106,7 +106,8 @@ def hyperparameters(about: About, records: list[Record]) -> Iterator[tuple[str, 
             if name == "guidance"
             else getattr(config, name)
         )
-        yield name.replace("_", "-"), "-" if value is None else str(value), why
+        shown = " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+        yield name.replace("_", "-"), "-" if value is None else shown, why
         if name == "net":
             yield from network_options(config.net)
 

@@ -34,6 +34,14 @@ def classifier_free(conditional: Denoise, unconditional: Denoise, scale: float) 
     return guided
 
 
+def in_interval(inside: Denoise, outside: Denoise, contains: Callable[[Tensor], bool]) -> Denoise:
+    """`inside` at the times t () that an interval contains, and `outside` at all others.
+
+    Kynkäänniemi et al. 2024 (arXiv:2404.07724) guide at middle noise levels only. With much noise,
+    guidance takes variety away; with little noise, it changes nothing."""
+    return lambda x_t, t: (inside if contains(t) else outside)(x_t, t)
+
+
 def clipped(denoise: Denoise) -> Denoise:
     """The denoise function with x_0_hat clipped to [-1, 1], the range of images."""
     return lambda x_t, t: denoise(x_t, t).clamp(-1, 1)

@@ -17,9 +17,9 @@ from undiffuse.base.lazy import lazy
 from undiffuse.base.team import side_by_side
 from undiffuse.diffusion import process
 from undiffuse.diffusion.grids import GRIDS, time_grid
-from undiffuse.diffusion.guidance import Counted, classifier_free, clipped
+from undiffuse.diffusion.guidance import Counted, classifier_free, clipped, in_interval
 from undiffuse.diffusion.samplers import SAMPLERS
-from undiffuse.diffusion.schedule import SCHEDULES
+from undiffuse.diffusion.schedule import LOG_SNR_BOUND, SCHEDULES
 from undiffuse.diffusion.walk import Frame, walk
 
 if TYPE_CHECKING:
@@ -37,6 +37,9 @@ else:
 AT_ONCE, WORTH_SHARING = 64, 16
 """The most images that a member of the team samples at once, and the fewest that are shared."""
 
+EVERYWHERE = (-LOG_SNR_BOUND, LOG_SNR_BOUND)
+"""All log-SNRs."""
+
 MOST_GUIDANCE = 1_000_000
 """The largest guidance. Far above any use, and far below where float32 overflows."""
 
@@ -47,14 +50,16 @@ class Sampling:
 
     sampler, grid: specs such as "ddim:eta=0.5" and "uniform". steps: the number of steps; None for
     as many as `calls` network calls for each image allow. guidance: the scale of classifier-free
-    guidance; 1 is none. clip: whether x_0_hat is clipped to [-1, 1]. seed: the same seed gives the
-    same images. precision: of the network's arithmetic, "fp32" or "bf16"."""
+    guidance; 1 is none. guidance_interval: the log-SNRs from and to which it is used. clip:
+    whether x_0_hat is clipped to [-1, 1]. seed: the same seed gives the same images. precision: of
+    the network's arithmetic, "fp32" or "bf16"."""
 
     sampler: str = "ddpm"
     steps: int | None = None
     calls: int = 25
     grid: str = "uniform"
     guidance: float = 1.0
+    guidance_interval: tuple[float, float] = EVERYWHERE
     clip: bool = True
     seed: int = 0
     precision: Literal["fp32", "bf16"] = "fp32"
@@ -67,6 +72,12 @@ class Sampling:
         GRIDS.check(self.grid)
         if not 0 <= self.guidance <= MOST_GUIDANCE:
             raise UserError(f"guidance must be from 0 to {MOST_GUIDANCE:,}, not {self.guidance:g}")
+        low, high = self.guidance_interval
+        if not -math.inf < low <= high < math.inf:
+            raise UserError(
+                f"guidance_interval must be two finite log-SNRs, the lower first, not {low:g} and "
+                f"{high:g}"
+            )
         if self.guidance != 1 and not denoiser.conditioning.guidable:
             raise UserError(unguidable(denoiser))
         if self.precision not in ("fp32", "bf16"):
@@ -134,9 +145,14 @@ def denoise_function(denoiser: Denoiser, condition: Tensor | None, sampling: Sam
     def unconditional(x_t: Tensor, t: Tensor) -> Tensor:
         return quick(x_t, t.expand(len(x_t)))
 
+    def contains(t: Tensor) -> bool:
+        low, high = sampling.guidance_interval
+        return low <= denoiser.noise_level(t).log_snr.item() <= high
+
     guided: Denoise = conditional
-    if condition is not None:
-        guided = classifier_free(conditional, unconditional, sampling.guidance)
+    if condition is not None and sampling.guidance != 1:
+        everywhere = classifier_free(conditional, unconditional, sampling.guidance)
+        guided = in_interval(everywhere, conditional, contains)
     return clipped(guided) if sampling.clip else guided
 
 
@@ -183,28 +199,25 @@ def sample_batches(
 def network_calls(denoiser: Denoiser, sampling: Sampling, steps: int) -> int:
     """How many network calls `steps` steps of sampling take for each image.
 
-    The calls of one step and of two steps are counted, with a network that does nothing. Every
-    further step takes as many calls as the second."""
-
-    def counted(steps: int) -> int:
-        network = Counted(lambda x, _: torch.zeros_like(x))
-        idle = replace(
-            denoiser, shape=(1, 1, 1), network=lambda x, log_snr, condition: network(x, log_snr)
-        )
-        classes = torch.zeros(1, dtype=torch.long) if denoiser.conditioning.classes else None
-        rehearsed = replace(sampling, steps=steps, precision="fp32")
-        for _ in trajectory(idle, [0], rehearsed, classes=classes):
-            pass
-        return network.calls
-
-    one, two = counted(1), counted(2)
-    return one + (steps - 1) * (two - one)
+    They are counted, with a network that does nothing."""
+    network = Counted(lambda x, _: torch.zeros_like(x))
+    idle = replace(
+        denoiser, shape=(1, 1, 1), network=lambda x, log_snr, condition: network(x, log_snr)
+    )
+    classes = torch.zeros(1, dtype=torch.long) if denoiser.conditioning.classes else None
+    rehearsed = replace(sampling, steps=steps, precision="fp32")
+    for _ in trajectory(idle, [0], rehearsed, classes=classes):
+        pass
+    return network.calls
 
 
 def steps_within(calls: int, denoiser: Denoiser, sampling: Sampling) -> int:
     """The largest number of steps that takes at most `calls` network calls for each image.
 
-    It is at least 1."""
-    one = network_calls(denoiser, sampling, 1)
-    each = network_calls(denoiser, sampling, 2) - one
-    return max(1, 1 + (calls - one) // each)
+    It is at least 1. It is found by bisection, since more steps take more calls."""
+    low, high = 1, max(2, calls + 1)  # `high` steps take more than `calls` calls
+    while high - low > 1:
+        middle = (low + high) // 2
+        fits = network_calls(denoiser, sampling, middle) <= calls
+        low, high = (middle, high) if fits else (low, middle)
+    return low

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from undiffuse.base.schema import Count, Number, Share, Strict
 from undiffuse.measuring.quality import METRICS
 
-FORMAT = 2
+FORMAT = 3
 
 
 class Value(Strict):
@@ -56,6 +56,7 @@ class Sampled(Strict):
     steps: int
     grid: str
     guidance: Number
+    guidance_interval: tuple[Number, Number]
     clip: bool
     seed: int
     precision: str
@@ -190,7 +191,7 @@ class Novelty(Strict):
 class Results(Strict):
     """The content of metrics.json without the figures. Each figure has its metric's name."""
 
-    format: Literal[2]
+    format: Literal[3]
     undiffuse: str
     of: dict[str, Any]
     seed: int

@@ -110,13 +110,17 @@ class Report:
         files = {
             "report.html": page.encode(),
             "report.pdf": document,
-            "report.ipynb": notebook(
-                self.title, self.blocks, self.pictures, self.content.has_weights
-            ),
+            "report.ipynb": self.notebook(),
         }
         for name, content in files.items():
             self.run.write(name, content)
         return [self.run.path / name for name in files]
+
+    def notebook(self) -> bytes:
+        """The notebook's file."""
+        has_weights = self.content.has_weights
+        with own_style():
+            return notebook(self.title, self.blocks, self.pictures, self.run.path, has_weights)
 
     # What the notebook's cells show.
 

@@ -44,13 +44,12 @@ def stages(source: Source) -> list[Stage]:
     A stage is a child of the network, or a child of one of its lists, that gives an image (B, C, H,
     W) or tokens (B, N, C) and has weights."""
     network, found = source.network, list[Stage]()
-    children = [
-        (f"{name}.{key}" if isinstance(child, nn.ModuleList) else name, module)
-        for name, child in network.named_children()
-        for key, module in (
-            child.named_children() if type(child) is nn.ModuleList else [("", child)]
-        )
-    ]
+    children = list[tuple[str, nn.Module]]()
+    for name, child in network.named_children():
+        if type(child) is nn.ModuleList:
+            children += [(f"{name}.{key}", part) for key, part in child.named_children()]
+        else:
+            children.append((name, child))
 
     def note(name: str, module: nn.Module, out: Any) -> None:
         out = out[0] if isinstance(out, tuple) else out

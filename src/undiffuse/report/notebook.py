@@ -4,11 +4,17 @@ The output of its cells is in the file already, so a viewer shows all of it."""
 
 from __future__ import annotations
 
+import ast
 import base64
+import io
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
+import undiffuse
 from undiffuse.base.files import readable
 from undiffuse.report.blocks import (
     Block,
@@ -33,27 +39,77 @@ run = Path()  # the notebook lies in its run folder
 report = Report(run)"""
 
 
-TRY_IT = """\
+TRY_IT = (
+    (
+        "A sample of the model, and the same image with more and more noise, by the jump (3).",
+        """\
 import torch
 from undiffuse.base.images import image_grid
+from undiffuse.base.pixels import to_uint8
 
-images = undiffuse.sample(run, n=20, seed=1)  # uint8 (20, H, W), or (20, H, W, 3) in colour
-tensor = torch.from_numpy(images)
-image_grid(tensor[:, None] if images.ndim == 3 else tensor.movedim(-1, 1), columns=10)"""
+model = undiffuse.load(run)
+image = model.sample(1, seed=1)  # uint8 (1, H, W), or (1, H, W, 3) in colour
+noisy = [model.noised(image, t) for t in (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)]  # x_t, float (1, C, H, W)
+image_grid(to_uint8(torch.cat(noisy)), columns=6)""",
+    ),
+    (
+        "What the network makes of each: the denoised image.",
+        """\
+classes = model.classes[:1] if model.classes else None
+denoised = [model(x_t, max(t, 0.01), classes) for x_t, t in zip(noisy, (0, 0.2, 0.4, 0.6, 0.8, 1))]
+image_grid(to_uint8(torch.cat(denoised)), columns=6)""",
+    ),
+    (
+        "Ten images from the same noises: by (7) in the first row, by (8) in the second, by DDIM "
+        "in the third.",
+        """\
+def sampled(sampler):
+    images = torch.from_numpy(model.sample(10, sampler=sampler, steps=25, guidance=1, seed=2))
+    return images[:, None] if images.ndim == 3 else images.movedim(-1, 1)
+
+
+rows = [sampled(name) for name in ("posterior-mean", "ddpm", "ddim")]
+image_grid(torch.cat(rows), columns=10)""",
+    ),
+    (
+        "The spread of a pixel over the images of each sampler, in 8-bit values.",
+        """\
+def spread(images):
+    return images.double().std(0).square().mean().sqrt().item()
+
+
+{name: round(spread(sampled(name)), 1) for name in ("posterior-mean", "ddpm", "ddim")}""",
+    ),
+    (
+        "How quickly the noise takes over: the log SNR against time.",
+        """\
+from matplotlib.figure import Figure
+
+t = torch.linspace(0.01, 1, 100)
+figure = Figure(figsize=(4, 2.5), layout="constrained")
+axis = figure.subplots()
+axis.plot(t, model.denoiser.noise_level(t).log_snr)
+axis.set(xlabel="t", ylabel="log SNR")
+figure""",
+    ),
+)
+"""Cells that use the run's model: what each shows, and its program."""
 
 
 def notebook(
-    title: str, blocks: Iterable[Block], pictures: Mapping[str, bytes], weights: bool
+    title: str, blocks: Iterable[Block], pictures: Mapping[str, bytes], run: Path, weights: bool
 ) -> bytes:
     """The notebook's file. pictures: by file name. weights: whether the run has a model.
 
-    A run with a model has a last cell that samples new images."""
+    A run with a model has more cells at the end, which sample from it."""
     cells = [prose(f"# {title}"), program(SETUP)]
     by_stem = {name.rpartition(".")[0]: name for name in pictures}
     for block in blocks:
         cells += cells_of(block, pictures, by_stem)
     if weights:
-        cells += [prose("## Try it\n\nNew images, sampled now:"), program(TRY_IT)]
+        cells.append(prose("## Try it"))
+        for (words, source), shown in zip(TRY_IT, outputs(run), strict=True):
+            cells += [prose(words), program(source, shown)]
     for i, cell in enumerate(cells):
         cell["id"] = f"cell-{i}"
     content = {
@@ -66,6 +122,32 @@ def notebook(
         "cells": cells,
     }
     return readable(json.dumps(content, indent=1, ensure_ascii=False)).encode()
+
+
+def outputs(run: Path) -> Iterator[dict[str, Any]]:
+    """What the cells of TRY_IT show, by MIME type. They are run here, one after the other."""
+    names: dict[str, Any] = {"run": run, "undiffuse": undiffuse}
+    for _, source in TRY_IT:
+        *statements, last = ast.parse(source).body
+        assert isinstance(last, ast.Expr)
+        exec(compile(ast.Module(statements, []), "<notebook>", "exec"), names)  # noqa: S102
+        value = eval(compile(ast.Expression(last.value), "<notebook>", "eval"), names)  # noqa: S307
+        yield as_output(value)
+
+
+def as_output(value: Any) -> dict[str, Any]:
+    """What a notebook shows of a value, by MIME type: a picture or its text."""
+    content = io.BytesIO()
+    if isinstance(value, Image.Image):
+        value.save(content, "PNG")
+    elif hasattr(value, "savefig"):
+        value.savefig(content, format="png", metadata={"Software": None})
+    else:
+        return {"text/plain": repr(value)}
+    return {
+        "image/png": base64.b64encode(content.getvalue()).decode(),
+        "text/plain": f"<{type(value).__name__}>",
+    }
 
 
 def cells_of(

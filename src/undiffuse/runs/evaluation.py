@@ -157,6 +157,7 @@ def sampled(request: Request, watch: Watch) -> tuple[Tensor, dict[str, Any]]:
         watch("sampling images", sum(map(len, batches)) / request.n)
     how = {
         **{key: value for key, value in asdict(request.sampling).items() if key != "calls"},
+        "guidance_interval": list(request.sampling.guidance_interval),  # as JSON has it
         "n": request.n,
         "network_calls": request.calls,
         "seconds": time.monotonic() - begin,

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 from undiffuse.base.errors import UserError
 from undiffuse.runs.folder import Run
 from undiffuse.runs.longer import BEFORE_DECAY, START, Start, same_start
-from undiffuse.training.config import AUTO, BUDGETS, Config
+from undiffuse.training.config import BUDGETS, Config
 from undiffuse.training.experiment import DataFacts, prepare_data
+from undiffuse.training.fields import AUTO
 from undiffuse.training.presets import differences
 from undiffuse.training.records import Cooldown, Decision, Projection, Record, Rollback
 

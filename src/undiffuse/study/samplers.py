@@ -21,6 +21,7 @@ from undiffuse.data.dataset import Dataset
 from undiffuse.data.splits import random_labels, random_part, random_rows_of
 from undiffuse.diffusion import process
 from undiffuse.diffusion.sampling import (
+    EVERYWHERE,
     Sampling,
     network_calls,
     sample_batches,
@@ -68,6 +69,7 @@ class Case:
     steps: int
     calls: int
     guidance: float = 1.0
+    guidance_interval: tuple[float, float] = EVERYWHERE
 
     @property
     def row(self) -> dict[str, Any]:
@@ -94,7 +96,8 @@ def cases(denoiser: Denoiser, own: Sampling) -> list[Case]:
             found.append(Case(sampler, steps, network_calls(denoiser, sampling, steps)))
     assert own.steps is not None
     calls = network_calls(denoiser, own, own.steps)
-    last = Case(own.sampler, own.steps, calls, own.guidance)
+    interval = EVERYWHERE if own.guidance == 1 else own.guidance_interval
+    last = Case(own.sampler, own.steps, calls, own.guidance, interval)
     return found if last in found else [*found, last]
 
 
@@ -150,8 +153,9 @@ class SamplerStudy:
         begin = time.monotonic()
         grid = self.sheet.run.about().config.grid
         sampling = Sampling(
-            case.sampler, case.steps, grid=grid, guidance=case.guidance, seed=self.seed
-        )
+            case.sampler, case.steps, grid=grid, guidance=case.guidance,
+            guidance_interval=case.guidance_interval, seed=self.seed,
+        )  # fmt: skip
         batches = sample_batches(self.denoiser, self.n, sampling, classes=self.classes)
         images = to_uint8(torch.cat(list(batches)))
         row: dict[str, Any] = {

@@ -16,7 +16,7 @@ import torch
 
 from undiffuse.data.spectrum import variances
 from undiffuse.diffusion.schedule import SCHEDULES, time_of
-from undiffuse.training.config import AUTO
+from undiffuse.training.fields import AUTO
 
 if TYPE_CHECKING:
     from torch import Tensor

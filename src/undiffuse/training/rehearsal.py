@@ -15,7 +15,7 @@ from undiffuse.diffusion.sampling import sample
 from undiffuse.diffusion.schedule import SCHEDULES, log_snr
 from undiffuse.diffusion.times import TIMES, sample_times
 from undiffuse.diffusion.weightings import WEIGHTINGS
-from undiffuse.training.config import AUTO
+from undiffuse.training.fields import AUTO
 
 if TYPE_CHECKING:
     from undiffuse.training.config import Config

@@ -13,7 +13,8 @@ from undiffuse.nets import NETWORKS, options_of
 from undiffuse.report.blocks import Block, Heading, Table, Text, coded, plain
 from undiffuse.report.source import Source
 from undiffuse.report.words import shown
-from undiffuse.training.config import TABLES, Config, described
+from undiffuse.training.config import Config, described
+from undiffuse.training.fields import TABLES
 from undiffuse.training.presets import PRESETS
 from undiffuse.training.records import CompileFallback, Quality, SessionStarted
 

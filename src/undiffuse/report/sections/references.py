@@ -59,6 +59,11 @@ REFERENCES = {
         "Improved Precision and Recall Metric for Assessing Generative Models",
         "1904.06991",
     ),
+    "Kynkäänniemi et al. 2024": (
+        "Applying Guidance in a Limited Interval Improves Sample and Distribution Quality in "
+        "Diffusion Models",
+        "2404.07724",
+    ),
     "LeCun et al. 1998": (
         "Gradient-Based Learning Applied to Document Recognition",
         "https://doi.org/10.1109/5.726791",
