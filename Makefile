@@ -1,5 +1,5 @@
-# make digits       train on MNIST for 10 minutes, sample digits, measure them, compare the samplers
-#                   and write the report
+# make digits       train on MNIST for 10 minutes, sample digits, measure them, compare samplers and
+#                   noise schedules, and write the report
 # make test         the checks and the fast tests
 # make test-slow    the slow tests, about 20 minutes
 # make bench        the training speed beside that of diffusers' UNet2DModel and the rate of the
@@ -32,13 +32,16 @@ READY   := .venv/.ready
 .DEFAULT_GOAL := digits
 
 digits: setup
-	@$(BIN)/undiffuse train --conditional --minutes $(MINUTES) --out "$(RUN)" || { status=$$?; \
+	@$(BIN)/undiffuse train --conditional --minutes $(MINUTES) --quality-share 0 --out "$(RUN)" || { status=$$?; \
 	  if $(BIN)/python -c '$(OTHER_MINUTES)' "$(RUN)/config.json" $(MINUTES) 2>/dev/null; then \
 	    echo "For a new run: make digits MINUTES=$(MINUTES) RUN=$(RUN)-$(MINUTES)min"; fi; \
 	  exit $$status; }
 	@test -f "$(RUN)/samples.png" || $(BIN)/undiffuse sample "$(RUN)" --n 100
 	@test -f "$(RUN)/metrics.json" || $(BIN)/undiffuse evaluate "$(RUN)" --quick
-	@test -f "$(RUN)/report.html" || { $(BIN)/undiffuse study samplers "$(RUN)" && \
+	@test -f "$(RUN)/report.html" || { \
+	  $(BIN)/undiffuse study samplers "$(RUN)" --minutes 1.5 && \
+	  $(BIN)/undiffuse study progress "$(RUN)" --minutes 0.8 && \
+	  $(BIN)/undiffuse study schedules "$(RUN)" --values linear cosine --minutes 2.3 && \
 	  $(BIN)/undiffuse report "$(RUN)"; }
 
 # Succeeds where the run's config.json has another number of minutes. Fails where there is no such

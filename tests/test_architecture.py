@@ -33,7 +33,13 @@ OUTSIDE = {
     "diffusers": {"nets.unet2d"},
     "tyro": {"cli", "cli.output", "cli.train", "cli.verbs"},
     "safetensors": {"base.tensors"},
-    "matplotlib": {"runs.figures", "report.pictures"},
+    "matplotlib": {
+        "runs.figures",
+        "report.pictures",
+        "report.charts",
+        "report.architecture",
+        "report.side_by_side",
+    },
     "typst": {"report.document"},
     "rich": {"console.live", "console.results", "console.info", "cli.output"},
 }

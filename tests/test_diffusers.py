@@ -6,6 +6,7 @@ Their step k is our time (k + 1) / 1000 of the schedule `linear`. Their last ste
 from __future__ import annotations
 
 import importlib
+import inspect
 import sys
 from collections.abc import Callable, Sequence
 from fractions import Fraction
@@ -148,6 +149,51 @@ def test_dpmpp_2m(frames: Any, prediction: str, spacing: str) -> None:
     for k, frame in zip(SPACINGS[spacing], ours, strict=True):
         x = theirs.step(toy(x, level_of(k)), k, x).prev_sample
         close(frame.x_s / x.abs().max(), x / x.abs().max(), 1e-4, k)  # they calculate in float32
+
+
+def run_beside(
+    frames: Any, theirs: Any, ours: str, spacing: str, prediction: str, tolerance: float
+) -> None:
+    """A whole run of both, each on its own path, to the step before the last.
+
+    Not all of theirs take a list of times. Then both take theirs."""
+    if "timesteps" in inspect.signature(theirs.set_timesteps).parameters:
+        theirs.set_timesteps(timesteps=SPACINGS[spacing])
+    else:
+        theirs.set_timesteps(len(SPACINGS[spacing]))
+    steps = theirs.timesteps.tolist()
+    own = frames(steps, prediction, sampler=ours, clip=False)
+    x = own[0].x_t
+    for k, frame in list(zip(steps, own, strict=True))[:-1]:
+        x = theirs.step(toy(x, level_of(k)), k, x).prev_sample
+        close(frame.x_s / x.abs().max(), x / x.abs().max(), tolerance, f"{ours} at {k}")
+
+
+def multistep(kind: Any, prediction: str, **options: Any) -> Any:
+    return in_double(kind(prediction_type=NAMES[prediction], lower_order_final=False, **options))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:diffusers")
+@pytest.mark.parametrize("prediction", list(NAMES))
+@pytest.mark.parametrize("spacing", ["even", "uneven"])
+def test_solvers_of_third_order(frames: Any, prediction: str, spacing: str) -> None:
+    """They calculate the schedule in float32."""
+    third = multistep(
+        diffusers.DPMSolverMultistepScheduler, prediction, algorithm_type="dpmsolver++",
+        solver_order=3, final_sigmas_type="zero",
+    )  # fmt: skip
+    run_beside(frames, third, "dpmpp-3m", spacing, prediction, 1e-4)
+    for order in (2, 3):
+        unipc = multistep(
+            diffusers.UniPCMultistepScheduler,
+            prediction,
+            solver_order=order,
+            solver_type="bh2",
+            final_sigmas_type="zero",
+        )
+        run_beside(frames, unipc, f"unipc:order={order}", spacing, prediction, 1e-4)
+        deis = multistep(diffusers.DEISMultistepScheduler, prediction, solver_order=order)
+        run_beside(frames, deis, f"deis:order={order}", spacing, prediction, 1e-4)
 
 
 # The network

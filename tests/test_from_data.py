@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from undiffuse.data.spectrum import variances
 from undiffuse.diffusion.conditioning import Conditioning
 from undiffuse.diffusion.schedule import SCHEDULES, noise_level
 from undiffuse.diffusion.times import TIMES
+from undiffuse.nets import NETWORKS
 from undiffuse.report.sections.hyperparameters import hyperparameters
 from undiffuse.report.source import read
 from undiffuse.runs.folder import Run
@@ -123,7 +125,43 @@ def test_images_of_finer_detail_are_guided_less(conditional: bool, usual: float)
     assert limits[0] == 2
     assert limits[1] == pytest.approx(usual, abs=0.02)
     assert limits[2] < usual - 0.1
-    assert limits[3] == 1.2
+    assert limits[3] == 1.0
+
+
+@pytest.mark.parametrize(
+    ("side", "levels", "lowest"),
+    [
+        (8, 2, 2),
+        (28, 2, 7),
+        (32, 2, 8),
+        (40, 2, 10),
+        (64, 3, 8),
+        (96, 4, 6),
+        (128, 4, 8),
+        (256, 5, 8),
+    ],
+)
+def test_larger_images_get_more_levels(side: int, levels: int, lowest: int) -> None:
+    images = torch.zeros(1, 3, side, side // 2, dtype=torch.uint8)
+    spec, why = from_data.net(make_config(), Measured(images))
+    if levels == 2:
+        assert spec == "unet"
+        return
+    options = NETWORKS.options(spec)
+    assert {len(value) for value in options.values()} == {levels}
+    assert math.ceil(side / 2**levels) == lowest
+    assert f"{levels} levels, the lowest of {lowest} pixels" in why
+    NETWORKS.check(spec)
+
+
+def test_a_network_that_was_chosen_stays() -> None:
+    large = torch.zeros(1, 1, 64, 64, dtype=torch.uint8)
+    for net in ("unet:heads=4", "dit"):
+        config, why = from_data.decided(make_config(net=net), large)
+        assert (config.net, "net" in why) == (net, False)
+    config, why = from_data.decided(make_config(), large)
+    assert config.net == "unet:channels=32/64/128,blocks=1/1/3,attention=0/0/1"
+    assert "3 levels" in why["net"]
 
 
 def test_the_limit_of_guidance_is_what_limits_it() -> None:
@@ -153,7 +191,7 @@ def test_a_run_says_what_was_decided_and_why(
     assert about.decided.keys() == {"times", "guidance_limit"}
     assert about.reasons["times"] == about.decided["times"]
     assert "--times" not in run.command()
-    rows = {name for name, *_ in hyperparameters(read(run))}
+    rows = {row[0] for _, row in hyperparameters(read(run))}
     assert {"`times`", "`guidance-limit`"} <= rows  # no asterisk: nobody changed them
     values = {name: getattr(about.config, name) for name in about.decided}
     same = undiffuse.train(tmp_path / "same", **{**tiny, **values})
@@ -196,4 +234,4 @@ def test_only_what_has_a_rule_may_be_auto() -> None:
 
 
 def test_each_rule_has_its_field() -> None:
-    assert tuple(from_data.RULES) == BY_RULE
+    assert set(from_data.RULES) == set(BY_RULE)

@@ -19,22 +19,30 @@ import torch
 from torch import Tensor
 
 from helpers import PRESERVING, at, close, covering, possible, toy
+from textbook import M, S, Way, lambda_
 from undiffuse.base import rng
 from undiffuse.base.errors import UserError
 from undiffuse.diffusion import process
 from undiffuse.diffusion.conditioning import Conditioning
 from undiffuse.diffusion.denoiser import PREDICTIONS, Denoiser
 from undiffuse.diffusion.grids import GRIDS, time_grid
-from undiffuse.diffusion.samplers import SAMPLERS
+from undiffuse.diffusion.multistep import moments as moments_of
 from undiffuse.diffusion.sampling import Sampling, network_calls, sample, steps_within, trajectory
 from undiffuse.diffusion.schedule import LOG_SNR_BOUND, SCHEDULES, chain, log_snr
+from undiffuse.diffusion.step import REMEMBERED, SAMPLERS, Past, Step
 from undiffuse.diffusion.walk import Frame
 
-# Two independent pixels: mean and standard deviation of the data.
-M, S = np.array([0.3, -0.2]), np.array([0.4, 0.8])
-TEXTBOOK = [*SAMPLERS, "ddim:eta=0.5", "ddim:eta=1"]
-TOO_NARROW = ["posterior-mean", "ddpm-printed"]  # trap 11: (7), and (8) as printed
-FAITHFUL = [sampler for sampler in TEXTBOOK if sampler not in TOO_NARROW]
+TEXTBOOK = [*SAMPLERS, "ddim:eta=0.5", "ddim:eta=1", "unipc:order=2", "deis:order=2"]
+# Trap 11: (7), and (8) as printed. A denoiser is no consistency model.
+TOO_NARROW = ["posterior-mean", "ddpm-printed", "consistency"]
+# Of the others, what holds for them beyond their formula is tested with fewer schedules.
+BASIC = [
+    sampler
+    for sampler in TEXTBOOK
+    if SAMPLERS.function(sampler.partition(":")[0]).__module__ == "undiffuse.diffusion.samplers"
+]
+FURTHER = [sampler for sampler in TEXTBOOK if sampler not in BASIC]
+FAITHFUL = [sampler for sampler in BASIC if sampler not in TOO_NARROW]
 GROWING = "growing"  # a schedule that the package lacks: alpha stays 1, and sigma grows to 80
 EVERY_SCHEDULE = [*SCHEDULES, GROWING]
 
@@ -59,7 +67,7 @@ def converging(sampler: str, schedule: str, prediction: str, grid: str) -> bool:
 OTHERS = EVERY_SCHEDULE, list(PREDICTIONS), list(GRIDS)
 CASES = covering(TEXTBOOK, *OTHERS, allowed=allowed)
 FAITHFUL_CASES = covering(FAITHFUL, *OTHERS, allowed=converging)
-MIXTURE_CASES = covering(TEXTBOOK, *OTHERS, allowed=converging)
+MIXTURE_CASES = covering(BASIC, *OTHERS, allowed=converging)
 PARAMETERS = ("sampler", "schedule", "prediction", "grid")
 
 
@@ -68,7 +76,7 @@ def test_the_cases_hold_every_pair_that_is_coupled() -> None:
     for cases, samplers in (
         (CASES, TEXTBOOK),
         (FAITHFUL_CASES, FAITHFUL),
-        (MIXTURE_CASES, TEXTBOOK),
+        (MIXTURE_CASES, BASIC),
     ):
         met = {(sampler, schedule) for sampler, schedule, _, _ in cases}
         assert met == {
@@ -168,11 +176,21 @@ def alpha_bars(schedule: str, grid: str, steps: int) -> np.ndarray:
     return (alpha**2 / (alpha**2 + sigma**2)).numpy()
 
 
-def textbook(sampler: str, alpha_bar: np.ndarray) -> np.ndarray:
+def textbook(sampler: str, schedule: str, grid: str, steps: int) -> np.ndarray:
     """The affine map by the papers' formulas.
 
     The units are those in which x_t = sqrt(alpha_bar) x_0 + sqrt(1 - alpha_bar) eps."""
+    alpha_bar = alpha_bars(schedule, grid, steps)
     name, _, eta = sampler.partition(":eta=")
+    if hasattr(Way, name.partition(":")[0].replace("-", "_")) and name not in ("ddim", "heun"):
+        name, _, order = name.partition(":order=")
+        times = time_grid(grid, schedule, steps).tolist()
+
+        def bar_at(t: float) -> float:
+            alpha, sigma = at(schedule, t)
+            return alpha**2 / (alpha**2 + sigma**2)
+
+        return Way(alpha_bar, bar_at, times).run(name, **({"order": int(order)} if order else {}))
     one, x, *noises = np.repeat(np.eye(len(alpha_bar) + 1)[:, :, None], 2, axis=2)
 
     def denoised(x: np.ndarray, bar: float) -> np.ndarray:
@@ -181,10 +199,6 @@ def textbook(sampler: str, alpha_bar: np.ndarray) -> np.ndarray:
     def velocity(x: np.ndarray, bar: float) -> np.ndarray:
         """eps - x_0"""
         return (x - np.sqrt(bar) * denoised(x, bar)) / np.sqrt(1 - bar) - denoised(x, bar)
-
-    def lambda_(bar: float) -> float:
-        with np.errstate(divide="ignore"):
-            return np.log(np.sqrt(bar)) - np.log(np.sqrt(1 - bar))
 
     before = None
     for (t, s), noise in zip(pairwise(alpha_bar), noises, strict=True):
@@ -234,9 +248,78 @@ def test_samplers_do_what_their_papers_say(
     denoiser = perfect(gaussian, schedule, prediction)
     for steps in (1, 2, 15):
         ours = affine(denoiser, steps, sampler=sampler, grid=grid)
-        theirs = textbook(sampler, alpha_bars(schedule, grid, steps))
+        theirs = textbook(sampler, schedule, grid, steps)
         for found, expected in ((ours, theirs), (moments(ours), moments(theirs))):
             np.testing.assert_allclose(found, expected, rtol=0, atol=1e-9, err_msg=f"{steps} steps")
+
+
+@pytest.mark.parametrize("z", [-20.0, -1.0, -0.99, -1e-3, 1e-9, 0.5, 1.0, 8.0])
+def test_the_integrals_of_the_exponential_integrators(z: float) -> None:
+    """Against numerical quadrature, on both sides of where the formula changes."""
+    points, by = np.polynomial.legendre.leggauss(80)
+    v = (points + 1) / 2
+    expected = [(by / 2 * np.exp(z * (1 - v)) * v**k).sum() for k in range(4)]
+    found = moments_of(torch.tensor(z, dtype=torch.float64), 4)
+    np.testing.assert_allclose(found, expected, rtol=1e-11)
+
+
+@pytest.mark.parametrize(
+    ("sampler", "order"),
+    [
+        ("euler", 1), ("heun", 2), ("dpmpp-2m", 2), ("exp-ab:order=2", 2), ("exp-ab", 3),
+        ("deis:order=2", 2), ("deis", 3), ("lms:order=2", 2), ("lms:order=3", 3), ("lms", 4),
+        ("unipc:order=2", 3), ("unipc", 4), ("dpmpp-3m", 2), ("pndm", 4),
+    ],
+)  # fmt: skip
+def test_the_order_of_each_solver(sampler: str, order: int) -> None:
+    """The slope of log error against log steps, between two times, from exact starting values.
+
+    The data are Gaussian, so the ODE's solution is known: each pixel keeps its place in units of
+    the standard deviation. The steps are equal in what the method's polynomial is a function of."""
+    schedule, denoiser = SCHEDULES["flow"], perfect(gaussian, "flow", "x0")
+    in_rho = sampler.startswith(("lms", "pndm"))
+
+    def position(t: float) -> float:
+        """rho = sigma / alpha, or lambda = -log rho."""
+        return t / (1 - t) if in_rho else -math.log(t / (1 - t))
+
+    def time(position: Tensor) -> Tensor:
+        rho = position if in_rho else (-position).exp()
+        return rho / (1 + rho)
+
+    def exact(t: Tensor) -> Tensor:
+        """The solution (1, 1, 1, 2) that is one standard deviation above the mean."""
+        alpha, sigma = schedule(t)
+        m, s = torch.from_numpy(M), torch.from_numpy(S)
+        return (alpha * m + (alpha**2 * s**2 + sigma**2).sqrt())[None, None, None]
+
+    def denoised(x_t: Tensor, t: Tensor) -> Tensor:
+        return denoiser(x_t, t[None])
+
+    def error(steps: int) -> float:
+        begin, end = position(0.75), position(0.25)
+        each = (end - begin) / steps
+        way = time(begin + each * torch.arange(-REMEMBERED, steps + 1, dtype=torch.float64))
+        *before, first = way[: REMEMBERED + 1]
+        history = tuple(
+            Past(exact(t), denoised(exact(t), t), denoiser.noise_level(t)) for t in before[::-1]
+        )
+        x = exact(first)
+        for t, s in pairwise(way[REMEMBERED:]):
+            step = Step(
+                denoised, lambda number=0: torch.zeros(()), x, t, s,
+                denoiser.noise_level(t), denoiser.noise_level(s), schedule, steps, history,
+            )  # fmt: skip
+            x = SAMPLERS[sampler](step)
+            history = (step.present, *history)[:REMEMBERED]
+        return (x - exact(way[-1])).abs().max().item()
+
+    counts = np.array([32, 48, 72, 108])
+    errors = np.array([error(int(count)) for count in counts])
+    slope = -np.polyfit(np.log(counts), np.log(errors), 1)[0]
+    assert slope > order - (0.3 if order > 2 else 0.2), (slope, errors)
+    if order < 4:
+        assert slope < order + 0.8, (slope, errors)
 
 
 # Whose samples are the data's
@@ -255,6 +338,58 @@ def test_more_steps_lead_to_the_data(
     assert errors[2] < 0.02
 
 
+@pytest.mark.parametrize("sampler", [name for name in FURTHER if name not in TOO_NARROW])
+def test_more_steps_of_further_samplers_lead_to_the_data(affine: Measure, sampler: str) -> None:
+    for schedule in ("cosine", "linear"):
+        test_more_steps_lead_to_the_data(affine, sampler, schedule, "v", "uniform")
+
+
+@pytest.mark.parametrize("sampler", [name for name in FURTHER if name not in TOO_NARROW])
+def test_the_mixture_of_further_samplers(sampler: str) -> None:
+    test_mixture(sampler, "cosine", "v", "uniform")
+
+
+def consistent(x_t: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+    """The end of the ODE's path through x_t: the perfect consistency model of the Gaussian data."""
+    m, s = torch.from_numpy(M), torch.from_numpy(S)
+    return m + s * (x_t - alpha * m) / (alpha**2 * s**2 + sigma**2).sqrt()
+
+
+@pytest.mark.parametrize("steps", [1, 2, 5])
+def test_a_consistency_model_needs_few_steps(affine: Measure, steps: int) -> None:
+    found = moments(affine(perfect(consistent, "flow"), steps, sampler="consistency"))
+    np.testing.assert_allclose(found, [M, S], atol=1e-9)
+
+
+def test_each_restart_has_noise_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked, normal_each = [], rng.normal_each
+
+    def spy(samples: Sequence[int], shape: Sequence[int], *key: object) -> Tensor:
+        asked.append(key)
+        return normal_each(samples, shape, *key)
+
+    monkeypatch.setattr(rng, "normal_each", spy)
+    sample_images(TOY, [0], sampler="restart:times=3", steps=10, seed=3)
+    noises = ("sampling", "sampling, noise 1", "sampling, noise 2")
+    assert asked == [(3, "start", 0), *((3, purpose, 6) for purpose in noises)]
+
+
+@pytest.mark.parametrize(
+    ("sampler", "sentence"),
+    [
+        ("exp-ab:order=4", "order must be from 1 to 3, not 4"),
+        ("lms:order=5", "order must be from 1 to 4, not 5"),
+        ("unipc:order=1", "order must be 2 or 3, not 1"),
+        ("heun-churn:churn=-1", "churn must be at least 0, not -1"),
+        ("restart:low=0.5,high=0.4", "0 < low < high <= 1 does not hold"),
+        ("restart:inner=0", "inner at least 1"),
+    ],
+)
+def test_options_out_of_range(sampler: str, sentence: str) -> None:
+    with pytest.raises(UserError, match=sentence):
+        sample_images(TOY, [0], sampler=sampler, steps=5)
+
+
 @pytest.mark.parametrize("schedule", ["flow", "log-linear"])
 def test_order_of_convergence(affine: Measure, schedule: str) -> None:
     """With four times the steps, a first-order method's error falls fourfold.
@@ -267,7 +402,7 @@ def test_order_of_convergence(affine: Measure, schedule: str) -> None:
 
     coarse, fine = errors("euler")
     assert np.all((coarse / fine > 3) & (coarse / fine < 5))
-    for sampler in ("heun", "dpmpp-2m"):
+    for sampler in ("heun", "dpmpp-2m", "unipc", "deis", "lms", "exp-ab", "pndm"):
         coarse, finer = errors(sampler)
         assert np.all(coarse / finer > 6)
         assert np.all(finer < fine / 5)
@@ -320,6 +455,18 @@ def test_mixture(sampler: str, schedule: str, prediction: str, grid: str) -> Non
 TOY = Denoiser(toy, "cosine", "x0", (1, 3, 3))
 
 
+def expected_calls(sampler: str, steps: int) -> int:
+    """Network calls of `steps` equal steps of the schedule cosine."""
+    crosses = any((k + 1) / steps > 0.3 >= k / steps > 0 for k in range(steps))
+    extra = {
+        "heun": steps - 1,
+        "heun-churn": steps - 1,
+        "pndm": int(steps > 2),  # its first step after pure noise, if that is not the last
+        "restart": steps - 1 + 2 * 3 * crosses,
+    }
+    return steps + extra.get(sampler, 0)
+
+
 @pytest.mark.parametrize("sampler", TEXTBOOK)
 def test_every_number_of_steps(sampler: str) -> None:
     """Traps 2, 3 and 6. K steps take K network calls (heun 2K - 1), from t = 1 to t = 0.
@@ -332,7 +479,7 @@ def test_every_number_of_steps(sampler: str) -> None:
         frames = frames_of(denoiser, [0, 1], sampler=sampler, steps=steps)
         assert len(frames) == steps
         counted = network_calls(TOY, Sampling(sampler), steps)
-        assert counted == len(calls) == (2 * steps - 1 if sampler == "heun" else steps)
+        assert counted == len(calls) == expected_calls(sampler, steps)
         assert [frame.index for frame in frames] == list(range(steps))
         assert all(one.s == two.t for one, two in pairwise(frames)), f"{steps} steps"
         assert all(one.x_s is two.x_t for one, two in pairwise(frames)), f"{steps} steps"
@@ -365,7 +512,12 @@ def test_noise_is_fresh_at_every_step_but_the_last(
     sample_images(TOY, [4, 2], sampler=sampler, steps=6, seed=3)
     start, *fresh = asked
     assert start == ([4, 2], 3, "start", 0)
-    assert fresh in ([], [([4, 2], 3, "sampling", step) for step in range(5)])
+    every = [([4, 2], 3, "sampling", step) for step in range(5)]
+    if sampler in ("heun-churn", "restart"):  # in some steps only
+        assert fresh
+        assert all(each in [*every, ([4, 2], 3, "sampling", 5)] for each in fresh)
+    else:
+        assert fresh in ([], every)
 
 
 @pytest.mark.parametrize("sampler", TEXTBOOK)

@@ -100,7 +100,7 @@ def test_what_cannot_be_measured_is_a_sentence(
     labelled_run: Path, measured: Path, tmp_path: Path
 ) -> None:
     run = Path(shutil.copytree(measured, tmp_path / "run"))
-    with pytest.raises(UserError, match="leave --seeds out"):
+    with pytest.raises(UserError, match="leave --seeds and --values out"):
         make_study("progress", run, seeds=2)
     with pytest.raises(UserError, match=r"no averaged weights of step 5; it has: 0, "):
         model_at(Run(run), 5)

@@ -25,9 +25,9 @@ from undiffuse.diffusion import process
 from undiffuse.diffusion.denoiser import PREDICTIONS, Denoiser
 from undiffuse.diffusion.grids import GRIDS, time_grid
 from undiffuse.diffusion.objectives.denoising import denoising_batch
-from undiffuse.diffusion.samplers import SAMPLERS
 from undiffuse.diffusion.sampling import Sampling, sample
 from undiffuse.diffusion.schedule import SCHEDULES, chain, log_snr, time_of
+from undiffuse.diffusion.step import SAMPLERS
 from undiffuse.diffusion.times import TIMES, sample_times
 from undiffuse.diffusion.weightings import WEIGHTINGS
 from undiffuse.measuring import distances

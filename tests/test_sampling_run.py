@@ -18,8 +18,8 @@ from conftest import write_idx
 from undiffuse.base.errors import UserError
 from undiffuse.base.images import as_array, columns_for, image_grid, tiles
 from undiffuse.base.images import as_picture as picture
-from undiffuse.diffusion.samplers import SAMPLERS
 from undiffuse.diffusion.sampling import EVERYWHERE
+from undiffuse.diffusion.step import SAMPLERS
 from undiffuse.model import Request
 from undiffuse.nets import NETWORKS
 from undiffuse.runs import destinations

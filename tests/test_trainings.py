@@ -47,7 +47,7 @@ def copy(run: Path, to: Path) -> Path:
 
 def test_the_command_knows_the_studies() -> None:
     what = get_type_hints(cli.study)["what"]
-    assert sorted(get_args(what)) == sorted(("samplers", *QUESTIONS))
+    assert sorted(get_args(what)) == sorted(("samplers", "progress", *QUESTIONS))
 
 
 def test_errors_are_those_of_the_perfect_denoiser() -> None:
@@ -123,13 +123,27 @@ def test_a_study_goes_on_where_it_was_interrupted(run: Path, tmp_path: Path) -> 
     assert [row["seed"] for row in kept] == [0, 0, 1, 1]
 
 
+@pytest.mark.usefixtures("short")
+def test_only_some_values_are_compared(run: Path, tmp_path: Path) -> None:
+    base = copy(run, tmp_path)
+    study = training_study(base, "predictions", minutes=0.1, only=("eps", "v"))
+    assert [value for value, _ in study.trainings] == ["eps", "v"]
+    for only, sentence in (
+        (("v",), "at least two values"),
+        (("v", "v"), "at least two values"),
+        (("v", "w"), "has no predict 'w'; it has: x0, eps, v"),
+    ):
+        with pytest.raises(UserError, match=sentence):
+            training_study(base, "predictions", minutes=0.1, only=only)
+
+
 @pytest.mark.parametrize(
     ("what", "options", "message"),
     [
         (
             "schedules",
             {"minutes": 1.0},
-            "5 trainings and their measurements take at least 5 minutes",
+            "5 trainings and their measurements take at least 4 minutes",
         ),
         ("predictions", {"minutes": float("nan")}, "must be a finite number above 0, not nan"),
         ("predictions", {"minutes": float("inf")}, "must be a finite number above 0, not inf"),

@@ -31,7 +31,7 @@ _PUBLIC = {
     "WEIGHTINGS": "diffusion.weightings",
     "TIMES": "diffusion.times",
     "OBJECTIVES": "diffusion.objectives",
-    "SAMPLERS": "diffusion.samplers",
+    "SAMPLERS": "diffusion.step",
     "GRIDS": "diffusion.grids",
     "NETWORKS": "nets",
     "OPTIMIZERS": "training.optimizers",

@@ -6,6 +6,7 @@ configuration of a run saves, and it stands for the call.
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import math
 from collections.abc import Callable, Iterator
@@ -29,10 +30,21 @@ class Table:
     Parameters are numbers, or tuples of numbers, which are written 64/128. A bool is written 0 or
     1."""
 
-    def __init__(self, kind: str) -> None:
-        """kind: what the functions are, for error messages, such as "schedule"."""
+    def __init__(self, kind: str, *modules: str) -> None:
+        """kind: what the functions are, for error messages, such as "schedule".
+
+        modules: whose functions register themselves. They are imported, in this order, when the
+        table is first asked for a name, unless they have been imported before."""
         self.kind = kind
+        self._modules = list(modules)
         self._functions: dict[str, Callable[..., Any]] = {}
+
+    @property
+    def _known(self) -> dict[str, Callable[..., Any]]:
+        """The functions by name, those of all modules among them."""
+        while self._modules:
+            importlib.import_module(self._modules.pop(0))
+        return self._functions
 
     def add(self, function: F) -> F:
         """Decorator: register `function` under its own name, in lower case, with "-" for "_"."""
@@ -60,10 +72,10 @@ class Table:
             del self._functions[name]  # and no other: a module is imported only once
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._functions)
+        return iter(self._known)
 
     def __contains__(self, name: object) -> bool:
-        return name in self._functions
+        return name in self._known
 
     def check(self, spec: str) -> None:
         """Raises UserError unless `spec` is a known name with known parameters."""
@@ -81,9 +93,9 @@ class Table:
         """The function registered under `name`, its parameters not set.
 
         Raises UserError for an unknown name."""
-        if name not in self._functions:
+        if name not in self._known:
             self.unknown(name)
-        return self._functions[name]
+        return self._known[name]
 
     def defaults(self, name: str) -> dict[str, Any]:
         """The parameters that a spec of `name` may set, with their default values."""

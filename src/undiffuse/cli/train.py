@@ -153,14 +153,21 @@ def announce(run: folder.Run, state: str, stream: Forgiving) -> None:
     say(f"{path}: {state}, {end.step:,} steps in {end.time / 60:.1f} minutes", console)
     say(f"  {path}/samples/step_{end.step:06d}.png", console)
     say(f"  {path}/timeline.png, {path}/loss.png", console)
-    command = sys.argv[0] if "/" in sys.argv[0] else "undiffuse"
-    say(f"  more samples: {command} sample {path}", console)
+    say(f"  more samples: {own_command()} sample {path}", console)
     if stream.failed is not None:
         print(
             f"undiffuse: {path} is {state}, but its progress could not be shown "
             f"({stream.failed.strerror})",
             file=sys.stderr,
         )
+
+
+def own_command() -> str:
+    """How the command was called, for a command that can be copied."""
+    called = Path(sys.argv[0])
+    if called.name == "__main__.py":
+        return f"{Path(sys.executable).name} -m undiffuse"
+    return str(called) if "/" in sys.argv[0] else "undiffuse"
 
 
 def replayed(run: Path, asked: Config, out: Path | None, plan: bool) -> Config:

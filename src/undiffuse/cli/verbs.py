@@ -117,6 +117,16 @@ Precision: TypeAlias = Annotated[
 ]
 
 
+def refuse_other_source(
+    run: Path | None, images: Path | None, size: int | None, out: Path | None
+) -> None:
+    """Raises UserError unless a run or images are given, and the flags fit what is given."""
+    if (run is None) == (images is None):
+        raise UserError("give either a run folder, or --images FILE.npz with --data and --out")
+    if run is not None and (size, out) != (None, None):
+        raise UserError("--size and --out go with --images; leave them out for a run")
+
+
 def evaluate(
     run: Annotated[Positional[Path | None], by_default("none, with --images")] = None,
     images: Annotated[Path | None, by_default("the run's samples")] = None,
@@ -170,13 +180,10 @@ def evaluate(
         guidance_interval=guidance_interval, precision=precision, bits_images=bits_images,
         ode_images=ode_images, save=save,
     )  # fmt: skip
-    if (run is None) == (images is None):
-        raise UserError("give either a run folder, or --images FILE.npz with --data and --out")
+    refuse_other_source(run, images, size, out)
     if images is not None:
         found = evaluate_file(images, data, size, out, parts, seed, quick or bool(of_a_run))
     elif run is not None:
-        if (size, out) != (None, None):
-            raise UserError("--size and --out go with --images; leave them out for a run")
         found = evaluate_run(run, quick, seed=seed, parts=parts, data=data, **of_a_run)
     stdout().print(results.figures_table(found))
     say(f"{out or f'{run}/metrics.json'}: all results")
@@ -232,6 +239,7 @@ def study(
     ] = None,
     seeds: int = 1,
     seed: int = 0,
+    values: Annotated[tuple[str, ...], by_default("all of the study")] = (),
 ) -> None:
     """Compare choices while everything else stays the same, into RUN/study/. The report shows the
     results. The same command resumes an interrupted study.
@@ -245,8 +253,9 @@ def study(
         minutes: minutes for the whole study
         seeds: number of trainings for each choice
         seed: the first seed
+        values: only these, such as `linear cosine` for the study of schedules
     """
-    ready = make_study(what, run, minutes, seeds, seed)
+    ready = make_study(what, run, minutes, seeds, seed, values)
     say(ready.plan())
     try:
         with live.Stages(stdout()) as stages:

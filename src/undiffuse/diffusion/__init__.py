@@ -6,7 +6,10 @@ denoiser        from a network to the denoised image x_0_hat; the predictions
 objectives/     what the network learns from a batch; the loss (6)
 weightings      how much each noise level counts in the loss
 times           which noise levels training samples
-samplers        one step of sampling, from x_t to x_s; (7), (8) and others
+step            what a sampler sees of one step, from x_t to x_s
+samplers        (7), (8), DDIM, Heun and DPM-Solver++ 2M
+multistep       samplers with a memory of several steps
+stochastic      samplers that add noise in other ways
 grids           the times that sampling visits
 guidance        wrappers of the denoise function: guidance and clipping
 conditioning    what the network is conditioned on: classes and clusters

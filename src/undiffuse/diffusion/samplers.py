@@ -1,72 +1,20 @@
-"""Samplers: from x_t to x_s, one step of time.
+"""Samplers: from x_t to x_s, one step of time. (7), (8), DDIM, Heun and DPM-Solver++ 2M.
 
-A sampler is a function from a `Step`, which holds x_t and the times t > s, to x_s. The step calls
-the denoiser when x_0 is first read, and derives eps from it. So a sampler is as short as the
-equation in its paper.
-
-To add a sampler: a function Step -> x_s with `@SAMPLERS.add`. Flags, checks, call counts and most
-tests take it in. Write its formula into `textbook` of tests/test_gaussian.py, and name it in
-`study/samplers.py` if the study of samplers shall compare it.
+Further ones are in multistep.py and stochastic.py. step.py says how to add one.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from undiffuse.base.errors import UserError
-from undiffuse.base.table import Table
 from undiffuse.diffusion import process
-from undiffuse.diffusion.schedule import NoiseLevel, log_snr
+from undiffuse.diffusion.schedule import log_snr
+from undiffuse.diffusion.step import SAMPLERS, Step
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from torch import Tensor
-
-    from undiffuse.diffusion.guidance import Denoise
-
-SAMPLERS = Table("sampler")
-
-
-@dataclass
-class Step:
-    """One step from x_t (B, C, H, W) at time t to x_s at time s < t. Times are float64 ().
-
-    denoise: (x_t, t) -> x_0_hat, with guidance and clipping. noise: () -> new standard normal noise
-    like x_t. at_t, at_s: the noise levels. previous: (x_0, noise level) of the step before, or None
-    at the first step."""
-
-    denoise: Denoise
-    noise: Callable[[], Tensor]
-    x_t: Tensor
-    t: Tensor
-    s: Tensor
-    at_t: NoiseLevel
-    at_s: NoiseLevel
-    previous: tuple[Tensor, NoiseLevel] | None = None
-    _x_0: Tensor | None = field(default=None, repr=False)
-
-    @property
-    def x_0(self) -> Tensor:
-        """The denoised image x_0_hat. The network is called when it is first read."""
-        if self._x_0 is None:
-            self._x_0 = self.denoise(self.x_t, self.t)
-        return self._x_0
-
-    @property
-    def eps(self) -> Tensor:
-        """The noise in x_t if its image is x_0, which may be clipped."""
-        return process.eps_from(self.x_t, self.x_0, self.at_t.alpha, self.at_t.sigma)
-
-    @property
-    def last(self) -> bool:
-        """Whether this is the last step: x_s is the image, without noise."""
-        return self.at_s.sigma.item() == 0
-
-    def posterior(self) -> process.Posterior:
-        """q(x_s | x_t, x_0), (4)."""
-        return process.posterior(self.at_s.alpha, self.at_s.sigma, self.at_t.alpha, self.at_t.sigma)
 
 
 @SAMPLERS.add
@@ -148,9 +96,9 @@ def second_order(step: Step) -> Tensor:
 
     Lu et al. 2022 (arXiv:2211.01095), algorithm 2. At the first step it is the step's own x_0_hat,
     and at the last too, where the log-SNR is infinite."""
-    if step.previous is None or step.last:
+    if not step.history or step.last:
         return step.x_0
-    x_0, level = step.previous
+    _, x_0, level = step.history[0]
     before, at_t, at_s = (log_snr(at.alpha, at.sigma) for at in (level, step.at_t, step.at_s))
     return step.x_0 + process.expand((at_s - at_t) / (2 * (at_t - before)), x_0) * (step.x_0 - x_0)
 

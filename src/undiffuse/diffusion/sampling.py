@@ -18,8 +18,8 @@ from undiffuse.base.team import side_by_side
 from undiffuse.diffusion import process
 from undiffuse.diffusion.grids import GRIDS, time_grid
 from undiffuse.diffusion.guidance import Counted, classifier_free, clipped, in_interval
-from undiffuse.diffusion.samplers import SAMPLERS
 from undiffuse.diffusion.schedule import LOG_SNR_BOUND, SCHEDULES
+from undiffuse.diffusion.step import SAMPLERS
 from undiffuse.diffusion.walk import Frame, walk
 
 if TYPE_CHECKING:
@@ -123,8 +123,9 @@ def trajectory(
     x = rng.normal_each(samples, denoiser.shape, sampling.seed, "start", 0)
     x = process.expand((start.alpha**2 + start.sigma**2).sqrt(), x) * x
 
-    def noise(step: int) -> Tensor:
-        return rng.normal_each(samples, denoiser.shape, sampling.seed, "sampling", step).to(x)
+    def noise(step: int, number: int = 0) -> Tensor:
+        purpose = f"sampling, noise {number}" if number else "sampling"
+        return rng.normal_each(samples, denoiser.shape, sampling.seed, purpose, step).to(x)
 
     schedule = SCHEDULES[denoiser.schedule]
     denoise = denoise_function(denoiser, condition, sampling)

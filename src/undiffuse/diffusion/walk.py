@@ -12,8 +12,8 @@ from functools import partial
 from typing import TYPE_CHECKING, TypeAlias
 
 from undiffuse.base.lazy import lazy
-from undiffuse.diffusion.samplers import Step
 from undiffuse.diffusion.schedule import Schedule, noise_level
+from undiffuse.diffusion.step import REMEMBERED, Past, Step
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 else:
     torch = lazy("torch")
 
-Noise: TypeAlias = "Callable[[int], Tensor]"
+Noise: TypeAlias = "Callable[..., Tensor]"
 
 
 @dataclass(frozen=True)
@@ -54,15 +54,16 @@ def walk(
     """Take `x` (B, C, H, W) from times[0] to times[-1]. Yields a frame for each step.
 
     denoise: (x_t, t ()) -> x_0_hat. times: float64 (K + 1,), falling. step_of: a sampler.
-    schedule: t -> (alpha, sigma). noise: number of a step -> standard normal noise like x."""
+    schedule: t -> (alpha, sigma). noise: (number of a step, 0, 1, ... within it) -> standard normal
+    noise like x."""
     levels = [noise_level(schedule, t) for t in times]
-    previous = None
-    for index in range(len(times) - 1):
+    steps, history = len(times) - 1, tuple[Past, ...]()
+    for index in range(steps):
         step = Step(
             denoise, partial(noise, index), x, times[index], times[index + 1],
-            levels[index], levels[index + 1], previous,
+            levels[index], levels[index + 1], schedule, steps, history,
         )  # fmt: skip
         with torch.no_grad():
             x_s = step_of(step)
-        yield Frame(index, step.t.item(), step.s.item(), x, step.x_0, x_s)
-        x, previous = x_s, (step.x_0, step.at_t)
+        yield Frame(index, times[index].item(), times[index + 1].item(), x, step.x_0, x_s)
+        x, history = x_s, (step.present, *history)[:REMEMBERED]

@@ -6,7 +6,10 @@ It reads the run folder and the source code of this package, and nothing else.
     words      how it writes numbers, and what it calls things
     blocks     what it is made of: headings, paragraphs, equations, figures, tables, code
     sections/  what it says, a file for each section
-    pictures   the figures that it draws
+    pictures   the figures of images that it draws; charts: the curves; architecture: the network;
+               mistakes: what a wrong line of code does
+    listing    source code, as a report shows it
+    side_by_side  two runs in one document
     document   blocks as a page (HTML) and as a document (PDF)
     notebook   blocks as a Jupyter notebook; markdown: their text in it
 """
@@ -22,9 +25,10 @@ from typing import Any
 from undiffuse.base.errors import UserError
 from undiffuse.measuring.summary import sentences
 from undiffuse.report.blocks import Block, Code, Figure
+from undiffuse.report.charts import drawings
 from undiffuse.report.document import compile_document
 from undiffuse.report.notebook import notebook, picture
-from undiffuse.report.pictures import drawings, svg
+from undiffuse.report.pictures import svg
 from undiffuse.report.sections import AUDIENCES
 from undiffuse.report.source import read
 from undiffuse.report.words import data_name
@@ -72,7 +76,7 @@ class Report:
         kept = {
             name: content
             for name, content in self.content.pictures.items()
-            if Path(name).stem in wanted
+            if Path(name).stem in wanted and f"{Path(name).stem}.svg" not in drawn
         }
         return kept | drawn
 

@@ -83,14 +83,14 @@ def drawing(source: Source) -> Figure:
     places = [(i, -levels.index(stage.pixels)) for i, stage in enumerate(found)]
     for (x, y), stage in zip(places, found, strict=True):
         box = patches.FancyBboxPatch(
-            (x - 0.4, y - 0.3), 0.8, 0.6, boxstyle="round,pad=0,rounding_size=0.05",
+            (x - 0.43, y - 0.3), 0.86, 0.6, boxstyle="round,pad=0,rounding_size=0.05",
             facecolor="#e6edf4", edgecolor=figures.COLOURS[1],
         )  # fmt: skip
         axis.add_patch(box)
         size = " x ".join(map(str, stage.shape))
-        axis.text(x, y, f"{stage.name}\n{size}", ha="center", va="center", fontsize=6.5)
+        axis.text(x, y, f"{stage.name}\n{size}", ha="center", va="center", fontsize=5.8)
     for (x, y), (next_x, next_y) in pairwise(places):
-        arrow(axis, (x + 0.4, y), (next_x - 0.4, next_y), "-", 0.0)
+        arrow(axis, (x + 0.43, y), (next_x - 0.43, next_y), "-", 0.0)
     for i, j in skips(found):
         (x, y), (to_x, _) = places[i], places[j]
         arrow(axis, (x + 0.1, y + 0.3), (to_x - 0.1, y + 0.3), "--", -0.25)

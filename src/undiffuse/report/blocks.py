@@ -44,12 +44,14 @@ class Figure:
     """A picture with its caption.
 
     name: the picture's file name without its ending. alt: a description for people who cannot see
-    it. width: its share of the page's width."""
+    it. width: its share of the page's width. here: whether it stands at this place on paper, and
+    not at the nearest top or bottom of a page."""
 
     name: str
     caption: str
     alt: str
     width: float = 1.0
+    here: bool = False
 
 
 @dataclass(frozen=True)

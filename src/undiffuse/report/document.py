@@ -49,10 +49,11 @@ def typst(block: Block) -> str:
         case Equation(mathematics, number, note):
             tag = f"({number})" if number else ""
             return f"#numbered($ {mathematics} $, [{tag}{f' {note}' if note else ''}])"
-        case Figure(name, caption, alt, width):
+        case Figure(name, caption, alt, width, here):
+            placement = "none" if here else "auto"
             return (
                 f"#picture({json.dumps(name)}, {json.dumps(alt, ensure_ascii=False)}, {width:.0%}, "
-                f"[{caption}])"
+                f"{placement}, [{caption}])"
             )
         case Table(header, rows, caption, numeric):
             shown = [

@@ -10,9 +10,9 @@ from torch import Tensor
 from undiffuse.base import rng
 from undiffuse.diffusion.denoiser import Denoiser
 from undiffuse.diffusion.grids import time_grid
-from undiffuse.diffusion.samplers import SAMPLERS
 from undiffuse.diffusion.sampling import Sampling, denoise_function
 from undiffuse.diffusion.schedule import SCHEDULES, chain
+from undiffuse.diffusion.step import SAMPLERS
 from undiffuse.diffusion.walk import walk
 from undiffuse.training.probes import cycle
 

@@ -162,7 +162,7 @@ def cells_of(
             tag = ", ".join(part for part in (number, note) if part)
             numbered = rf" \tag{{{tag}}}" if tag else ""
             return [prose(f"$$ {latex(mathematics).strip()}{numbered} $$")]
-        case Figure(name, caption, alt, _):
+        case Figure(name, caption, alt):
             file = by_stem[name]
             return [
                 program(f'report.figure("{name}")', picture(pictures[file], file, alt)),

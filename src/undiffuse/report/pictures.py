@@ -1,12 +1,11 @@
-"""The figures that a report draws: the chain, the noise, the schedules, and comparisons.
+"""The figures of images that a report draws: the chain, the noise, and images compared.
 
-To add one: a function (source) -> Figure with `@PICTURES.add`. A block `Figure` names it."""
+To add one: a function (source) -> Figure with `@PICTURES.add`. A block `Figure` names it. The
+charts are in charts.py."""
 
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
-from functools import partial
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -22,11 +21,10 @@ from undiffuse.base.pixels import to_float, to_uint8
 from undiffuse.base.table import Table
 from undiffuse.diffusion import process
 from undiffuse.diffusion.schedule import SCHEDULES, noise_level
-from undiffuse.report import architecture, mistakes
+from undiffuse.report import mistakes
 from undiffuse.report.source import Source
 from undiffuse.report.words import SAMPLER_NAMES, sampler_name, shown
 from undiffuse.runs import figures
-from undiffuse.training.records import StepTaken
 
 if TYPE_CHECKING:
     import matplotlib
@@ -36,18 +34,7 @@ if TYPE_CHECKING:
 else:  # a setting that matplotlib refuses is reported where a picture is drawn
     matplotlib, patches = lazy("matplotlib"), lazy("matplotlib.patches")
 
-PICTURES = Table("picture")
-
-COLOUR = figures.COLOURS[1]
-
-
-def drawings(source: Source) -> dict[str, Callable[[Source], Figure]]:
-    """What draws each picture, by name: those of PICTURES, and two for each study of trainings."""
-    found: dict[str, Callable[[Source], Figure]] = {name: PICTURES[name] for name in PICTURES}
-    for name in source.trainings:
-        found[f"{name}-compared"] = partial(errors_compared, name=name)
-        found[f"{name}-images"] = partial(images_compared, name=name)
-    return found
+PICTURES = Table("picture", "undiffuse.report.charts")
 
 
 def svg(figure: Figure) -> bytes:
@@ -125,17 +112,33 @@ def chain(source: Source) -> Figure:
 
 
 @PICTURES.add
-def network(source: Source) -> Figure:
-    return architecture.drawing(source)
+def denoised(source: Source) -> Figure:
+    """The study's images at each noise level, with the times above."""
+    return labelled(source, "denoised.png", [f"t = {k / 10:g}" for k in range(11)])
 
 
-@PICTURES.named("learning-rate")
-def learning_rate(source: Source) -> Figure:
-    taken = source.of(StepTaken)
-    figure = figures.new_figure(4.6, 1.8)
-    axis = figure.subplots()
-    axis.plot([s.step for s in taken], [s.lr for s in taken], color=figures.COLOURS[1])
-    axis.set(xlabel="step", ylabel="learning rate", ylim=(0, None))
+@PICTURES.add
+def denoising(source: Source) -> Figure:
+    """The study's images on their way by (8) in 50 steps, with the times above."""
+    steps = [round(k * 49 / 10) for k in range(11)]
+    return labelled(source, "denoising.png", [f"t = {1 - step / 50:.2g}" for step in steps])
+
+
+def labelled(source: Source, name: str, columns: list[str]) -> Figure:
+    """A sheet of pairs of rows, x_t and below it the denoised image, with words at its sides."""
+    _, height, width = source.about.facts.shape
+    with Image.open(io.BytesIO(source.pictures[name])) as sheet:
+        shown = tiles(sheet, height, width)
+    rows = len(shown) // len(columns)
+    figure = figures.new_figure(7.2, 0.3 + 0.58 * rows)
+    axes = figure.subplots(rows, len(columns), squeeze=False)
+    for axis, tile in zip(axes.flat, shown, strict=True):
+        axis.imshow(tile, cmap="gray", vmin=0, vmax=255)
+        axis.set_axis_off()
+    for axis, words in zip(axes[0], columns, strict=True):
+        axis.set_title(words, fontsize=8)
+    for row, axis in enumerate(axes[:, 0]):
+        beside(axis, (r"$x_t$", r"$\hat{x}_\theta$")[row % 2])
     return figure
 
 
@@ -163,85 +166,6 @@ def in_rows(rows: dict[str, Tensor], height: float = 0.5) -> Figure:
 def beside(axis: Axes, words: str) -> None:
     """Words to the left of a row of images."""
     axis.text(-0.15, 0.5, words, ha="right", va="center", fontsize=8, transform=axis.transAxes)
-
-
-@PICTURES.add
-def quality(source: Source) -> Figure:
-    """The study `progress`, against the steps below and the epochs and minutes above."""
-    study = source.over_time
-    assert study is not None
-    rows = study["rows"]
-    steps, values = [row["step"] for row in rows], [row["frechet"] for row in rows]
-    bars = [
-        [row["frechet"] - row["frechet_low"] for row in rows],
-        [row["frechet_high"] - row["frechet"] for row in rows],
-    ]
-    figure = figures.new_figure(5.4, 3.2)
-    axis = figure.subplots()
-    axis.errorbar(steps, values, bars, marker="o", markersize=4, capsize=3, color=COLOUR)
-    if study["real_frechet"] is not None:
-        axis.axhline(study["real_frechet"], color="#111111", linewidth=0.8, label="real images")
-        axis.legend(fontsize=8)
-    axis.set(yscale="log", xlabel="step", ylabel="Fréchet distance")
-    figures.in_decimals(axis)
-    epochs = source.config.batch_size / source.about.facts.training
-
-    def scaled(by: float) -> Callable[[Any], Any]:
-        return lambda steps: np.asarray(steps) * by
-
-    above = axis.secondary_xaxis("top", functions=(scaled(epochs), scaled(1 / epochs)))
-    above.set_xlabel("epochs; minutes of training are written at the points", fontsize=8)
-    for row in rows:
-        axis.annotate(
-            f"{row['minutes']:.1f}", (row["step"], row["frechet_high"]), xytext=(0, 3),
-            textcoords="offset points", ha="center", fontsize=7,
-        )  # fmt: skip
-    return figure
-
-
-@PICTURES.add
-def samplers(source: Source) -> Figure:
-    assert source.samplers is not None
-    figure = figures.new_figure(7.2, 3.4)
-    axis = figure.subplots()
-    styles = {
-        "posterior-mean": ("v", ":"),
-        "ddpm-printed": ("^", "--"),
-        "ddpm": ("o", "-"),
-        "ddim": ("s", "-."),
-        "heun": ("x", (0, (5, 1))),
-        "dpmpp-2m": ("D", (0, (3, 1, 1, 1))),
-        "dpmpp-2m-sde": ("*", (0, (1, 3))),
-    }
-    shades = {"ddpm": figures.COLOURS[1], "ddim": figures.COLOURS[2]}
-    guided, unguided = by_guidance(source.samplers["rows"])
-    for name in sampler_names(unguided):
-        marker, style = styles.get(name, ("P", "-"))
-        rows = [row for row in unguided if row["sampler"] == name]
-        calls, distance = [row["calls"] for row in rows], [row["frechet"] for row in rows]
-        colour = shades.get(name, "#555555")
-        axis.plot(
-            calls,
-            distance,
-            linestyle=style,
-            marker=marker,
-            markersize=5,
-            color=colour,
-            label=sampler_name(name),
-        )
-    for row in guided:
-        axis.plot(row["calls"], row["frechet"], "*", color="#111111", label="as on page 1")
-    if source.samplers["real_frechet"] is not None:
-        axis.axhline(
-            source.samplers["real_frechet"], color="#111111", linewidth=0.8, label="real images"
-        )
-    axis.set(xscale="log", yscale="log", xlabel="network calls an image", ylabel="Fréchet distance")
-    axis.set_xticks(sorted({row["calls"] for row in unguided if row["sampler"] != "heun"}))
-    axis.set_xticks([], minor=True)
-    axis.xaxis.set_major_formatter("{x:g}")
-    figures.in_decimals(axis)
-    figure.legend(fontsize=9, loc="outside right upper")
-    return figure
 
 
 def by_guidance(rows: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
@@ -301,66 +225,4 @@ def below_one_another(source: Source, named: dict[str, str], count: int = 10) ->
             for axis, tile in zip(line, tiles(sheet, height, width), strict=False):
                 axis.imshow(tile, cmap="gray", vmin=0, vmax=255)
         beside(line[0], words)
-    return figure
-
-
-def errors_compared(source: Source, name: str) -> Figure:
-    """The errors of each training, relative to the smallest error at the same noise level.
-
-    Dotted lines where the amount of data differs: errors of images that were trained on."""
-    study = source.trainings[name]
-    rows = [row for row in study["rows"] if row["seed"] == study["rows"][0]["seed"]]
-    smallest = [min(errors) for errors in zip(*(row["unseen"] for row in rows), strict=True)]
-    figure = figures.new_figure(5.4, 3.0)
-    axis = figure.subplots()
-    styles = ["-", "--", "-.", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1))]
-    for number, row in enumerate(rows):
-        look: dict[str, Any] = {
-            "color": (*figures.COLOURS[1:], "#555555")[number % 3],
-            "linewidth": 1.4,
-        }
-        relative = [error / least for error, least in zip(row["unseen"], smallest, strict=True)]
-        axis.plot(
-            row["levels"],
-            relative,
-            linestyle=styles[number % len(styles)],
-            label=shown(study["field"], row["value"]),
-            **look,
-        )
-        if study["field"] == "subset":
-            relative = [error / least for error, least in zip(row["seen"], smallest, strict=True)]
-            axis.plot(row["levels"], relative, linestyle=":", **look)
-    axis.set(xlabel="log SNR", ylabel="error, relative to the smallest", yscale="log")
-    figures.in_decimals(axis)
-    axis.legend(fontsize=8, title=study["field"], title_fontsize=8)
-    return figure
-
-
-@PICTURES.add
-def schedules(source: Source) -> Figure:
-    own = source.config.schedule
-    t = torch.linspace(0, 1, 400, dtype=torch.float64)[1:]
-    figure = figures.new_figure(7.2, 2.9)
-    left, right = figure.subplots(1, 2)
-    styles = ["-", "--", ":", "-.", (0, (5, 1, 1, 1, 1, 1))]
-    names = [name for name in SCHEDULES if name != own.partition(":")[0]] + [own]
-    for number, name in enumerate(names):
-        style = "-" if name == own else styles[1 + number % (len(styles) - 1)]
-        level = noise_level(SCHEDULES[name], t)
-        look = (
-            {"color": "#c8501e", "linewidth": 2.4}
-            if name == own
-            else {"color": "#555555", "linewidth": 1.1}
-        )
-        left.plot(
-            t,
-            level.alpha**2 / (level.alpha**2 + level.sigma**2),
-            linestyle=style,
-            label=name,
-            **look,
-        )
-        right.plot(t, level.log_snr, linestyle=style, **look)
-    left.set(xlabel="t", ylabel=r"$\bar\alpha$")
-    right.set(xlabel="t", ylabel="log SNR")
-    left.legend(fontsize=8)
     return figure

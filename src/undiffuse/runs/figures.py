@@ -30,6 +30,12 @@ else:  # a setting that matplotlib refuses must not keep a run from being traine
 
 COLOURS = ("#9ab3c9", "#1f4e79", "#c8501e")  # of different brightness, for prints in grey
 
+LINES = ("#1f4e79", "#c8501e", "#2a8a57", "#8448b0", "#a67c00", "#555555", "#c2427e")
+"""The colours of several lines in one chart. Their styles differ too, for prints in grey."""
+
+MOST_LINES = 5
+"""The most lines in the chart of the loss by noise level."""
+
 
 class NotDrawn(UserError):
     """A figure could not be drawn."""
@@ -108,21 +114,22 @@ def losses_by_step(axis: Axes, steps: list[StepTaken], validations: list[Validat
 
 
 def loss_by_level(axis: Axes, validations: list[Validation]) -> None:
-    """Plot the held-out loss by log-SNR: a line for each validation, the last one black."""
-    shown = [e for e in validations if e.step > 0] or validations
-    for i, validation in enumerate(shown):
-        levels = sorted(validation.levels)
+    """Plot the held-out loss by log-SNR: a line for some of the validations, the last one black."""
+    found = [e for e in validations if e.step > 0] or validations
+    places = np.linspace(0, len(found) - 1, min(MOST_LINES, len(found))).round().astype(int)
+    for i, place in enumerate(dict.fromkeys(places.tolist())):
+        levels = sorted(found[place].levels)
         log_snr, loss = [at for at, _ in levels], [value for _, value in levels]
-        shade = str(round(0.85 - 0.85 * (i + 1) / len(shown), 3))
-        label = f"step {validation.step}" if i in (0, len(shown) - 1) else None
-        axis.plot(log_snr, loss, ".-", color=shade, label=label)
+        last = found[place] is found[-1]
+        colour = "#000000" if last else LINES[i % len(LINES)]
+        axis.plot(log_snr, loss, ".-", color=colour, label=f"step {found[place].step:,}")
     axis.set(
         xlabel="log-SNR (left: noise, right: image)",
         ylabel="held-out loss",
         yscale="log",
         title="Loss by noise level",
     )
-    if shown:
+    if found:
         axis.legend(fontsize=8)
     else:
         axis.text(0.5, 0.5, "no held-out images", ha="center", transform=axis.transAxes)

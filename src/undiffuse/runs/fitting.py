@@ -12,7 +12,7 @@ from undiffuse.runs.folder import Run
 from undiffuse.runs.longer import BEFORE_DECAY, START, Start, same_start
 from undiffuse.training.config import BUDGETS, Config
 from undiffuse.training.experiment import DataFacts, prepare_data
-from undiffuse.training.fields import AUTO
+from undiffuse.training.fields import BY_RULE
 from undiffuse.training.presets import differences
 from undiffuse.training.records import Cooldown, Decision, Projection, Record, Rollback
 
@@ -75,7 +75,9 @@ def adopted(config: Config, runs: Iterable[Run]) -> tuple[Config, dict[str, str]
         if run.exists():
             there = run.about()
             kept = [
-                n for n in there.decided if getattr(config, n) in (AUTO, getattr(there.config, n))
+                n
+                for n in there.decided
+                if getattr(config, n) in (BY_RULE[n], getattr(there.config, n))
             ]
             values = {name: getattr(there.config, name) for name in kept}
             return config.model_copy(update=values), {name: there.decided[name] for name in kept}

@@ -10,7 +10,7 @@ measured, so an interrupted study continues where it stopped. The report shows t
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -43,17 +43,24 @@ class Study(Protocol):
 
 
 def make_study(
-    what: str, run: Path, minutes: float | None = None, seeds: int = 1, seed: int = 0
+    what: str,
+    run: Path,
+    minutes: float | None = None,
+    seeds: int = 1,
+    seed: int = 0,
+    values: Sequence[str] = (),
 ) -> Study:
     """The study called `what` of a run, ready to run.
 
     minutes: the time that it may take; by default 2 for samplers, 1 for progress, and 30 for the
-    others. seeds: the number of trainings for each value. Raises UserError where the run cannot be
-    studied."""
-    if what in ("samplers", "progress") and seeds != 1:
-        raise UserError(f"the study of {what} is of one run; leave --seeds out")
+    others. seeds: the number of trainings for each value. values: those to compare, all by default.
+    Raises UserError where the run cannot be studied."""
+    if what in ("samplers", "progress") and (seeds != 1 or values):
+        raise UserError(f"the study of {what} is of one run; leave --seeds and --values out")
     if what == "samplers":
         return samplers.sampler_study(run, 2.0 if minutes is None else minutes, seed)
     if what == "progress":
         return progress.progress_study(run, 1.0 if minutes is None else minutes, seed)
-    return trainings.training_study(run, what, 30.0 if minutes is None else minutes, seeds, seed)
+    return trainings.training_study(
+        run, what, 30.0 if minutes is None else minutes, seeds, seed, values
+    )

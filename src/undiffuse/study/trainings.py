@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +19,7 @@ from undiffuse.diffusion.denoiser import Denoiser
 from undiffuse.diffusion.schedule import SCHEDULES, time_of
 from undiffuse.measuring import novelty
 from undiffuse.measuring.scorer import scorer_for
-from undiffuse.runs.folder import Run
+from undiffuse.runs.folder import About, Run
 from undiffuse.runs.session import train_session
 from undiffuse.study.questions import QUESTIONS, Question
 from undiffuse.study.sheet import Sheet, check_minutes, data_of, distance_of, sheet
@@ -50,7 +50,7 @@ SHOWN = 20  # images in a training's picture
 BATCH = 250  # images of one network call
 
 
-MEASURING = 45.0  # estimated seconds of measuring after each training
+MEASURING = 30.0  # estimated seconds of measuring after each training
 
 
 SHORTEST = 15.0  # the fewest seconds of a training
@@ -177,11 +177,17 @@ def errors(denoiser: Denoiser, real: Tensor) -> list[float]:
 
 
 def training_study(
-    path: Path, what: str, minutes: float = 30.0, seeds: int = 1, seed: int = 0
+    path: Path,
+    what: str,
+    minutes: float = 30.0,
+    seeds: int = 1,
+    seed: int = 0,
+    only: Sequence[str] = (),
 ) -> TrainingStudy:
     """The study `what` of QUESTIONS of the run in folder `path`, ready to run.
 
-    A value that cannot be trained is left out, with a note. Raises UserError where fewer than two
+    only: the values to compare, as they are written; all where it is empty. A value that cannot be
+    trained is left out, with a note. Raises UserError for an unknown value, where fewer than two
     values are left, the minutes are too few, or the run cannot be studied."""
     run, question = Run(path), QUESTIONS[what]
     about = run.about()
@@ -203,19 +209,9 @@ def training_study(
             "predictions, which this study compares; study a run with --condition-dropout 0.1"
         )
     values = [v for v in question.values if question.field != "subset" or v is None or v < there]
-    notes = []
-    for value in list(values):
-        try:
-            config = varied(about.config, question, value, seed, minutes=1.0)
-            rehearse(config)
-            build_configured(config, about.facts, about.conditioning, device="meta")
-        except UserError as error:
-            values.remove(value)
-            notes.append(
-                f"{question.field} {value} is left out, because it can't be trained here ({error})"
-            )
-    if len(values) < 2:
-        raise UserError(f"there is nothing to compare: {'; '.join(notes) or 'too few images'}")
+    if only:
+        values = chosen(what, question, values, only)
+    values, notes = possible(about, question, values, seed)
     trainings = [(value, seed + k) for k in range(seeds) for value in values]
     each = 60 * minutes / len(trainings) - MEASURING
     if not each >= SHORTEST:
@@ -232,6 +228,43 @@ def training_study(
         )
     base = about.config.model_copy(update={"data": run.data_place()})
     return TrainingStudy(kept, question, base, trainings, notes)
+
+
+def possible(
+    about: About, question: Question, values: list[Any], seed: int
+) -> tuple[list[Any], list[str]]:
+    """(the values that can be trained; a note for each of the others).
+
+    Raises UserError where there are fewer than two."""
+    found, notes = [], []
+    for value in values:
+        try:
+            config = varied(about.config, question, value, seed, minutes=1.0)
+            rehearse(config)
+            build_configured(config, about.facts, about.conditioning, device="meta")
+        except UserError as error:
+            notes.append(
+                f"{question.field} {value} is left out, because it can't be trained here ({error})"
+            )
+        else:
+            found.append(value)
+    if len(found) < 2:
+        raise UserError(f"there is nothing to compare: {'; '.join(notes) or 'too few images'}")
+    return found, notes
+
+
+def chosen(what: str, question: Question, values: list[Any], only: Sequence[str]) -> list[Any]:
+    """Those of the values that are written in `only`. Raises UserError for others, or for one."""
+    written = {"all" if value is None else str(value): value for value in values}
+    for word in only:
+        if word not in written:
+            raise UserError(
+                f"the study of {what} has no {question.field} '{word}'; it has: "
+                f"{', '.join(written)}"
+            )
+    if len(set(only)) < 2:
+        raise UserError("a study compares at least two values; give two or more")
+    return [value for word, value in written.items() if word in only]
 
 
 def varied(base: Config, question: Question, value: Any, seed: int, minutes: float) -> Config:

@@ -9,8 +9,8 @@ from pydantic import Field
 from undiffuse.diffusion.denoiser import PREDICTIONS
 from undiffuse.diffusion.grids import GRIDS
 from undiffuse.diffusion.objectives import OBJECTIVES
-from undiffuse.diffusion.samplers import SAMPLERS
 from undiffuse.diffusion.schedule import SCHEDULES
+from undiffuse.diffusion.step import SAMPLERS
 from undiffuse.diffusion.times import TIMES
 from undiffuse.diffusion.weightings import WEIGHTINGS
 from undiffuse.nets import NETWORKS
@@ -31,8 +31,8 @@ TABLES = {
 
 
 AUTO = "auto"  # the value of a field that is decided from the training images, by from_data.py
-BY_RULE = ("times", "guidance_limit")
-"""The fields that may be AUTO."""
+BY_RULE = {"times": AUTO, "guidance_limit": AUTO, "net": "unet"}
+"""The fields that may be decided from the training images -> the value that leaves it to that."""
 
 NAMES = {field: " | ".join(table) for field, table in TABLES.items()}
 """The names of these fields' tables when this module is imported; others may come later."""

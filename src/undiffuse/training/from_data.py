@@ -1,4 +1,4 @@
-"""Hyperparameters that are decided from the data, where the configuration says "auto".
+"""Hyperparameters that are decided from the data, where the configuration leaves them open.
 
 A rule is a function of the configuration and of what is measured of the training images. Its result
 is a value of the field, which the run keeps, and a sentence that says why. To add one: a function
@@ -7,6 +7,7 @@ is a value of the field, which the run keeps, and a sentence that says why. To a
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,7 +17,7 @@ import torch
 
 from undiffuse.data.spectrum import variances
 from undiffuse.diffusion.schedule import SCHEDULES, time_of
-from undiffuse.training.fields import AUTO
+from undiffuse.training.fields import BY_RULE
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -35,11 +36,11 @@ MOST = {True: 1.5, False: 2.0}
 NARROWEST = 0.2
 """The smallest range of logit(t) that times are drawn from by the rule."""
 
-LESS = 0.6
+LESS = 1.1
 """The share by which the limit of guidance falls for each unit of log-SNR, compared with digits."""
 
-LIMITS = (1.2, 2.0)
-"""The smallest and the largest limit."""
+LIMITS = (1.0, 2.0)
+"""The smallest and the largest limit. At 1 there is no guidance."""
 
 
 @dataclass
@@ -99,7 +100,7 @@ def guidance_limit(config: Config, measured: Measured) -> tuple[float, str]:
 
     Guidance moves images towards what is typical of their condition, and so narrows what varies
     within it. Where images are decided at little noise, many fine components vary, and more is
-    lost. Fitted on four data sets: 1.2 is best for textures (decided at a log-SNR of 0.3), 1.2 to
+    lost. Fitted on four data sets: none is best for textures (decided at a log-SNR of 0.3), 1.2 to
     1.5 for letters (-0.3), 1.5 for digits (-0.7), and 2 or more for symbols (-1.9)."""
     mean, _ = measured.decided_at
     usual = MOST[config.conditional]
@@ -111,19 +112,42 @@ def guidance_limit(config: Config, measured: Measured) -> tuple[float, str]:
     )
 
 
-RULES: dict[str, Rule] = {"times": times, "guidance_limit": guidance_limit}
-"""The fields that may be "auto", with their rules."""
+COARSEST = 10
+"""The most pixels a side at the lowest level, except for images of up to 40 pixels a side."""
+
+
+def net(config: Config, measured: Measured) -> tuple[str, str]:
+    """A UNet with so many levels that the lowest has at most COARSEST pixels a side.
+
+    The first level works at half of the image's resolution, and each level below at half of the
+    level above. Two levels do for small images. Larger ones get more levels, of fewer channels
+    where there are many pixels: attention over 32 x 32 pixels would take most of the time."""
+    side = max(measured.images.shape[-2:])
+    levels = max(2, math.ceil(math.log2(side / COARSEST)))
+    if levels == 2:
+        return config.net, ""
+    channels = "/".join(str(min(32 * 2**level, 128)) for level in range(levels))
+    blocks, attention = "1/" * (levels - 1) + "3", "0/" * (levels - 1) + "1"
+    return f"unet:channels={channels},blocks={blocks},attention={attention}", (
+        f"images of {side} pixels a side are read at {levels} levels, the lowest of "
+        f"{math.ceil(side / 2**levels)} pixels a side"
+    )
+
+
+RULES: dict[str, Rule] = {"net": net, "times": times, "guidance_limit": guidance_limit}
+"""The fields that may be decided, with their rules. A rule may leave the value as it is."""
 
 
 def decided(config: Config, images: Tensor) -> tuple[Config, dict[str, str]]:
-    """(the configuration with a value in place of each "auto"; why, by field).
+    """(the configuration with a value for each field that it leaves open; why, by field).
 
     images: the training images, uint8 (N, C, H, W)."""
     measured = Measured(images)
     found = {
         name: rule(config, measured)
         for name, rule in RULES.items()
-        if getattr(config, name) == AUTO
+        if getattr(config, name) == BY_RULE[name]
     }
-    values = {name: value for name, (value, _) in found.items()}
-    return config.model_copy(update=values), {name: why for name, (_, why) in found.items()}
+    changed = {n: (value, why) for n, (value, why) in found.items() if value != BY_RULE[n]}
+    values = {name: value for name, (value, _) in changed.items()}
+    return config.model_copy(update=values), {name: why for name, (_, why) in changed.items()}

@@ -11,6 +11,7 @@ from undiffuse.base.table import Table
 from undiffuse.report.blocks import Block, Code
 from undiffuse.report.sections import (
     appendix,
+    discussion,
     evaluation,
     grading,
     hyperparameters,
@@ -44,6 +45,7 @@ SECTIONS: list[Callable[[Source], Iterator[Block]]] = [
     results.section,
     samplers_compared.section,
     trainings_compared.section,
+    discussion.section,
     limits.section,
 ]
 """The sections, in the order of the report. The references and the appendix follow them."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from undiffuse.diffusion import samplers, sampling, walk
+from undiffuse.diffusion import sampling, step, walk
 from undiffuse.measuring import distances, novelty
 from undiffuse.nets import NETWORKS
 from undiffuse.report.blocks import Block, Heading, Text
@@ -26,7 +26,7 @@ def section(source: Source) -> Iterator[Block]:
         "stand above each listing."
     )
     yield Text("How a chain of sampling steps is run:")
-    yield from code(samplers.Step, walk.walk, sampling.trajectory, sampling.denoise_function)
+    yield from code(step.Step, walk.walk, sampling.trajectory, sampling.denoise_function)
     yield Text("How the network is put together:")
     yield from code(NETWORKS.function(source.config.net.partition(":")[0]))
     if source.evaluation:

@@ -120,7 +120,8 @@ def learning_rate(source: Source) -> Iterator[Block]:
     if source.of(StepTaken):
         yield Figure(
             "learning-rate",
-            "The learning rate of each step of this run.",
+            "The learning rate of each step of this run. Where its slope changes, the number of "
+            "steps that fit into the budget was projected anew.",
             "A curve that rises quickly, stays constant, and falls to 0 at the end.",
             0.6,
         )

@@ -35,6 +35,10 @@ def quality(found: dict[str, Any], source: Source) -> Iterator[Block]:
         return
     sampling = found["sampling"]
     yield Heading(2, "Quality")
+    yield Text(
+        f"{sampling['n']:,} images were sampled for the evaluation. The last column has the same "
+        "measures of as many real images."
+    )
     yield Table(
         ("measure", "value", "95% interval", f"real ({plain(found['reference']['control'])})"),
         [

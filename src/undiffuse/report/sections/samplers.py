@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from undiffuse.diffusion import samplers, sampling
 from undiffuse.diffusion.denoiser import Denoiser
 from undiffuse.diffusion.guidance import classifier_free, in_interval
+from undiffuse.diffusion.step import SAMPLERS
 from undiffuse.report.blocks import Block, Equation, Figure, Heading, Text, coded
 from undiffuse.report.listing import explained
 from undiffuse.report.sections._shared import code
@@ -97,14 +98,14 @@ def solvers(source: Source) -> Iterator[Block]:
     )
     yield from code(samplers.second_order, samplers.dpmpp_2m)
     name = source.config.sampler
-    own = samplers.SAMPLERS.function(name.partition(":")[0])
+    own = SAMPLERS.function(name.partition(":")[0])
     usual = source.config.sampling(source.steps, source.about.conditioning)
     steps = steps_of(source, usual)
     begin = f"The images on the first page were sampled with $T = {steps}$ steps of"
     if own in SHOWN:
         yield Text(f"{begin} {coded(name)}.")
     else:
-        yield Text(f"{begin} another way. {explained(samplers.SAMPLERS, name)}")
+        yield Text(f"{begin} another way. {explained(SAMPLERS, name)}")
         yield from code(own)
 
 

@@ -44,11 +44,15 @@ def findings(source: Source) -> Iterator[str]:
         if scored:
             best = min(scored, key=lambda row: float(row["frechet"]))
             close = sum(row["frechet_low"] <= best["frechet_high"] for row in scored) - 1
-            doubt = f", though {close} others may be as near" if close else ""
+            doubt = (
+                f", though {study['n']:,} images each cannot tell {close} others from it"
+                if close
+                else ""
+            )
             yield (
                 f"Of {len(scored)} ways of sampling without guidance, "
-                f"{plain(sampler_name(best['sampler']))} with {best['calls']} network calls comes "
-                f"nearest to the training images{doubt}."
+                f"{plain(sampler_name(best['sampler']))} with {best['calls']} network calls has "
+                f"the smallest distance{doubt}."
             )
 
 
@@ -61,7 +65,8 @@ def images(source: Source) -> Iterator[Block]:
             "samples",
             f"New images, sampled from this model. None was picked out.{classes}",
             f"A grid of images sampled from the model, in the manner of {source.about.facts.name}.",
-            0.8,
+            0.5,
+            here=True,
         )
     else:
         yield Missing(
