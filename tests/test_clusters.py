@@ -302,6 +302,6 @@ def test_a_run_with_other_clusters_than_those_found_now(parts_run: Path, tmp_pat
 
 def test_the_report_says_what_the_network_is_conditioned_on(parts_run: Path) -> None:
     page = " ".join(block.words for block in Report(parts_run).blocks if isinstance(block, Text))
-    assert "the cluster that the image is in, one of 7 clusters of similar images" in page
-    assert "Each cluster is a part of a class" in page
-    assert "it sees the prototype of that cluster, which is its mean training image" in page
+    assert "the cluster of similar images that the image belongs to, a part of its class" in page
+    assert "There are 7 clusters" in page
+    assert "it sees the mean training image of that cluster" in page

@@ -83,7 +83,7 @@ def test_images_of_few_large_components_are_trained_like_digits() -> None:
     shapes = 0.1 * RNG.uniform(-1, 1, (500, 16, 16))
     spec, why = from_data.times(make_config(), measured(0.9 * ground + shapes))
     assert spec == "logit-normal:mean=0.4,std=1.2"
-    assert "digits" in why
+    assert "MNIST" in why
 
 
 def test_mnist_is_trained_at_the_levels_that_were_tuned_on_it() -> None:

@@ -228,7 +228,15 @@ class Essence(ast.NodeTransformer):
 
     def visit_FunctionDef(self, node: ast.FunctionDef | ast.ClassDef) -> ast.AST:
         self.generic_visit(node)
-        tables = ("SCHEDULES", "TIMES", "WEIGHTINGS", "PREDICTIONS", "SAMPLERS", "NETWORKS")
+        tables = (
+            "GRIDS",
+            "SCHEDULES",
+            "TIMES",
+            "WEIGHTINGS",
+            "PREDICTIONS",
+            "SAMPLERS",
+            "NETWORKS",
+        )
         node.decorator_list = [
             decorator for decorator in node.decorator_list
             if ast.unparse(decorator).partition(".")[0] not in (*tables, "OPTIMIZERS")
@@ -319,7 +327,11 @@ def test_the_options_of_the_network_stand_below_it_with_their_reasons(reported: 
     assert value == plain("unet:channels=8/16,blocks=1/1,dropout=0.1")
     assert rows["`channels` \\*"] == ("8 16", "channels of each level", "chosen for this run")
     assert rows["`dropout` \\*"] == (plain(0.1), "dropout inside the blocks", "chosen for this run")
-    assert rows["`heads`"] == ("2", "attention heads", "fewer are faster")
+    assert rows["`heads`"] == (
+        "2",
+        "attention heads",
+        "of 64 channels each; more are slower; not tuned",
+    )
     where = "only at 7x7, where it costs little"
     assert rows["`attention`"] == ("False True", "attention at each level", where)
 
@@ -615,8 +627,8 @@ def test_a_study_more_needs_no_edit_here(reported: Path, tmp_path: Path) -> None
     assert [row[0] for row in tables["subset"]] == ['#raw("30")', "all"]
     assert [row[0] for row in tables["chain"]] == ['#raw("30")', "continuous"]
     words = text_of(run)
-    assert "1.00, is that of all of the data. No other" in words
-    assert "1.00, is that of continuous. No other" in words
+    assert "1.00, is that of all of the data. No interval of another reaches it." in words
+    assert "1.00, is that of continuous. No interval of another reaches it." in words
     drawn = ("subset-compared.svg", "subset-images.svg", "chain_lengths-compared.svg")
     assert {*drawn, "chain_lengths-images.svg"} <= Report(run).pictures.keys()
     write_report(run)

@@ -267,7 +267,7 @@ def test_the_best_value_is_that_of_the_smallest_mean(row: Row) -> None:
     assert '1.10, is that of #raw("flow")' in words
     assert '#raw("linear")' in words
     subsets = {"field": "subset", "rows": [row(None, 1.0), row(30, 5.0)]}
-    assert "No other" in best_of(subsets)
+    assert "No interval of another" in best_of(subsets)
     assert "all of the data" in best_of(subsets)
 
 

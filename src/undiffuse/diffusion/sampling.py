@@ -108,17 +108,20 @@ def trajectory(
     sampling: Sampling = Sampling(),
     *,
     classes: Tensor | None = None,
+    condition: Tensor | None = None,
 ) -> Iterator[Frame]:
     """Sample the images with indices `samples` in one batch. Yields a frame for each step.
 
-    classes: the class number (B,) of each image, for a model with classes. The start is pure noise
+    classes: the class number (B,) of each image, for a model with classes. condition: the number of
+    each image's condition, (B,); by default one is sampled. The start is pure noise
     with the variance of x_t at t = 1. Raises UserError for unknown names and impossible values."""
     steps = sampling.steps
     if steps is None:
         steps = steps_within(sampling.calls, denoiser, sampling)
     step_of = SAMPLERS[sampling.sampler]
     times = time_grid(sampling.grid, denoiser.schedule, steps)
-    condition = denoiser.conditioning.sample(classes, samples, sampling.seed)
+    if condition is None:
+        condition = denoiser.conditioning.sample(classes, samples, sampling.seed)
     start = denoiser.noise_level(times[0])
     x = rng.normal_each(samples, denoiser.shape, sampling.seed, "start", 0)
     x = process.expand((start.alpha**2 + start.sigma**2).sqrt(), x) * x

@@ -13,23 +13,23 @@ MOST_LEVELS, MOST_CHANNELS, MOST_BLOCKS, MOST_HEADS = 8, 4096, 100, 4096
 """The most levels of a network, and the most channels, blocks and heads of a level."""
 
 REASONS = {
-    "channels": "channels of each level - convolutions of 64 and more run near the CPU's peak",
+    "channels": "channels of each level - convolutions of 64 and more run near the CPU's peak; "
+    "more channels would mean fewer steps in the same minutes",
     "blocks": "residual blocks of each level - most depth where a block is cheapest, at 7x7",
     "attention": "attention at each level - only at 7x7, where it costs little",
-    "heads": "attention heads - fewer are faster",
+    "heads": "attention heads - of 64 channels each; more are slower; not tuned",
     "dropout": "dropout inside the blocks - a few epochs do not overfit",
 }
 """What each option of a UNet is; after the dash, the reason for its default."""
 
 
 class ConditionEmbedding(nn.Embedding):
-    """An embedding of the condition, computed as a matrix product.
-
-    The usual embedding looks up a row. Its compiled gradient is summed in the order in which the
-    threads finish, so that a run could not be repeated to the bit."""
+    """A learned vector for each condition, a class or a cluster."""
 
     def forward(self, condition: Tensor) -> Tensor:
         """int64 (B,) -> (B, E)"""
+        # A matrix product: the compiled gradient of a look-up is summed in the order in which the
+        # threads finish, so that a run could not be repeated to the bit.
         return F.one_hot(condition, self.num_embeddings).to(self.weight.dtype) @ self.weight
 
 

@@ -110,11 +110,12 @@ class Report:
 
     def write(self) -> list[Path]:
         """Write report.html, report.pdf and report.ipynb into the run folder. Returns the paths."""
+        cells = self.notebook()  # first, because weights that do not fit are refused here
         page, document = compile_document(self.title, self.byline, self.blocks, self.pictures)
         files = {
             "report.html": page.encode(),
             "report.pdf": document,
-            "report.ipynb": self.notebook(),
+            "report.ipynb": cells,
         }
         for name, content in files.items():
             self.run.write(name, content)

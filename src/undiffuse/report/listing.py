@@ -15,6 +15,7 @@ from typing import Any
 import undiffuse
 from undiffuse.base.table import Table
 from undiffuse.report.blocks import Code, coded, plain
+from undiffuse.report.formulas import FORMULAS
 
 ROOT = Path(undiffuse.__file__).parent.parent
 
@@ -98,6 +99,9 @@ def explanation(of: object) -> str:
 
 def explained(table: Table, spec: str) -> str:
     """What the function of a spec in a table does, with the options that the spec gives it."""
-    words = " ".join(explanation(table.function(spec.partition(":")[0])).split())
+    name = spec.partition(":")[0]
+    words = FORMULAS.get((table.kind, name))
+    if words is None:
+        words = " ".join(explanation(table.function(name)).split())
     options = ", ".join(f"{name} = {value}" for name, value in table.options(spec).items())
     return f"{words} Here {plain(options)}." if options else words

@@ -124,6 +124,28 @@ def denoising(source: Source) -> Figure:
     return labelled(source, "denoising.png", [f"t = {1 - step / 50:.2g}" for step in steps])
 
 
+@PICTURES.add
+def collapse(source: Source) -> Figure:
+    """The study's images of one condition, with the ways at the left."""
+    _, height, width = source.about.facts.shape
+    with Image.open(io.BytesIO(source.pictures["collapse.png"])) as sheet:
+        shown = tiles(sheet, height, width)
+    rows = {
+        "(7)": shown[:10],
+        "(8) as printed": shown[10:20],
+        "(8)": shown[20:30],
+        "DDIM": shown[30:],
+    }
+    figure = figures.new_figure(7.2, 2.4)
+    axes = figure.subplots(len(rows), 10, squeeze=False)
+    for (words, images), line in zip(rows.items(), axes, strict=True):
+        for axis, image in zip(line, images, strict=True):
+            axis.imshow(image, cmap="gray", vmin=0, vmax=255)
+            axis.set_axis_off()
+        beside(line[0], words)
+    return figure
+
+
 def labelled(source: Source, name: str, columns: list[str]) -> Figure:
     """A sheet of pairs of rows, x_t and below it the denoised image, with words at its sides."""
     _, height, width = source.about.facts.shape

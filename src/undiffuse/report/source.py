@@ -143,7 +143,8 @@ def read(run: Run) -> Source:
         run, about, tuple(run.records()), metrics, samplers, progress, trainings, pictures
     )
     if samplers and source.is_current(samplers["step"]):
-        pictures["denoising.png"] = picture_of(run.path / "study", "denoising.png")
+        for name in ("denoising.png", "collapse.png"):
+            pictures[name] = picture_of(run.path / "study", name)
         if about.conditioning.unconditional:  # else the study shows none
             pictures["denoised.png"] = picture_of(run.path / "study", "denoised.png")
     return with_samples(source)

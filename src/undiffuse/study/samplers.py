@@ -48,6 +48,10 @@ COMPARED = ("posterior-mean", "ddpm-printed", "ddpm", "ddim", "heun", "dpmpp-2m"
 """(7), (8) as printed, (8) corrected, DDIM, and the samplers of second order."""
 
 
+COLLAPSED = ("posterior-mean", "ddpm-printed", "ddpm", "ddim")
+"""The ways whose variety within one condition is shown."""
+
+
 CALLS = (5, 10, 25)
 """The most network calls for each image. Heun's method takes an odd number: for 10 it takes 9."""
 
@@ -136,6 +140,7 @@ class SamplerStudy:
         """(what was done, the share of the study that is done, its row). See `Study`."""
         scorer, classes = scorer_for(self.whole), self.classes
         self.sheet.write("denoising.png", png_bytes(self.denoising(classes)))
+        self.sheet.write("collapse.png", png_bytes(self.collapse(classes)))
         if self.denoiser.conditioning.unconditional:
             self.sheet.write("denoised.png", png_bytes(self.denoised()))
         total, done = sum(case.calls for case in self.cases), 0
@@ -187,6 +192,21 @@ class SamplerStudy:
         # (columns, 2, count, C, H, W)
         both = torch.stack([torch.stack([frame.x_t, frame.x_0]) for frame in shown])
         return image_grid(to_uint8(both.permute(2, 1, 0, 3, 4, 5).flatten(0, 2)), columns)
+
+    def collapse(self, classes: Tensor | None, count: int = 10) -> Image.Image:
+        """Images of one condition from different noises: a row for each of COLLAPSED.
+
+        The condition is that of the first image. classes: (n,), or None."""
+        own = None if classes is None else classes[:count]
+        condition = None if self.conditions is None else self.conditions[:1].expand(count)
+        rows = []
+        for sampler in COLLAPSED:
+            sampling = Sampling(sampler, 25, seed=self.seed)
+            *_, last = trajectory(
+                self.denoiser, range(count), sampling, classes=own, condition=condition
+            )
+            rows.append(last.x_s)
+        return image_grid(to_uint8(torch.cat(rows)), count)
 
     @torch.no_grad()
     def denoised(self, count: int = 3, columns: int = 11) -> Image.Image:

@@ -130,6 +130,13 @@ def as_command(config: Config, out: Path | str, decided: Collection[str] = ()) -
     return shlex.join([*words, "--out", str(out)])
 
 
+CHOSEN = {
+    "conditional": "chosen for this run: classes can be asked for, and the network has to learn "
+    "the images of one class at a time",
+}
+"""Why someone may choose another value than the default, by field."""
+
+
 def reasons(config: Config) -> dict[str, str]:
     """The reason for each field's value: the preset's, the default's or "chosen for this run"."""
     found = {}
@@ -141,7 +148,7 @@ def reasons(config: Config) -> dict[str, str]:
         elif value == field.default and (name not in preset or value is None):
             found[name] = (field.description or "").partition(" - ")[2]
         else:
-            found[name] = "chosen for this run"
+            found[name] = CHOSEN.get(name, "chosen for this run")
     return found
 
 

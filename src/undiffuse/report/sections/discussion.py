@@ -44,8 +44,8 @@ def failures(metrics: dict[str, Any]) -> Iterator[str]:
         elif missing > malformed:
             yield (
                 f"What falls short most is variety {figures}. The model leaves out some kinds of "
-                "images that the data have. Guidance and few steps both have this effect, and so "
-                "has short training: rare images are learned last."
+                "images that the data have. Guidance, few steps and short training can all be "
+                "causes; which it is here was not tested."
             )
         else:
             yield (
@@ -76,8 +76,8 @@ def overfitting(source: Source) -> Iterator[str]:
         )
     else:
         yield (
-            "The held-out loss fell to the end, so the network did not learn its training images "
-            "by heart."
+            "The held-out loss did not rise again, so there is no sign that the network began to "
+            "learn its training images by heart."
         )
 
 
@@ -107,8 +107,8 @@ def next_steps(source: Source) -> Iterator[str]:
             yield "Train longer: the distance was still falling at the end."
         else:
             yield (
-                "Train with other seeds before changing anything: at the end, differences are "
-                "smaller than what these many samples can show."
+                "Measure with more samples and with other seeds of training: at the end, "
+                "differences are smaller than what so few samples of one training can show."
             )
     if not source.trainings:
         yield "Train with another noise schedule for the same minutes, and compare."

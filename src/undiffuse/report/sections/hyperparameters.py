@@ -9,12 +9,15 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from undiffuse.data import clusters
 from undiffuse.nets import NETWORKS, options_of
 from undiffuse.report.blocks import Block, Heading, Table, Text, coded, plain
 from undiffuse.report.source import Source
 from undiffuse.report.words import shown
+from undiffuse.training import muon
 from undiffuse.training.config import Config, described
 from undiffuse.training.fields import TABLES
+from undiffuse.training.optimizers import OPTIMIZERS
 from undiffuse.training.presets import PRESETS
 from undiffuse.training.records import CompileFallback, Quality, SessionStarted
 
@@ -38,6 +41,51 @@ def section(source: Source) -> Iterator[Block]:
         "The hyperparameters, with the reason for each value; below `net` the options of this "
         f"network. {MARKED} {coded(source.config.preset)}.",
     )
+    yield Table(
+        ("what", "value", "why"),
+        list(fixed(source)),
+        "Numbers that this software fixes, and that are no flags.",
+    )
+
+
+def fixed(source: Source) -> Iterator[tuple[str, str, str]]:
+    """The rows of the numbers that are constants in the code, as far as this run used them."""
+    config, about = source.config, source.about
+    yield "steps taken", f"{source.steps:,}", "as many as the budget allowed"
+    yield (
+        "passes over the training images",
+        f"{source.steps * config.batch_size / max(1, about.facts.training):.2f}",
+        "follows from the steps",
+    )
+    yield "images held out", f"{about.facts.validation:,}", "one in twenty, at most 1,000"
+    precision = str(last_machine(source).get("precision", "unknown"))
+    yield "precision", precision, "bf16 where the CPU has it, since it is faster; else fp32"
+    if config.optimizer.partition(":")[0] == "muon":
+        momentum = OPTIMIZERS.options(config.optimizer).get("momentum", 0.9)
+        yield "momentum of Muon", f"{momentum:g}", "the decay of the average gradient; not tuned"
+        yield (
+            "iterations of Muon",
+            str(muon.ITERATIONS),
+            "measured in 600 steps: five have the same held-out loss and take a tenth longer",
+        )
+        shown_coefficients = ", ".join(map(str, muon.NEWTON_SCHULZ))
+        yield "coefficients of Muon", shown_coefficients, "those of Jordan et al. 2024"
+        yield "scale of an update of Muon", "0.2", "about that of AdamW (Liu et al. 2025)"
+        yield "smallest matrix for Muon", "16 rows or columns", "smaller ones go to AdamW; not "
+        "tuned"
+    yield "epsilon of AdamW", "1e-8", "that of the library; not tuned"
+    if about.conditioning.clusters:
+        yield (
+            "iterations of k-means",
+            str(clusters.ITERATIONS),
+            "not tuned",
+        )
+        yield (
+            "pixels a side that k-means compares",
+            f"{clusters.PIXELS} to {2 * clusters.PIXELS - 1}",
+            "not tuned",
+        )
+    yield "denoised image in sampling", "clipped to -1..1", "no image has values outside"
 
 
 def appendix(source: Source) -> Iterator[Block]:

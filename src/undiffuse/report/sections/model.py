@@ -64,10 +64,22 @@ def loss(config: Config) -> Iterator[Block]:
     )
     yield from weighting(config)
     yield from times_of(config)
+    yield Text(
+        "So what this run minimises, on average over the images of a batch, is (6) with a weight, "
+        "divided by the number $d$ of values of an image:"
+    )
+    yield Equation(
+        'EE_t EE_(x_t tilde.op q(x_t | x_0)) w("SNR"(t)) norm(hat(x)_theta (x_t, t) - x_0)^2 '
+        "slash d"
+    )
     own = OBJECTIVES.function(config.objective.partition(":")[0])
     yield Text(
-        "A batch is prepared as a regression problem for the network $F$, whose output is a scaled "
-        "and shifted denoised image (see below). Then the loss is a weighted mean of squares:"
+        "The network $F$ gives a shifted and scaled denoised image, $hat(x)_theta = "
+        'c_"skip" x_t + c_"out" F$ (see below). So the error of $hat(x)_theta$ is $c_"out"$ times '
+        'that of $F$, if the target of $F$ is $(x_0 - c_"skip" x_t) slash c_"out"$, and the weight '
+        'of its square is $w c_"out"^2$. With $x_t = alpha x_0 + sigma epsilon$ the target is a '
+        "sum "
+        "of $x_0$ and $epsilon$ (`of_x_0` and `of_noise` in the code):"
     )
     yield from code(
         denoising.denoising_batch,

@@ -11,9 +11,12 @@ from torch import nn
 from undiffuse.data.clusters import k_means, k_means_within, mean_images
 from undiffuse.report.architecture import stages
 from undiffuse.report.blocks import Block, Figure, Heading, Text, coded, plain
-from undiffuse.report.listing import explanation
+from undiffuse.report.listing import explanation, listing
 from undiffuse.report.sections._shared import code
 from undiffuse.report.source import Source
+
+LONG = 45
+"""Of a part with fewer lines, the whole code is shown, and of others what it computes."""
 
 
 def section(source: Source) -> Iterator[Block]:
@@ -57,8 +60,11 @@ def parts(network: nn.Module) -> Iterator[Block]:
             weights[type(module)] += sum(parameter.numel() for parameter in module.parameters())
     for kind, _ in weights.most_common()[1:]:  # without the network itself
         yield Text(f"`{kind.__name__}`. {explanation(kind)}")
-        yield from code(kind.forward)
-    yield Text("The whole network, from its input to its output:")
+        yield from code(kind if len(listing(kind).source.splitlines()) < LONG else kind.forward)
+    yield Text(
+        "The whole network, from its input to its output; the appendix shows how it is put "
+        "together:"
+    )
     whole = getattr(type(network), "features", None)
     yield from code(*filter(None, (whole, type(network).forward)))
 
@@ -74,10 +80,10 @@ def conditions(source: Source) -> Iterator[str]:
     if conditioning.kind == "class":
         yield ". It is also conditioned on the class"
     if conditioning.clusters:
-        within = "in its class " if conditioning.class_of_cluster else ""
+        within = ", a part of its class" if conditioning.class_of_cluster else ""
         yield (
-            f". It is also conditioned on the cluster of similar images that the image is {within}"
-            f"in, one of {len(conditioning.clusters)}"
+            f". It is also told the cluster of similar images that the image belongs to{within}. "
+            f"There are {len(conditioning.clusters)} clusters"
         )
     if getattr(source.network, "prototypes", None) is not None:
         yield f". Beside $x_t$ it sees the mean training image of that {plain(source.condition)}"
@@ -90,7 +96,8 @@ def clusters(source: Source) -> Iterator[Block]:
     yield Heading(2, "Clusters and their mean images")
     yield Text(
         "This part is not in the handout. Before training, k-means divides the training images"
-        f"{within} into {len(conditioning.clusters)} clusters of similar images. In training the "
+        f"{within} into clusters of similar images, {len(conditioning.clusters)} in all. In "
+        "training the "
         "network is told the cluster of each image. In sampling a cluster is chosen at random, in "
         "proportion to its size. So the network has to learn the images of one cluster at a time, "
         "which is easier, and the samples have the data's proportions."

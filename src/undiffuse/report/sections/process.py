@@ -59,7 +59,9 @@ def one_step() -> Iterator[Block]:
         "The handout prints $(1 - alpha_t) epsilon$ here, without the root. That would be noise of "
         "variance $(1 - alpha_t)^2$, which contradicts (1). The code has its own names for these "
         "quantities, because it also takes steps of any length, from a time $s$ to a later time "
-        "$t$. One step of the chain is $s = t - 1$."
+        "$t$. One step of the chain is $s = t - 1$. Take care: the handout's $alpha_t$ is of one "
+        "step and of variances, while $alpha(t)$ and `alpha_t` in the code are of the whole way "
+        "and of standard deviations."
     )
     yield NOTATION
     yield from code(process.step_kernel, process.step)

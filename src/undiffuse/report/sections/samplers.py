@@ -19,6 +19,7 @@ SHOWN = (
     samplers.ddpm,
     samplers.ddpm_printed,
     samplers.ddim,
+    samplers.heun,
     samplers.dpmpp_2m,
 )
 """The samplers whose code every report shows. It also shows the run's own sampler."""
@@ -69,9 +70,8 @@ def ddim() -> Iterator[Block]:
     yield Text(
         'The handout calls the two ways "DDIM and DDPM sampling". (8) is DDPM (Ho et al. 2020). '
         "(7) is _not_ DDIM (Song et al. 2021). The posterior's mean, repeated, shrinks the noise "
-        "faster than the chain does, and the samples collapse onto few shapes. DDIM takes away "
-        "exactly as much noise as there is less of at the next time, and keeps the direction of "
-        "the rest:"
+        "faster than the chain does, and the samples collapse onto few shapes. DDIM keeps the "
+        "noise that is in $x_t$, and scales it down to the amount that $x_(t-1)$ must have:"
     )
     yield Equation(
         "x_(t-1) = sqrt(macron(alpha)_(t-1)) hat(x)_theta + "
@@ -93,8 +93,14 @@ def solvers(source: Source) -> Iterator[Block]:
     yield Text(
         "A step of DDIM is Euler's method for it. Heun's method (Karras et al. 2022) and "
         "DPM-Solver++ 2M (Lu et al. 2022) are of second order: with half of the step size their "
-        "error is a quarter, where steps are small enough. DPM-Solver++ 2M calls the network once "
-        "a step. It extrapolates the denoised image from the step before:"
+        "error is a quarter, where steps are small enough. Heun's method takes Euler's step, looks "
+        "at the direction at its end, and then goes along the mean of both directions:"
+    )
+    yield from code(samplers.euler, samplers.heun)
+    yield Text(
+        "DPM-Solver++ 2M calls the network only once a step. It puts a straight line through the "
+        "denoised images of this step and of the step before, as a function of the log SNR, and "
+        "takes its value at the middle of the step:"
     )
     yield from code(samplers.second_order, samplers.dpmpp_2m)
     name = source.config.sampler
@@ -126,7 +132,8 @@ def guidance(source: Source) -> Iterator[Block]:
         f"In training, {config.condition_dropout:.0%} of the images were without their {what}, so "
         "the network also learned the unconditional denoised image. _Guidance_ (Ho & Salimans "
         f"2022) goes from that one through the one conditioned on the {what}, by a factor: above 1 "
-        "the images are clearer, and of less variety. "
+        "the images are clearer, and of less variety. With the factor $g$ it is "
+        "$hat(x) = hat(x)_u + g (hat(x)_c - hat(x)_u)$. "
         + (
             "This run's are sampled without."
             if scale == 1
@@ -141,3 +148,8 @@ def guidance(source: Source) -> Iterator[Block]:
             "without guidance takes one network call in place of two."
         )
     yield from code(classifier_free, in_interval)
+    yield Text(
+        "The denoised image is clipped to the range of images, -1 to 1, before it is used. In "
+        f"sampling, a {what} is drawn for each image in proportion to the number of training "
+        "images that have it, within the class where a class is asked for."
+    )

@@ -47,6 +47,7 @@ def progress(source: Source) -> Iterator[Block]:
             f"; at step {last.step:,} it was {number(last.loss)}. It is that of the averaged "
             "weights, and so may lie below the loss of the steps."
         )
+        words += levels(source)
     if qualities:
         begin, end = qualities[0], qualities[-1]
         words += (
@@ -71,7 +72,7 @@ def figures(source: Source) -> Iterator[Block]:
         yield Figure(
             "timeline",
             "Samples from the same noise at different steps of training, those of the untrained "
-            f"network first.{guided(source)}",
+            f"network first.{given_means(source)}{guided(source)}",
             "Rows of images, from noise at the top to clear images at the bottom.",
             0.66,
         )
@@ -89,7 +90,7 @@ def quality(study: dict[str, Any]) -> Iterator[Block]:
     if near is not last:
         gain = (
             f"It was within 1.5 times of its last value at step {near['step']:,}, after "
-            f"{near['minutes']:.1f} minutes. The rest of the training brought the rest."
+            f"{near['minutes']:.1f} minutes."
         )
     gain += (
         " All rows start from the same noises, so neighbouring points compare better than their "
@@ -105,9 +106,37 @@ def quality(study: dict[str, Any]) -> Iterator[Block]:
     )
     yield Figure(
         "quality",
-        "The Fréchet distance of samples as training went on, with 95% intervals.",
+        "The Fréchet distance of samples as training went on, with 95% intervals. Where an "
+        "interval reaches down to 0, the logarithmic axis cuts it off.",
         "A falling curve with error bars against the step, the epochs and the minutes.",
         0.75,
+    )
+
+
+def given_means(source: Source) -> str:
+    """A warning about early pictures of a network that sees mean images."""
+    if getattr(source.network, "prototypes", None) is None or not source.about.conditioning.kind:
+        return ""
+    return (
+        " The network was given the mean image of each "
+        f"{source.condition}. So what the first rows after step 0 show was not yet learned."
+    )
+
+
+def levels(source: Source) -> str:
+    """At which noise levels the held-out loss fell most and least, in a sentence."""
+    found = [record for record in source.of(Validation) if record.step > 0 and record.levels]
+    if len(found) < 2:
+        return ""
+    pairs = zip(sorted(found[0].levels), sorted(found[-1].levels), strict=True)
+    changes = [(last / first, level) for (level, first), (_, last) in pairs if first > 0]
+    if not changes:
+        return ""
+    (least_left, most), (most_left, least) = min(changes), max(changes)
+    return (
+        f" Since step {found[0].step:,} the loss fell most at a log SNR of {most:.1f}, to "
+        f"{least_left:.0%} of what it was, and least at {least:.1f}, to {most_left:.0%}. Where "
+        "there is much noise, little can be known of the image, so little can be learned."
     )
 
 

@@ -134,7 +134,8 @@ def best_of(study: dict[str, Any]) -> str:
     lowest = {value: min(row["frechet_low"] for row in rows) for value, rows in by_value.items()}
     close = [value for value, low in lowest.items() if value != best and low <= top]
     doubt = f"These samples cannot tell it from {', '.join(map(named, close))}."
+    caution = "" if len(study["rows"]) > len(by_value) else " One seed each cannot settle it."
     return (
         f"The smallest Fréchet distance, {number(mean[best])}, is that of {named(best)}. "
-        f"{doubt if close else 'No other comes as near.'}"
+        f"{doubt if close else 'No interval of another reaches it.'}{caution}"
     )
