@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from helpers import PRESERVING, at, close, covering, possible, toy
-from textbook import M, S, Way, lambda_
+from textbook import M, S, Way
 from undiffuse.base import rng
 from undiffuse.base.errors import UserError
 from undiffuse.diffusion import process
@@ -180,65 +180,14 @@ def textbook(sampler: str, schedule: str, grid: str, steps: int) -> np.ndarray:
     """The affine map by the papers' formulas.
 
     The units are those in which x_t = sqrt(alpha_bar) x_0 + sqrt(1 - alpha_bar) eps."""
-    alpha_bar = alpha_bars(schedule, grid, steps)
-    name, _, eta = sampler.partition(":eta=")
-    if hasattr(Way, name.partition(":")[0].replace("-", "_")) and name not in ("ddim", "heun"):
-        name, _, order = name.partition(":order=")
-        times = time_grid(grid, schedule, steps).tolist()
 
-        def bar_at(t: float) -> float:
-            alpha, sigma = at(schedule, t)
-            return alpha**2 / (alpha**2 + sigma**2)
+    def bar_at(t: float) -> float:
+        alpha, sigma = at(schedule, t)
+        return alpha**2 / (alpha**2 + sigma**2)
 
-        return Way(alpha_bar, bar_at, times).run(name, **({"order": int(order)} if order else {}))
-    one, x, *noises = np.repeat(np.eye(len(alpha_bar) + 1)[:, :, None], 2, axis=2)
-
-    def denoised(x: np.ndarray, bar: float) -> np.ndarray:
-        return one * M + np.sqrt(bar) * S**2 / (bar * S**2 + 1 - bar) * (x - np.sqrt(bar) * one * M)
-
-    def velocity(x: np.ndarray, bar: float) -> np.ndarray:
-        """eps - x_0"""
-        return (x - np.sqrt(bar) * denoised(x, bar)) / np.sqrt(1 - bar) - denoised(x, bar)
-
-    before = None
-    for (t, s), noise in zip(pairwise(alpha_bar), noises, strict=True):
-        x_0 = denoised(x, t)
-        alpha = t / s
-        mean = (np.sqrt(alpha) * (1 - s) * x + np.sqrt(s) * (1 - alpha) * x_0) / (1 - t)  # (4)
-        variance = (1 - alpha) * (1 - s) / (1 - t)
-        if name == "posterior-mean":  # (7)
-            x = mean
-        elif name == "ddpm":  # (8)
-            x = mean + np.sqrt(variance) * noise
-        elif name == "ddpm-printed":
-            x = mean + variance * noise
-        elif name == "ddim":  # (12) and (16) of Song et al. 2021
-            std = float(eta or 0) * np.sqrt((1 - s) / (1 - t)) * np.sqrt(1 - t / s)
-            eps = (x - np.sqrt(t) * x_0) / np.sqrt(1 - t)
-            x = np.sqrt(s) * x_0 + np.sqrt(max(1 - s - std**2, 0)) * eps + std * noise
-        elif name in ("euler", "heun"):  # on the line y = (1 - tau) x_0 + tau eps
-            scale_t, scale_s = (np.sqrt(bar) + np.sqrt(1 - bar) for bar in (t, s))
-            h = np.sqrt(1 - s) / scale_s - np.sqrt(1 - t) / scale_t
-            change = velocity(x, t)
-            if name == "heun" and s < 1:
-                euler = scale_s * (x / scale_t + h * change)
-                change = (change + velocity(euler, s)) / 2
-            x = scale_s * (x / scale_t + h * change)
-        elif name in ("dpmpp-2m", "dpmpp-2m-sde"):  # algorithm 2 and appendix E of Lu et al. 2022
-            h, of_this_step = lambda_(s) - lambda_(t), x_0
-            if before is not None and s < 1:
-                r = before[0] / h
-                x_0 = (1 + 1 / (2 * r)) * x_0 - 1 / (2 * r) * before[1]
-            x = np.sqrt((1 - s) / (1 - t)) * x
-            if name == "dpmpp-2m":
-                x = x - np.sqrt(s) * (np.exp(-h) - 1) * x_0
-            else:
-                x = np.exp(-h) * x + np.sqrt(s) * (1 - np.exp(-2 * h)) * x_0
-                x = x + np.sqrt((1 - s) * (1 - np.exp(-2 * h))) * noise
-            before = h, of_this_step
-        else:
-            pytest.fail(f"textbook has no formula of {name}: write it here, from its paper")
-    return x
+    times = time_grid(grid, schedule, steps).tolist()
+    way = Way(alpha_bars(schedule, grid, steps), bar_at, times)
+    return way.run(sampler.partition(":")[0], **SAMPLERS.options(sampler))
 
 
 @pytest.mark.parametrize(PARAMETERS, CASES)

@@ -52,12 +52,14 @@ class Way:
     def eps(self, x: Maps, bar: float) -> Maps:
         return (x - np.sqrt(bar) * self.denoised(x, bar)) / np.sqrt(1 - bar)
 
-    def ddim(self, x: Maps, t: float, s: float, eta: float = 0, noise: Maps | float = 0) -> Maps:
+    def ddim_step(
+        self, x: Maps, t: float, s: float, eta: float = 0, noise: Maps | float = 0
+    ) -> Maps:
         std = eta * np.sqrt((1 - s) / (1 - t)) * np.sqrt(1 - t / s)
         direction = np.sqrt(max(1 - s - std**2, 0)) * self.eps(x, t)
         return np.sqrt(s) * self.denoised(x, t) + direction + std * noise
 
-    def heun(self, x: Maps, t: float, s: float) -> Maps:
+    def heun_step(self, x: Maps, t: float, s: float) -> Maps:
         """On the line y = (1 - tau) x_0 + tau eps."""
         scale_t, scale_s = (np.sqrt(bar) + np.sqrt(1 - bar) for bar in (t, s))
         h = np.sqrt(1 - s) / scale_s - np.sqrt(1 - t) / scale_t
@@ -68,7 +70,8 @@ class Way:
         return scale_s * (x / scale_t + h * change)
 
     def run(self, name: str, **options: float) -> Maps:
-        method = getattr(self, name.replace("-", "_"))
+        method = getattr(self, name.replace("-", "_"), None)
+        assert method, f"the textbook has no formula of {name}: write it here, from its paper"
         for index, (t, s) in enumerate(pairwise(self.bars)):
             self.index, x_t = index, self.x
             self.start = (t, x_t, self.denoised(x_t, t), self.eps(x_t, t))
@@ -82,12 +85,67 @@ class Way:
         finite = [past for past in self.history if past[0] > 0]
         return [self.start, *finite][: order if s < 1 else 1]
 
+    # --- the handout's, DDIM, Heun, and DPM-Solver++ 2M ---
+
+    def posterior(self, t: float, s: float) -> tuple[Maps, float]:
+        """(4): the mean and the variance."""
+        alpha = t / s
+        weighted = np.sqrt(alpha) * (1 - s) * self.x + np.sqrt(s) * (1 - alpha) * self.start[2]
+        return weighted / (1 - t), (1 - alpha) * (1 - s) / (1 - t)
+
+    def posterior_mean(self, t: float, s: float, noise: Maps) -> Maps:
+        """(7)"""
+        return self.posterior(t, s)[0]
+
+    def ddpm(self, t: float, s: float, noise: Maps) -> Maps:
+        """(8)"""
+        mean, variance = self.posterior(t, s)
+        return mean + np.sqrt(variance) * noise
+
+    def ddpm_printed(self, t: float, s: float, noise: Maps) -> Maps:
+        mean, variance = self.posterior(t, s)
+        return mean + variance * noise
+
+    def ddim(self, t: float, s: float, noise: Maps, eta: float = 0) -> Maps:
+        """(12) and (16) of Song et al. 2021."""
+        return self.ddim_step(self.x, t, s, eta, noise)
+
+    def euler(self, t: float, s: float, noise: Maps) -> Maps:
+        """On the line y = (1 - tau) x_0 + tau eps."""
+        scale_t, scale_s = (np.sqrt(bar) + np.sqrt(1 - bar) for bar in (t, s))
+        h = np.sqrt(1 - s) / scale_s - np.sqrt(1 - t) / scale_t
+        return scale_s * (self.x / scale_t + h * (self.start[3] - self.start[2]))
+
+    def heun(self, t: float, s: float, noise: Maps) -> Maps:
+        return self.heun_step(self.x, t, s)
+
+    def second_order(self, t: float, s: float) -> Maps:
+        """x_0_hat of algorithm 2 of Lu et al. 2022."""
+        x_0 = self.start[2]
+        if not self.history or s == 1:
+            return x_0
+        before, _, former, _ = self.history[0]
+        r = (lambda_(t) - lambda_(before)) / (lambda_(s) - lambda_(t))
+        return (1 + 1 / (2 * r)) * x_0 - 1 / (2 * r) * former
+
+    def dpmpp_2m(self, t: float, s: float, noise: Maps) -> Maps:
+        h = lambda_(s) - lambda_(t)
+        linear = np.sqrt((1 - s) / (1 - t)) * self.x
+        return linear - np.sqrt(s) * (np.exp(-h) - 1) * self.second_order(t, s)
+
+    def dpmpp_2m_sde(self, t: float, s: float, noise: Maps) -> Maps:
+        """Appendix E of Lu et al. 2022."""
+        h = lambda_(s) - lambda_(t)
+        x = np.exp(-h) * np.sqrt((1 - s) / (1 - t)) * self.x
+        x = x + np.sqrt(s) * (1 - np.exp(-2 * h)) * self.second_order(t, s)
+        return x + np.sqrt((1 - s) * (1 - np.exp(-2 * h))) * noise
+
     # --- multistep ---
 
     def exp_ab(self, t: float, s: float, noise: Maps, order: int = 3) -> Maps:
         points = self.known(order, s)
         if len(points) == 1 or t == 0:
-            return self.ddim(self.x, t, s)
+            return self.ddim_step(self.x, t, s)
         return self.by_data(self.start, points, s)
 
     def by_data(self, start: tuple, points: Sequence[tuple], s: float) -> Maps:
@@ -117,8 +175,6 @@ class Way:
                 x = x + np.sqrt(s) * ((-phi) / (power * h) + 1) * d_1
                 second = (-phi + power * h) / (power * h) ** 2 - 0.5
                 x = x - np.sqrt(s) * second * d_2
-        elif s < 1 and past and len(past) >= 1:
-            pass  # the earlier step was pure noise: lambda was -inf, and its weight is 0
         return x + (np.sqrt((1 - s) * (1 - np.exp(-2 * h))) * noise if sde else 0)
 
     def dpmpp_3m_sde(self, t: float, s: float, noise: Maps) -> Maps:
@@ -171,7 +227,7 @@ class Way:
     def deis(self, t: float, s: float, noise: Maps, order: int = 3) -> Maps:
         points = self.known(order, s)
         if len(points) == 1 or t == 0:
-            return self.ddim(self.x, t, s)
+            return self.ddim_step(self.x, t, s)
         lambdas, values = [lambda_(p[0]) for p in points], [p[3] for p in points]
         whole = integrated(lambdas, values, lambda_(t), lambda_(s), lambda u: np.exp(-u))
         return np.sqrt(s / t) * self.x - np.sqrt(s) * whole
@@ -179,17 +235,17 @@ class Way:
     def lms(self, t: float, s: float, noise: Maps, order: int = 4) -> Maps:
         points = self.known(order, s)
         if len(points) == 1 or t == 0:
-            return self.ddim(self.x, t, s)
+            return self.ddim_step(self.x, t, s)
         rho = [np.sqrt((1 - p[0]) / p[0]) for p in points]
         whole = integrated(rho, [p[3] for p in points], rho[0], np.sqrt((1 - s) / s), np.ones_like)
         return np.sqrt(s / t) * self.x + np.sqrt(s) * whole
 
     def pndm(self, t: float, s: float, noise: Maps) -> Maps:
         if s == 1 or t < 1e-12:
-            return self.ddim(self.x, t, s)
+            return self.ddim_step(self.x, t, s)
         e = [self.start[3], *(p[3] for p in self.history if p[0] >= 1e-12)]
         if len(e) == 1:
-            eps = (e[0] + self.eps(self.ddim(self.x, t, s), s)) / 2
+            eps = (e[0] + self.eps(self.ddim_step(self.x, t, s), s)) / 2
         elif len(e) == 2:
             eps = (3 * e[0] - e[1]) / 2
         elif len(e) == 3:
@@ -203,7 +259,7 @@ class Way:
     def euler_ancestral(self, t: float, s: float, noise: Maps) -> Maps:
         """sample_euler_ancestral of k-diffusion, for x / sqrt(alpha_bar) and its sigma."""
         if t == 0 or s == 1:  # sigma is infinite; or the image
-            return self.ddim(self.x, t, s, 1.0 if s < 1 else 0.0, noise)
+            return self.ddim_step(self.x, t, s, 1.0 if s < 1 else 0.0, noise)
         sigma, to = np.sqrt((1 - t) / t), np.sqrt((1 - s) / s)
         up = min(to, np.sqrt(to**2 * (sigma**2 - to**2) / sigma**2))
         down = np.sqrt(to**2 - up**2)
@@ -217,21 +273,21 @@ class Way:
         steps = len(self.bars) - 1
         gamma = min(10 / steps, np.sqrt(2) - 1) if 0.05 <= rho <= 50 else 0
         if not gamma:
-            return self.heun(self.x, t, s)
+            return self.heun_step(self.x, t, s)
         raised = rho * (1 + gamma)
         x = self.x / np.sqrt(t) + np.sqrt(raised**2 - rho**2) * noise
         bar = 1 / (1 + raised**2)
-        return self.heun(np.sqrt(bar) * x, bar, s)
+        return self.heun_step(np.sqrt(bar) * x, bar, s)
 
     def restart(self, t: float, s: float, noise: Maps) -> Maps:
-        x = self.heun(self.x, t, s)
+        x = self.heun_step(self.x, t, s)
         begin, end = self.times[self.index], self.times[self.index + 1]
         if not end <= 0.3 < begin or s == 1:
             return x
         bars = [self.at(0.5 + (end - 0.5) * i / 3) for i in range(4)]
         x = np.sqrt(bars[0] / s) * x + np.sqrt(1 - bars[0] / s) * noise
         for one, other in pairwise(bars):
-            x = self.heun(x, one, other)
+            x = self.heun_step(x, one, other)
         return x
 
     def consistency(self, t: float, s: float, noise: Maps) -> Maps:

@@ -82,11 +82,18 @@ class Sampling:
             raise UserError(unguidable(denoiser))
         if self.precision not in ("fp32", "bf16"):
             raise UserError(f"precision must be fp32 or bf16, not '{self.precision}'")
-        # This runs a few steps with a network that does nothing, and so finds unusable options.
-        within = steps_within(self.calls, denoiser, self)
-        steps = within if self.steps is None else self.steps
-        time_grid(self.grid, denoiser.schedule, steps)
-        return replace(self, steps=steps)
+        # Two steps with a network that does nothing find unusable options.
+        network_calls(denoiser, self, 2)
+        found = self.with_steps(denoiser)
+        assert found.steps is not None
+        time_grid(self.grid, denoiser.schedule, found.steps)
+        return found
+
+    def with_steps(self, denoiser: Denoiser) -> Sampling:
+        """The same options with the number of steps: as many as `calls` allow, unless it is set."""
+        if self.steps is not None:
+            return self
+        return replace(self, steps=steps_within(self.calls, denoiser, self))
 
 
 def unguidable(denoiser: Denoiser) -> str:
@@ -113,13 +120,12 @@ def trajectory(
     """Sample the images with indices `samples` in one batch. Yields a frame for each step.
 
     classes: the class number (B,) of each image, for a model with classes. condition: the number of
-    each image's condition, (B,); by default one is sampled. The start is pure noise
-    with the variance of x_t at t = 1. Raises UserError for unknown names and impossible values."""
-    steps = sampling.steps
-    if steps is None:
-        steps = steps_within(sampling.calls, denoiser, sampling)
+    each image's condition, (B,); by default one is sampled. The start is pure noise with the
+    variance of x_t at t = 1. Raises UserError for unknown names and impossible values."""
+    sampling = sampling.with_steps(denoiser)
+    assert sampling.steps is not None
     step_of = SAMPLERS[sampling.sampler]
-    times = time_grid(sampling.grid, denoiser.schedule, steps)
+    times = time_grid(sampling.grid, denoiser.schedule, sampling.steps)
     if condition is None:
         condition = denoiser.conditioning.sample(classes, samples, sampling.seed)
     start = denoiser.noise_level(times[0])
@@ -171,6 +177,8 @@ def sample(
 
     The members of the team share the images. classes and errors: see `trajectory`."""
 
+    sampling = sampling.with_steps(denoiser)  # once, and not for each part
+
     def of_part(rows: Tensor) -> Tensor:
         own = None if classes is None else classes[rows]
         part = [samples[row] for row in rows.tolist()]
@@ -195,6 +203,7 @@ def sample_batches(
 
     classes: the class number (n,) of each image, for a model with classes. Errors: see
     `trajectory`."""
+    sampling = sampling.with_steps(denoiser)  # once, and not for each batch
     for part in torch.arange(n).split(batch_size):
         own = None if classes is None else classes[part]
         yield sample(denoiser, part.tolist(), sampling, classes=own)

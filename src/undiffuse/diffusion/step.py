@@ -5,8 +5,8 @@ the denoiser when x_0 is first read, and derives eps from it. So a sampler is as
 equation in its paper. Samplers with a memory read `history`.
 
 To add a sampler: a function Step -> x_s with `@SAMPLERS.add`. Flags, checks, call counts and most
-tests take it in. Write its formula into `textbook` of tests/test_gaussian.py, and name it in
-`study/samplers.py` if the study of samplers shall compare it.
+tests take it in. Write its formula into tests/textbook.py, and name it in `study/samplers.py` if
+the study of samplers shall compare it.
 """
 
 from __future__ import annotations

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor, nn
 
 from undiffuse.base.lazy import lazy
@@ -43,9 +42,8 @@ def stages(source: Source) -> list[Stage]:
 
     A stage is a child of the network, or a child of one of its lists, that gives an image (B, C, H,
     W) or tokens (B, N, C) and has weights."""
-    network, found = source.network, list[Stage]()
-    children = list[tuple[str, nn.Module]]()
-    for name, child in network.named_children():
+    found, children = list[Stage](), list[tuple[str, nn.Module]]()
+    for name, child in source.network.named_children():
         if type(child) is nn.ModuleList:
             children += [(f"{name}.{key}", part) for key, part in child.named_children()]
         else:
@@ -63,9 +61,7 @@ def stages(source: Source) -> list[Stage]:
         for name, module in children
     ]
     try:
-        with torch.no_grad(), torch.device("meta"):
-            condition = torch.zeros(1, dtype=torch.long) if source.about.conditioning.kind else None
-            network(torch.zeros(1, *source.about.facts.shape), torch.zeros(1), condition)
+        source.run_network()
     finally:
         for hook in hooks:
             hook.remove()

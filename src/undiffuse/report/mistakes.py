@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from undiffuse.base import rng
 from undiffuse.diffusion.denoiser import Denoiser
-from undiffuse.diffusion.grids import time_grid
-from undiffuse.diffusion.sampling import Sampling, denoise_function
+from undiffuse.diffusion.sampling import Sampling, trajectory
 from undiffuse.diffusion.schedule import SCHEDULES, chain
-from undiffuse.diffusion.step import SAMPLERS
-from undiffuse.diffusion.walk import walk
 from undiffuse.training.probes import cycle
 
 SHIFT = 0.06
@@ -37,25 +34,24 @@ def noising(schedule: str, x_0: Tensor, steps: int = 1000) -> dict[str, Tensor]:
     return found
 
 
+@dataclass(frozen=True)
+class Mistimed(Denoiser):
+    """A denoiser that is told a wrong time, later by `shift`."""
+
+    shift: float = 0.0
+
+    def __call__(self, x_t: Tensor, t: Tensor, *, condition: Tensor | None = None) -> Tensor:
+        return super().__call__(x_t, (t + self.shift).clamp(0.001, 1), condition=condition)
+
+
 def sampling(denoiser: Denoiser, count: int = 12, steps: int = 25) -> dict[str, Tensor]:
     """Samples (count, C, H, W) of a model from the same noises: by (8), and with mistakes."""
-    right, samples = Sampling("ddpm", steps=steps), range(count)
+    right = Sampling("ddpm", steps=steps)
     classes = cycle(count, len(denoiser.conditioning.classes))
-    condition = denoiser.conditioning.sample(classes, samples, right.seed)
-    at_first = denoiser.noise_level(torch.ones(()))
-    start = rng.normal_each(samples, denoiser.shape, right.seed, "start", 0)
-    start = start * float((at_first.alpha**2 + at_first.sigma**2).sqrt())
 
     def sampled(options: Sampling, shift: float = 0.0) -> Tensor:
-        denoise = denoise_function(denoiser, condition, options)
-        *_, last = walk(
-            lambda x_t, t: denoise(x_t, (t + shift).clamp(0.001, 1)),
-            start,
-            time_grid(options.grid, denoiser.schedule, steps),
-            SAMPLERS[options.sampler],
-            schedule=SCHEDULES[denoiser.schedule],
-            noise=lambda i: rng.normal_each(samples, denoiser.shape, right.seed, "sampling", i),
-        )
+        mistimed = Mistimed(**vars(denoiser), shift=shift)
+        *_, last = trajectory(mistimed, range(count), options, classes=classes)
         return last.x_s
 
     return {

@@ -78,7 +78,8 @@ def spread(images):
     return images.double().std(0).square().mean().sqrt().item()
 
 
-{name: round(spread(sampled(name)), 1) for name in ("posterior-mean", "ddpm", "ddim")}""",
+names = ("posterior-mean", "ddpm", "ddim")
+{name: round(spread(row), 1) for name, row in zip(names, rows)}""",
     ),
     (
         "How quickly the noise takes over: the log SNR against time.",

@@ -6,6 +6,7 @@ charts are in charts.py."""
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -50,8 +51,7 @@ def examples(source: Source, count: int) -> Tensor:
 
     Fewer, if it has fewer."""
     channels, height, width = source.about.facts.shape
-    with Image.open(io.BytesIO(source.pictures["data.png"])) as sheet:
-        shown = tiles(sheet, height, width)[:count]
+    shown = sheet(source, "data.png")[:count]
     arrays = [np.asarray(tile.resize((width, height), Image.Resampling.NEAREST)) for tile in shown]
     pixels = torch.from_numpy(np.stack(arrays)).reshape(len(shown), height, width, channels)
     return to_float(pixels.movedim(-1, 1))
@@ -62,10 +62,41 @@ def noised(source: Source, x_0: Tensor, t: float) -> Tensor:
     return process.jump(x_0, rng.normal(x_0.shape, 0, "report"), level.alpha, level.sigma)
 
 
-def show(axis: Axes, x: Tensor) -> None:
-    """One image, float (C, H, W)."""
-    axis.imshow(as_picture(to_uint8(x)), cmap="gray", vmin=0, vmax=255)
-    axis.set_axis_off()
+def show(axis: Axes, x: Tensor | Image.Image) -> None:
+    """One image: float (C, H, W), or a tile of a sheet."""
+    picture = as_picture(to_uint8(x)) if isinstance(x, Tensor) else x
+    axis.imshow(picture, cmap="gray", vmin=0, vmax=255)
+
+
+def in_rows(
+    rows: Sequence[tuple[str, Sequence[Tensor | Image.Image]]],
+    titles: Sequence[str] = (),
+    height: float = 0.5,
+) -> Figure:
+    """Rows of images, with words to the left of each, and titles above the columns.
+
+    height: of a row, in inches."""
+    columns = max(len(images) for _, images in rows)
+    figure = figures.new_figure(7.2, (0.3 if titles else 0.2) + height * len(rows))
+    axes = figure.subplots(len(rows), columns, squeeze=False)
+    for axis in axes.flat:
+        axis.set_axis_off()
+    for (words, images), line in zip(rows, axes, strict=True):
+        for axis, image in zip(line, images, strict=False):  # a row may be shorter
+            show(axis, image)
+        line[0].text(
+            -0.15, 0.5, words, ha="right", va="center", fontsize=8, transform=line[0].transAxes
+        )
+    for axis, title in zip(axes[0], titles, strict=False):
+        axis.set_title(title, fontsize=8)
+    return figure
+
+
+def sheet(source: Source, name: str) -> list[Image.Image]:
+    """The images of one of the run's sheets, row by row."""
+    _, height, width = source.about.facts.shape
+    with Image.open(io.BytesIO(source.pictures[name])) as whole:
+        return tiles(whole, height, width)
 
 
 @PICTURES.add
@@ -77,6 +108,7 @@ def noising(source: Source) -> Figure:
         x_t = noised(source, x_0, t)
         for row, axis in enumerate(axes[:, column]):
             show(axis, x_t[row])
+            axis.set_axis_off()
         axes[0, column].set_title(f"t = {t:g}", fontsize=9)
     return figure
 
@@ -96,6 +128,7 @@ def chain(source: Source) -> Figure:
     for left, t, name in places:
         axis = figure.add_axes((left, 0.27, 0.12, 0.55))
         show(axis, noised(source, x_0, t)[0])
+        axis.set_axis_off()
         figure.text(left + 0.06, 0.16, name, ha="center", fontsize=12)
     for (a, _, name), (b, *_) in pairwise(places):
         left, right = a + 0.13, b - 0.005
@@ -127,67 +160,28 @@ def denoising(source: Source) -> Figure:
 @PICTURES.add
 def collapse(source: Source) -> Figure:
     """The study's images of one condition, with the ways at the left."""
-    _, height, width = source.about.facts.shape
-    with Image.open(io.BytesIO(source.pictures["collapse.png"])) as sheet:
-        shown = tiles(sheet, height, width)
-    rows = {
-        "(7)": shown[:10],
-        "(8) as printed": shown[10:20],
-        "(8)": shown[20:30],
-        "DDIM": shown[30:],
-    }
-    figure = figures.new_figure(7.2, 2.4)
-    axes = figure.subplots(len(rows), 10, squeeze=False)
-    for (words, images), line in zip(rows.items(), axes, strict=True):
-        for axis, image in zip(line, images, strict=True):
-            axis.imshow(image, cmap="gray", vmin=0, vmax=255)
-            axis.set_axis_off()
-        beside(line[0], words)
-    return figure
+    shown, names = sheet(source, "collapse.png"), ("(7)", "(8) as printed", "(8)", "DDIM")
+    return in_rows([(name, shown[10 * i : 10 * i + 10]) for i, name in enumerate(names)])
 
 
-def labelled(source: Source, name: str, columns: list[str]) -> Figure:
+def labelled(source: Source, name: str, titles: list[str]) -> Figure:
     """A sheet of pairs of rows, x_t and below it the denoised image, with words at its sides."""
-    _, height, width = source.about.facts.shape
-    with Image.open(io.BytesIO(source.pictures[name])) as sheet:
-        shown = tiles(sheet, height, width)
-    rows = len(shown) // len(columns)
-    figure = figures.new_figure(7.2, 0.3 + 0.58 * rows)
-    axes = figure.subplots(rows, len(columns), squeeze=False)
-    for axis, tile in zip(axes.flat, shown, strict=True):
-        axis.imshow(tile, cmap="gray", vmin=0, vmax=255)
-        axis.set_axis_off()
-    for axis, words in zip(axes[0], columns, strict=True):
-        axis.set_title(words, fontsize=8)
-    for row, axis in enumerate(axes[:, 0]):
-        beside(axis, (r"$x_t$", r"$\hat{x}_\theta$")[row % 2])
-    return figure
+    shown, count = sheet(source, name), len(titles)
+    rows = [shown[i : i + count] for i in range(0, len(shown), count)]
+    words = (r"$x_t$", r"$\hat{x}_\theta$")
+    return in_rows([(words[i % 2], row) for i, row in enumerate(rows)], titles, 0.58)
 
 
 @PICTURES.named("noising-printed")
 def noising_printed(source: Source) -> Figure:
-    return in_rows(mistakes.noising(source.config.schedule, examples(source, 1)), 0.75)
+    rows = mistakes.noising(source.config.schedule, examples(source, 1))
+    return in_rows([(words, list(images)) for words, images in rows.items()], height=0.75)
 
 
 @PICTURES.named("mistakes")
 def sampling_mistakes(source: Source) -> Figure:
-    return in_rows(mistakes.sampling(source.run.model().denoiser))
-
-
-def in_rows(rows: dict[str, Tensor], height: float = 0.5) -> Figure:
-    """A row of images for each entry, float (N, C, H, W), with its name to the left."""
-    figure = figures.new_figure(7.2, 0.2 + height * len(rows))
-    axes = figure.subplots(len(rows), max(map(len, rows.values())), squeeze=False)
-    for (words, images), line in zip(rows.items(), axes, strict=True):
-        for axis, image in zip(line, images, strict=True):
-            show(axis, image)
-        beside(line[0], words)
-    return figure
-
-
-def beside(axis: Axes, words: str) -> None:
-    """Words to the left of a row of images."""
-    axis.text(-0.15, 0.5, words, ha="right", va="center", fontsize=8, transform=axis.transAxes)
+    rows = mistakes.sampling(source.run.model().denoiser)
+    return in_rows([(words, list(images)) for words, images in rows.items()])
 
 
 def by_guidance(rows: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
@@ -237,14 +231,6 @@ def images_compared(source: Source, name: str) -> Figure:
 
 def below_one_another(source: Source, named: dict[str, str], count: int = 10) -> Figure:
     """A row for each of some pictures of a study: words, and the picture's first images."""
-    _, height, width = source.about.facts.shape
-    figure = figures.new_figure(7.2, 0.2 + 0.5 * len(named))
-    axes = figure.subplots(len(named), count, squeeze=False)
-    for (words, name), line in zip(named.items(), axes, strict=True):
-        for axis in line:
-            axis.set_axis_off()
-        with Image.open(io.BytesIO(source.pictures[f"study-{name}"])) as sheet:
-            for axis, tile in zip(line, tiles(sheet, height, width), strict=False):
-                axis.imshow(tile, cmap="gray", vmin=0, vmax=255)
-        beside(line[0], words)
-    return figure
+    return in_rows(
+        [(words, sheet(source, f"study-{name}")[:count]) for words, name in named.items()]
+    )

@@ -10,6 +10,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
 from pydantic import ValidationError
 from torch import nn
 
@@ -76,6 +77,12 @@ class Source:
     def network(self) -> nn.Module:
         """The run's network on the device `meta`: its weights have shapes and no memory."""
         return self.about.description(self.steps).build(device="meta").eval().to("meta")
+
+    def run_network(self) -> None:
+        """Call the network on the device `meta`, for those who watch what it computes."""
+        with torch.no_grad(), torch.device("meta"):
+            condition = torch.zeros(1, dtype=torch.long) if self.about.conditioning.kind else None
+            self.network(torch.zeros(1, *self.about.facts.shape), torch.zeros(1), condition)
 
     @cached_property
     def steps(self) -> int:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -65,10 +66,7 @@ class ProgressStudy:
     def rows(self) -> Iterator[tuple[str, float, dict[str, Any]]]:
         """(what was done, the share of the study that is done, its row). See `Study`."""
         for number, step in enumerate(self.steps, 1):
-            row = self.sheet.find(step=step)
-            if row is None:
-                row = self.measured(step)
-                self.sheet.add(row)
+            row = self.sheet.once(partial(self.measured, step), step=step)
             yield f"step {step:,}", number / len(self.steps), row
 
     def measured(self, step: int) -> dict[str, Any]:

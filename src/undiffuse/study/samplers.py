@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -147,10 +148,7 @@ class SamplerStudy:
         for case in self.cases:
             done += case.calls
             what = f"{case.sampler}, {case.steps} steps"
-            row = self.sheet.find(**case.row)
-            if row is None:
-                row = self.measured(case, scorer)
-                self.sheet.add(row)
+            row = self.sheet.once(partial(self.measured, case, scorer), **case.row)
             yield what, done / total, row
 
     def measured(self, case: Case, scorer: Scorer | None) -> dict[str, Any]:

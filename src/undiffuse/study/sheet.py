@@ -16,6 +16,7 @@ from undiffuse.runs.studies import FORMAT, check_study
 from undiffuse.training.experiment import load_configured
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from torch import Tensor
@@ -53,6 +54,14 @@ class Sheet:
         """Add a row, and write the file."""
         self.rows.append(row)
         self.save()
+
+    def once(self, make: Callable[[], dict[str, Any]], **values: Any) -> dict[str, Any]:
+        """The row that has these values; made and added where there is none."""
+        row = self.find(**values)
+        if row is None:
+            row = make()
+            self.add(row)
+        return row
 
     def save(self) -> None:
         """Write the file."""

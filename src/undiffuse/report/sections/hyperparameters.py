@@ -6,7 +6,6 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from undiffuse.data import clusters
@@ -226,7 +225,6 @@ def flops_per_image(source: Source) -> int:
     """Floating-point operations of a training step, per image.
 
     A backward pass costs twice as much as a forward pass."""
-    with FlopCounterMode(display=False) as counter, torch.no_grad(), torch.device("meta"):
-        condition = torch.zeros(1, dtype=torch.long) if source.about.conditioning.kind else None
-        source.network(torch.zeros(1, *source.about.facts.shape), torch.zeros(1), condition)
+    with FlopCounterMode(display=False) as counter:
+        source.run_network()
     return 3 * counter.get_total_flops()
