@@ -35,9 +35,10 @@ POINTS = (
 MISTAKES = (
     (
         "(2) as printed: no root over $1 - alpha_t$",
-        "The image fades to grey, and there is hardly any noise. The network never sees noise, and "
-        "cannot start from it.",
-        "compare $x_T$ with a standard normal: its pixels must have variance 1",
+        "The image fades to grey, with hardly any noise on the way. Only a last step with "
+        "$alpha_T = 0$ makes noise. So the network sees no noisy images, and cannot start from "
+        "noise.",
+        "halfway, the noise in $x_t$ must have the variance $1 - macron(alpha)_t$",
     ),
     (
         "(8) as printed: no root",
@@ -101,6 +102,7 @@ def section(source: Source) -> Iterator[Block]:
     if "data.png" in source.pictures:
         yield Figure(
             "noising-printed",
-            "An image on its way to noise. Upper row: by (2). Lower row: by (2) as printed.",
-            "Two rows of images. The upper row ends in noise, the lower row in plain grey.",
+            "An image on its way to noise. Upper row: by (2). Lower row: by (2) as printed, which "
+            "fades to grey. Where $alpha_T = 0$, the last step alone makes noise of any image.",
+            "Two rows of images. The upper row becomes noise, and the lower row fades to grey.",
         )
