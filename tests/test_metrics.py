@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.kid import KernelInceptionDistance
 
+from undiffuse.base import rng
 from undiffuse.measuring import distances
 from undiffuse.measuring.distances import Interval, Moments
 
@@ -184,8 +185,20 @@ def test_frechet_intervals_hold_the_expected_distance(shift: float) -> None:
     assert found > 0.90
     assert found < 0.995 or not shift
     spread = spread_of(distance_of(sample(s), real) for s in range(150))
-    most = 1.4 if shift else 2.2  # wider by sqrt(3) where the distance is all noise
+    most = 1.2 if shift else 1.5  # wider where the distance is all noise
     assert width_of(intervals) < most * normal_width(spread)
+
+
+def test_the_standard_error_is_that_of_leaving_parts_out_in_turn() -> None:
+    """The jackknife's formula, with the moments of what is left computed directly."""
+    x, real = normal(203, 4, 1, scale=1.2), standard(4)
+    parts = torch.from_numpy(rng.stream(5, "groups").permutation(203)).tensor_split(40)
+    left = [
+        distances.frechet(distances.moments(x[torch.cat([*parts[:i], *parts[i + 1 :]])]), real)
+        for i in range(40)
+    ]
+    expected = math.sqrt(39 / 40 * sum((value - mean(left)) ** 2 for value in left))
+    assert distances.frechet_error(x.double(), real, 5) == pytest.approx(expected, rel=1e-9)
 
 
 def test_a_bootstrap_would_not_hold_it() -> None:
