@@ -15,7 +15,8 @@ from undiffuse.base.errors import UserError
 from undiffuse.diffusion.schedule import SCHEDULES, chain
 from undiffuse.report import Report, mistakes, write_report
 from undiffuse.report.architecture import skips, stages
-from undiffuse.report.blocks import Code, Figure, Heading
+from undiffuse.report.blocks import Code, Figure, Heading, Table, Text
+from undiffuse.report.numbers import labels, referred
 from undiffuse.report.sections import AUDIENCES
 from undiffuse.report.side_by_side import compare
 from undiffuse.report.source import read
@@ -126,3 +127,26 @@ def test_the_figures_of_a_report_are_named_once(copied: Path) -> None:
         assert len(names) == len(set(names))
         assert {Path(name).stem for name in report.pictures} == set(names)
         json.loads(report.notebook())
+
+
+# References to figures and tables
+
+
+def test_the_text_names_the_numbers_of_figures_and_tables() -> None:
+    def figure(name: str) -> Figure:
+        return Figure(name, "caption", "alt")
+
+    table = Table(("a",), [("1",)], "caption")
+    blocks = [
+        Heading(1, "One"), figure("a"), Text("First."), figure("b"), table, Text("As follows:"),
+        figure("c"), Heading(1, "Two"), table, Text("Last."),
+    ]  # fmt: skip
+    words = [block.words for block in referred(blocks) if isinstance(block, Text)]
+    assert words == ["First. See Figure 2 and Table 1.", "As follows (Figure 3):", "Last."]
+    assert list(labels(blocks).values()) == [
+        "Figure 1",
+        "Figure 2",
+        "Table 1",
+        "Figure 3",
+        "Table 2",
+    ]

@@ -8,6 +8,7 @@ It reads the run folder and the source code of this package, and nothing else.
     sections/  what it says, a file for each section
     pictures   the figures of images that it draws; charts: the curves; architecture: the network;
                mistakes: what a wrong line of code does
+    numbers    the numbers of figures and tables, and references to them
     listing    source code, as a report shows it
     side_by_side  two runs in one document
     document   blocks as a page (HTML) and as a document (PDF)
@@ -28,6 +29,7 @@ from undiffuse.report.blocks import Block, Code, Figure
 from undiffuse.report.charts import drawings
 from undiffuse.report.document import compile_document
 from undiffuse.report.notebook import notebook, picture
+from undiffuse.report.numbers import referred
 from undiffuse.report.pictures import svg
 from undiffuse.report.sections import AUDIENCES
 from undiffuse.report.source import read
@@ -61,7 +63,7 @@ class Report:
     @cached_property
     def blocks(self) -> list[Block]:
         with self.understood():
-            return AUDIENCES[self.audience](self.content)
+            return referred(AUDIENCES[self.audience](self.content))
 
     @cached_property
     def pictures(self) -> dict[str, bytes]:

@@ -9,6 +9,7 @@ import base64
 import io
 import json
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from undiffuse.report.blocks import (
     Text,
 )
 from undiffuse.report.markdown import latex, markdown
+from undiffuse.report.numbers import labels
 
 SETUP = """\
 from pathlib import Path
@@ -105,7 +107,11 @@ def notebook(
     A run with a model has more cells at the end, which sample from it."""
     cells = [prose(f"# {title}"), program(SETUP)]
     by_stem = {name.rpartition(".")[0]: name for name in pictures}
-    for block in blocks:
+    blocks = list(blocks)
+    numbers = labels(blocks)
+    for place, block in enumerate(blocks):
+        if isinstance(block, Figure | Table):
+            block = replace(block, caption=f"{numbers[place]}: {block.caption}")
         cells += cells_of(block, pictures, by_stem)
     if weights:
         cells.append(prose("## Try it"))
