@@ -22,10 +22,12 @@ if TYPE_CHECKING:
 class State:
     """What training changes: the network, its average over the steps, and the optimiser.
 
-    step: the number of steps taken."""
+    wide: the average of about twice the width, over every WIDE_EVERY-th step. step: the number of
+    steps taken."""
 
     network: nn.Module
     average: nn.Module
+    wide: nn.Module
     optimizer: torch.optim.Optimizer
     step: int = 0
 
@@ -33,6 +35,7 @@ class State:
         """The tensors of a checkpoint, by name: weights, averaged weights and the moments."""
         found = {f"weights/{name}": value for name, value in self.network.state_dict().items()}
         found |= {f"ema/{name}": value for name, value in self.average.state_dict().items()}
+        found |= {f"wide/{name}": value for name, value in self.wide.named_parameters()}
         for name, parameter in self.network.named_parameters():
             moments = self.optimizer.state.get(parameter, {})
             found |= {f"optimizer/{name}/{key}": value for key, value in moments.items()}
@@ -50,6 +53,7 @@ class State:
 
         self.network.load_state_dict(part("weights/"))
         self.average.load_state_dict(part("ema/"))
+        self.wide.load_state_dict(part("ema/") | part("wide/"))
         self.optimizer.state.clear()
         moments = part("optimizer/")
         for name, parameter in self.network.named_parameters():
@@ -70,7 +74,9 @@ class State:
 
     def is_finite(self) -> bool:
         """Whether all weights, averaged weights and moments are finite."""
-        tensors = list(self.tensors().values())
+        # The wide average is one of weights that were looked at before.
+        found = self.tensors().items()
+        tensors = [value for name, value in found if not name.startswith("wide/")]
         norms = side_by_side(torch._foreach_norm, (tensors[::2], tensors[1::2]))
         return bool(torch.stack([*itertools.chain(*norms)]).isfinite().all())
 
@@ -78,7 +84,9 @@ class State:
 def new_state(config: Config, network: nn.Module) -> State:
     """The state before the first step."""
     average = copy.deepcopy(network).eval().requires_grad_(False)
-    return State(network, average, OPTIMIZERS[config.optimizer](network, config))
+    return State(
+        network, average, copy.deepcopy(average), OPTIMIZERS[config.optimizer](network, config)
+    )
 
 
 def stepped_tensors(config: Config, network: nn.Module) -> dict[str, Tensor]:

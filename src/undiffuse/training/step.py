@@ -11,7 +11,7 @@ from undiffuse.base import rng
 from undiffuse.base.process import own_randomness
 from undiffuse.base.team import side_by_side
 from undiffuse.diffusion.objectives import part_of
-from undiffuse.training.averages import ema_decay, ema_exponent
+from undiffuse.training.averages import WIDE_EVERY, ema_decay, ema_exponent, wide_exponent
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -69,6 +69,14 @@ class Gradient:
         return torch.get_rng_state().numpy().tobytes(), buffers
 
 
+def widen(state: State, parameters: list[Tensor], width: float) -> None:
+    """Take the step of the wide average, where one is due. width: that of the other average."""
+    parts, left = divmod(state.step + 1, WIDE_EVERY)
+    if not left:
+        decay = ema_decay(parts, wide_exponent(width))  # of WIDE_EVERY steps at once
+        torch._foreach_lerp_(list(state.wide.parameters()), parameters, 1 - decay)
+
+
 def train_step(
     gradient: Gradient, state: State, batch: Any, lr: float, config: Config
 ) -> tuple[float, str | None]:
@@ -91,6 +99,7 @@ def train_step(
         state.optimizer.step()
         decay = ema_decay(state.step + 1, ema_exponent(config.ema))
         torch._foreach_lerp_(average, parameters, 1 - decay)
+        widen(state, parameters, config.ema)
         wrong = None if state.is_finite() else "weight or moment"
     state.optimizer.zero_grad()
     state.step += 1
