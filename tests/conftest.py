@@ -153,3 +153,22 @@ def content(folder: Path) -> set[tuple[Path, int, int]]:
     """Each file of a folder with its size and time."""
     files = ((path, path.stat()) for path in folder.rglob("*") if path.is_file())
     return {(path, stat.st_size, stat.st_mtime_ns) for path, stat in files}
+
+
+@pytest.fixture
+def command(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., str]:
+    """Runs the command in this process. Returns its stdout, or stderr where it fails."""
+
+    def run(*arguments: object) -> str:
+        from undiffuse import cli
+
+        monkeypatch.setattr("sys.argv", ["undiffuse", *map(str, arguments)])
+        try:
+            cli.main()
+        except SystemExit as end:
+            return capsys.readouterr().err if end.code == 2 else f"exit code {end.code}"
+        return capsys.readouterr().out
+
+    return run

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from undiffuse.diffusion import process
 from undiffuse.diffusion.denoiser import PREDICTIONS
+from undiffuse.diffusion.grids import GRIDS
 from undiffuse.diffusion.schedule import SCHEDULES
 
 # Which cases are tested
@@ -56,6 +57,10 @@ def predictions_for(schedule: str) -> list[str]:
 
 PRESERVING = [s for s in SCHEDULES if abs(np.hypot(*at(s, 0.5)) - 1) < 1e-12]
 """Schedules with alpha^2 + sigma^2 = 1, for which the handout's formulas hold."""
+
+
+USABLE_GRIDS = [*(grid for grid in GRIDS if grid != "fitted"), "fitted:times=1/0.6/0"]
+"""Every time grid. `fitted` needs the times that were found for a model."""
 
 
 # What is compared

@@ -31,7 +31,7 @@ KNOWS_NOTHING_OF = {
 }
 OUTSIDE = {
     "diffusers": {"nets.unet2d"},
-    "tyro": {"cli", "cli.output", "cli.train", "cli.verbs"},
+    "tyro": {"cli", "cli.edits", "cli.output", "cli.train", "cli.verbs"},
     "safetensors": {"base.tensors"},
     "matplotlib": {
         "runs.figures",

@@ -31,7 +31,10 @@ ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 BLOCK = re.compile(r"^```([^\n]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 TABLES = [name for name in undiffuse.__all__ if name.isupper()]
-VERBS = ("train", "sample", "evaluate", "study", "report", "info")
+VERBS = (
+    "train", "sample", "inpaint", "edit", "interpolate", "restore", "encode", "evaluate", "study",
+    "average", "report", "info",
+)  # fmt: skip
 OF_THE_NETWORK = {"net", "channels", "blocks", "attention", "heads", "dropout"}
 EXAMPLE = "an_example"
 WRITTEN = {"study/", "mnist/", "nets/name.py"}

@@ -18,14 +18,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from helpers import PRESERVING, at, close, covering, possible, toy
+from helpers import PRESERVING, USABLE_GRIDS, at, close, covering, possible, toy
 from textbook import M, S, Way
 from undiffuse.base import rng
 from undiffuse.base.errors import UserError
 from undiffuse.diffusion import process
 from undiffuse.diffusion.conditioning import Conditioning
 from undiffuse.diffusion.denoiser import PREDICTIONS, Denoiser
-from undiffuse.diffusion.grids import GRIDS, time_grid
+from undiffuse.diffusion.grids import GRIDS, fitted_times, time_grid
 from undiffuse.diffusion.multistep import moments as moments_of
 from undiffuse.diffusion.sampling import Sampling, network_calls, sample, steps_within, trajectory
 from undiffuse.diffusion.schedule import LOG_SNR_BOUND, SCHEDULES, chain, log_snr
@@ -45,6 +45,7 @@ FURTHER = [sampler for sampler in TEXTBOOK if sampler not in BASIC]
 FAITHFUL = [sampler for sampler in BASIC if sampler not in TOO_NARROW]
 GROWING = "growing"  # a schedule that the package lacks: alpha stays 1, and sigma grows to 80
 EVERY_SCHEDULE = [*SCHEDULES, GROWING]
+EVEN = ("uniform", "fitted:times=1/0.6/0")  # the steps of t are nearly equal
 
 Perfect = Callable[[Tensor, Tensor, Tensor], Tensor]
 Measure = Callable[..., np.ndarray]
@@ -61,10 +62,11 @@ def allowed(sampler: str, schedule: str, prediction: str, grid: str) -> bool:
 
 def converging(sampler: str, schedule: str, prediction: str, grid: str) -> bool:
     """Equal steps of t are too coarse at the end of a sigma that grows to 80."""
-    return allowed(sampler, schedule, prediction, grid) and (schedule, grid) != (GROWING, "uniform")
+    coarse = schedule == GROWING and grid in EVEN
+    return allowed(sampler, schedule, prediction, grid) and not coarse
 
 
-OTHERS = EVERY_SCHEDULE, list(PREDICTIONS), list(GRIDS)
+OTHERS = EVERY_SCHEDULE, list(PREDICTIONS), USABLE_GRIDS
 CASES = covering(TEXTBOOK, *OTHERS, allowed=allowed)
 FAITHFUL_CASES = covering(FAITHFUL, *OTHERS, allowed=converging)
 MIXTURE_CASES = covering(BASIC, *OTHERS, allowed=converging)
@@ -86,7 +88,9 @@ def test_the_cases_hold_every_pair_that_is_coupled() -> None:
             if sampler != "ddpm-printed" or schedule in PRESERVING
         }
         met = {(schedule, grid) for _, schedule, _, grid in cases}
-        assert met >= {(s, g) for s in EVERY_SCHEDULE for g in GRIDS} - {(GROWING, "uniform")}
+        assert met >= {(s, g) for s in EVERY_SCHEDULE for g in USABLE_GRIDS} - {
+            (GROWING, grid) for grid in EVEN
+        }
         met = {(sampler, prediction) for sampler, _, prediction, _ in cases}
         assert met == {(sampler, p) for sampler in samplers for p in PREDICTIONS}
         assert len(cases) < len(samplers) * len(EVERY_SCHEDULE) * 1.2  # and no product of all
@@ -579,7 +583,7 @@ def test_classes_where_there_are_some() -> None:
 # Time grids
 
 
-@pytest.mark.parametrize("grid", list(GRIDS))
+@pytest.mark.parametrize("grid", USABLE_GRIDS)
 def test_grids_fall_from_1_to_0(grid: str) -> None:
     for schedule in EVERY_SCHEDULE:
         for steps in [*range(1, 41), 1000]:
@@ -587,6 +591,27 @@ def test_grids_fall_from_1_to_0(grid: str) -> None:
             assert len(times) == steps + 1, schedule
             assert (times[0], times[-1]) == (1, 0), f"{schedule}, {steps} steps"
             assert (times.diff() < 0).all(), f"{schedule}, {steps} steps"
+
+
+def test_the_fitted_grid_spreads_the_error_evenly() -> None:
+    """Where x_0_hat changes evenly with the log-SNR, the steps of the log-SNR are equal.
+
+    Where it changes sixteen times as fast, they are four times as dense."""
+    schedule = SCHEDULES["log-linear"]
+    times = torch.linspace(1, 0, 2401, dtype=torch.float64)
+    half = (log_snr(*schedule(times)).clamp(-12, 12) / 2).diff().clamp(min=0)
+    even = torch.tensor(fitted_times(schedule, times, half, 12))
+    levels = log_snr(*schedule(even.double()))[:-1]
+    np.testing.assert_allclose(levels.diff()[1:-1], levels.diff()[1], rtol=0.01)
+    fast = half * torch.where(times[1:] < 0.5, 16.0, 1.0)
+    found = torch.tensor(fitted_times(schedule, times, fast, 200))
+    late, early = (found < 0.5).sum().item(), (found >= 0.5).sum().item()
+    assert late / early == pytest.approx(4 * 10 / 12, rel=0.05)  # log-SNRs 2 to 12, and -10 to 2
+
+
+def test_a_grid_that_was_not_fitted_is_refused() -> None:
+    with pytest.raises(UserError, match="needs the times that were found for a model"):
+        time_grid("fitted", "cosine", 5)
 
 
 def test_the_uniform_grid_is_the_chains_own() -> None:

@@ -215,7 +215,7 @@ def test_a_model_is_read_once(labelled_run: Path, monkeypatch: pytest.MonkeyPatc
         read.append(path)
         return load_tensors(path, *arguments, **options)
 
-    monkeypatch.setattr("undiffuse.model.load_tensors", counted)
+    monkeypatch.setattr("undiffuse.model.model.load_tensors", counted)
     monkeypatch.setattr("undiffuse.runs.folder.load_tensors", counted)
     model = undiffuse.load(labelled_run)
     assert read == [labelled_run / "model.safetensors"]

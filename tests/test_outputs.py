@@ -12,7 +12,6 @@ import pytest
 from PIL import Image
 
 import undiffuse
-from undiffuse import cli
 from undiffuse.base.errors import UserError
 from undiffuse.base.files import refuse_unwritable, write_atomic
 from undiffuse.data.loading import load_dataset
@@ -23,26 +22,11 @@ Command = Callable[..., str]
 
 
 @pytest.fixture
-def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
-    """Runs the command in this process. Returns its stdout, or stderr where it fails."""
-
-    def run(*arguments: object) -> str:
-        monkeypatch.setattr("sys.argv", ["undiffuse", *map(str, arguments)])
-        try:
-            cli.main()
-        except SystemExit as end:
-            return capsys.readouterr().err if end.code == 2 else f"exit code {end.code}"
-        return capsys.readouterr().out
-
-    return run
-
-
-@pytest.fixture
 def nothing_is_sampled(monkeypatch: pytest.MonkeyPatch) -> None:
     def sampled(*_: object, **__: object) -> None:
         raise AssertionError("images were sampled")
 
-    monkeypatch.setattr("undiffuse.model.sample_batches", sampled)
+    monkeypatch.setattr("undiffuse.model.request.sample_batches", sampled)
 
 
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="there is no /proc")

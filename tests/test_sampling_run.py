@@ -59,7 +59,7 @@ def watched(run: Path, **options: Any) -> tuple[Request, Seen]:
 
     It sees the log-SNR and the conditions."""
     request, seen = undiffuse.load(run).request(**options), Seen()
-    network = request.model.denoiser.network
+    network = request.denoiser.network
 
     def note(
         x: torch.Tensor, log_snr: torch.Tensor, condition: torch.Tensor | None
@@ -67,8 +67,7 @@ def watched(run: Path, **options: Any) -> tuple[Request, Seen]:
         seen.append((log_snr, condition))
         return network(x, log_snr, condition)
 
-    request.model.denoiser = replace(request.model.denoiser, network=note)
-    return request, seen
+    return replace(request, denoiser=replace(request.denoiser, network=note)), seen
 
 
 # The same seed, the same image

@@ -1,6 +1,7 @@
 """The command `undiffuse`.
 
 train.py     the verb `train`
+edits.py     the verbs that start from images: inpaint, edit, interpolate, restore, encode
 verbs.py     the verbs on a run: sample, evaluate, study, report, info
 arguments.py what a command line may not say
 output.py    printing, and the ways to end
@@ -26,9 +27,10 @@ from undiffuse.base import engine
 from undiffuse.base.errors import UserError
 from undiffuse.base.files import from_here
 from undiffuse.cli.arguments import refuse_no_class, refuse_repeated, run_comes_late, with_home
+from undiffuse.cli.edits import edit, encode, inpaint, interpolate, restore
 from undiffuse.cli.output import STOPPED, fail, flush_all, leave, prepare_streams
 from undiffuse.cli.train import NETWORK, flags_of, preset_of, train_verb, with_flags
-from undiffuse.cli.verbs import evaluate, info, report, sample, study
+from undiffuse.cli.verbs import average, evaluate, info, report, sample, study
 from undiffuse.runs.signals import ENDING, heeded
 
 __all__ = ["NETWORK", "evaluate", "info", "main", "report", "sample", "study"]
@@ -37,6 +39,22 @@ __all__ = ["NETWORK", "evaluate", "info", "main", "report", "sample", "study"]
 NO_TEXTS = (
     " PYTHONOPTIMIZE=2 takes the explanations out of programs; unset it to see those of the flags."
 )
+
+
+VERBS: dict[str, Callable[..., Any]] = {
+    "sample": sample,
+    "inpaint": inpaint,
+    "edit": edit,
+    "interpolate": interpolate,
+    "restore": restore,
+    "encode": encode,
+    "evaluate": evaluate,
+    "study": study,
+    "average": average,
+    "report": report,
+    "info": info,
+}
+"""The verbs on a run, by name."""
 
 
 def main() -> None:
@@ -70,14 +88,7 @@ def run_verb(arguments: list[str]) -> None:
                 signal.signal(number, lambda number, frame: leave(number))
     try:
         from_here(Path())  # a library of torch would crash in a folder that was removed
-        verbs: dict[str, Callable[..., Any]] = {
-            "train": train_verb(flags_of(preset_of(arguments))),
-            "sample": sample,
-            "evaluate": evaluate,
-            "study": study,
-            "report": report,
-            "info": info,
-        }
+        verbs = {"train": train_verb(flags_of(preset_of(arguments))), **VERBS}
         refuse_repeated(arguments)
         refuse_no_class(arguments)
         for verb in verbs.values():

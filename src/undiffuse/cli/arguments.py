@@ -17,6 +17,7 @@ def flag_of(name: str) -> str:
 
 ALIASES = {
     "--label": "--classes",
+    "--class": "--classes",
     **{flag_of(old): flag_of(new) for old, new in FORMER.items()},
 }
 """Other names of flags, those of version 0.1 among them -> the names that the help gives."""

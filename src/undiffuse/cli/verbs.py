@@ -15,6 +15,8 @@ from undiffuse.base.errors import UserError
 from undiffuse.base.lazy import lazy
 from undiffuse.base.schema import finite
 from undiffuse.cli.output import by_default, leave, say, stdout
+from undiffuse.diffusion.guidance import GUIDANCES
+from undiffuse.runs.studies import grid_of
 from undiffuse.study import STUDIES, make_study
 from undiffuse.training.fields import among
 
@@ -27,7 +29,7 @@ if TYPE_CHECKING:
     from undiffuse.console import live, results
     from undiffuse.model import Request
     from undiffuse.report import side_by_side
-    from undiffuse.runs import destinations, evaluation, folder, signals
+    from undiffuse.runs import destinations, evaluation, folder, signals, widths
 else:
     torch, api = lazy("torch"), lazy("undiffuse.api")
     info_table, results = lazy("undiffuse.console.info"), lazy("undiffuse.console.results")
@@ -35,10 +37,16 @@ else:
     side_by_side = lazy("undiffuse.report.side_by_side")
     destinations, folder = lazy("undiffuse.runs.destinations"), lazy("undiffuse.runs.folder")
     evaluation, signals = lazy("undiffuse.runs.evaluation"), lazy("undiffuse.runs.signals")
+    widths = lazy("undiffuse.runs.widths")
 
 
 OF_RUN = by_default("the run's")
 WITHIN_CALLS = by_default("as many as the run's sample_calls allow")
+
+
+Classes = Annotated[  # not `| None`: a class may be called None
+    tuple[str, ...], tyro.conf.arg(aliases=["--class", "--label"]), by_default("all classes")
+]
 
 
 def sample(
@@ -46,14 +54,13 @@ def sample(
     n: int = 64,
     sampler: Annotated[str | None, tyro.conf.arg(help=among("sampler")), OF_RUN] = None,
     steps: Annotated[int | None, WITHIN_CALLS] = None,
-    grid: Annotated[
-        str | None, tyro.conf.arg(help=among("grid", "times of the steps: ")), OF_RUN
-    ] = None,
-    classes: Annotated[  # not `| None`: a class may be called None
-        tuple[str, ...], tyro.conf.arg(aliases=["--label"]), by_default("all classes")
-    ] = (),
+    grid: Annotated[str | None, tyro.conf.arg(help=among("grid", "their times: ")), OF_RUN] = None,
+    classes: Classes = (),
     guidance: Annotated[float | None, OF_RUN] = None,
     guidance_interval: Annotated[tuple[float, float] | None, OF_RUN] = None,
+    guidance_method: Annotated[
+        str | None, tyro.conf.arg(help=" | ".join(GUIDANCES)), OF_RUN
+    ] = None,
     clip: bool = True,
     seed: int = 0,
     batch_size: int = 256,
@@ -82,9 +89,9 @@ def sample(
         trajectory: also write the steps from noise to image of the first ten: FILE.gif or FILE.png
     """
     request = api.load(run).request(
-        n, classes or None, sampler=sampler, steps=steps, grid=grid, guidance=guidance,
-        guidance_interval=guidance_interval, clip=clip, seed=seed, batch_size=batch_size,
-        precision=precision,
+        n, classes or None, sampler=sampler, steps=steps, grid=grid_of(run, grid),
+        guidance=guidance, guidance_interval=guidance_interval, guidance_method=guidance_method,
+        clip=clip, seed=seed, batch_size=batch_size, precision=precision,
     )  # fmt: skip
     to = destinations.destination(out or str(run / "samples.png"), overwrite=overwrite)
     if trajectory is not None:
@@ -92,7 +99,9 @@ def sample(
     begin = time.monotonic()
     images = sampled(request)
     seconds = time.monotonic() - begin
-    destinations.save_images(to, images, request.classes, request.model.classes, request.note)
+    destinations.save_images(
+        to, images, request.classes, request.denoiser.conditioning.classes, request.note
+    )
     say(
         f"{to}: {n:,} images by {request.sampling.sampler}, {request.steps} steps, "
         f"{request.calls} network calls each, in {seconds:.1f} s"
@@ -176,7 +185,7 @@ def evaluate(
     """
     parts = evaluation.Parts(quality, likelihood, novelty)
     of_a_run = given(
-        n=n, sampler=sampler, steps=steps, grid=grid, guidance=guidance,
+        n=n, sampler=sampler, steps=steps, grid=grid_of(run or Path(), grid), guidance=guidance,
         guidance_interval=guidance_interval, precision=precision, bits_images=bits_images,
         ode_images=ode_images, save=save,
     )  # fmt: skip
@@ -234,9 +243,7 @@ def evaluate_file(
 def study(
     what: Positional[Literal[STUDIES]],  # type: ignore[valid-type]  # names of a table
     run: Positional[Path],
-    minutes: Annotated[
-        float | None, by_default("2 for samplers, 1 for progress, 30 for the others")
-    ] = None,
+    minutes: Annotated[float | None, by_default("1 to 4, or 30 where it trains")] = None,
     seeds: int = 1,
     seed: int = 0,
     values: Annotated[tuple[str, ...], by_default("all of the study")] = (),
@@ -247,8 +254,10 @@ def study(
     Args:
         what: samplers: (7), (8) as printed, (8), DDIM, Heun and DPM-Solver++, each with several
             numbers of steps, from the same noise | progress: the quality of samples as training
-            went on | the others: a training for each schedule, prediction or size of the data set,
-            with the run's other hyperparameters
+            went on | guidance: quality and variety against its strength | grids: the times of the
+            steps, fitted to the run and others | restoration: what each method makes of real
+            images that were masked, shrunk, blurred or noised | the others: a training for each
+            schedule, prediction or size of the data set, with the run's other hyperparameters
         run: the run folder
         minutes: minutes for the whole study
         seeds: number of trainings for each choice
@@ -265,6 +274,26 @@ def study(
         leave(stop.signal, f"{run}: study stopped by {stop}; the same command goes on from here")
     say(f"{ready.sheet.path}: all results")
     say(f"  in the report: undiffuse report {run}")
+
+
+def average(
+    run: Positional[Path],
+    width: Annotated[tuple[float, ...], by_default("0.02, 0.03, 0.05, 0.07, 0.1, 0.15")] = (),
+    out: Annotated[Path | None, by_default("none")] = None,
+    overwrite: bool = False,
+) -> None:
+    """Average the weights of a finished run over other widths, from the averages that it kept.
+    Prints the loss on held-out images of each.
+
+    Args:
+        run: the run folder
+        width: widths of the average, as shares of the steps; the run's own is its flag --ema
+        out: FILE.safetensors for the model, of one width; undiffuse.Model.load reads it
+        overwrite: replace a file of that name
+    """
+    found = widths.of_run(run, width or widths.USUAL, out, overwrite=overwrite)
+    for row in found:
+        say(row)
 
 
 def report(

@@ -246,10 +246,16 @@ def shown(
 
 def square(image: Image.Image, size: int) -> Image.Image:
     """The central square of an image, resized to (size, size)."""
+    return fitted(image, size, size)
+
+
+def fitted(image: Image.Image, width: int, height: int) -> Image.Image:
+    """The largest part in an image's middle that has the shape width x height, resized to it."""
     from PIL import Image
 
-    side = min(image.size)
-    left, top = (image.width - side) // 2, (image.height - side) // 2
+    scale = min(image.width / width, image.height / height)
+    wide, high = round(width * scale), round(height * scale)
+    left, top = (image.width - wide) // 2, (image.height - high) // 2
     return image.resize(
-        (size, size), Image.Resampling.LANCZOS, box=(left, top, left + side, top + side)
+        (width, height), Image.Resampling.LANCZOS, box=(left, top, left + wide, top + high)
     )

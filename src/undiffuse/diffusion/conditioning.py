@@ -133,6 +133,18 @@ class Conditioning:
             return classes
         return sample_clusters(self._shares(classes), samples, seed)
 
+    def log_prior(self, classes: Sequence[int] | None = None) -> Tensor:
+        """log p(k), float64 (K,): in proportion to the clusters' sizes, or equal for classes.
+
+        classes: -inf for the conditions of other classes than these."""
+        sizes = torch.ones(self.count, dtype=torch.float64)
+        if self.clusters:
+            sizes = torch.tensor(self.clusters, dtype=torch.float64) + 1e-6
+        of = torch.tensor(self.class_of_cluster) if self.clusters else torch.arange(self.count)
+        if classes is not None:
+            sizes = sizes * torch.isin(of, torch.tensor(list(classes)))
+        return sizes.log().log_softmax(0)
+
     def _shares(self, classes: Tensor | None) -> Tensor:
         """The relative size of each cluster: (K,), or (B, K) with classes (B,).
 

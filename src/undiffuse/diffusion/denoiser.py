@@ -79,7 +79,8 @@ class Denoiser:
 
     network: (x (B, C, H, W), log-SNR (B,), condition (B,) or None) -> (B, C, H, W).
     schedule, prediction: specs such as "cosine:s=0.01" and "v". shape: (C, H, W) of an image.
-    conditioning: what the network is conditioned on.
+    conditioning: what the network is conditioned on. weaker: an earlier or smaller model of the
+    same images, that guidance leads away from in place of the unconditional prediction.
     Raises UserError for a prediction that the schedule makes impossible."""
 
     network: Network
@@ -87,6 +88,7 @@ class Denoiser:
     prediction: str
     shape: tuple[int, int, int]
     conditioning: Conditioning = Conditioning()
+    weaker: Denoiser | None = None
 
     def __post_init__(self) -> None:
         refuse_zero_snr(self.schedule, self.prediction)

@@ -3,28 +3,37 @@
 A denoise function is (x_t (B, C, H, W), t ()) -> x_0_hat. A wrapper takes such functions and
 returns another one.
 
-To add a kind of guidance: write a function like `classifier_free`.
+To add a kind of guidance: a function (conditional, unconditional, scale) -> denoise function, with
+`@GUIDANCES.add`. A scale of 1 is no guidance.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, TypeAlias
 
+from undiffuse.base.lazy import lazy
+from undiffuse.base.table import Table
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    import torch
     from torch import Tensor
 
     Denoise: TypeAlias = Callable[[Tensor, Tensor], Tensor]
+else:
+    torch = lazy("torch")
+
+GUIDANCES = Table("guidance method")
 
 
+@GUIDANCES.named("cfg")
 def classifier_free(conditional: Denoise, unconditional: Denoise, scale: float) -> Denoise:
     """Classifier-free guidance: unconditional + scale (conditional - unconditional).
 
     Ho & Salimans 2022 (arXiv:2207.12598), (6), where the scale is 1 + w. It takes two network calls
-    a step. A scale of 1 is no guidance and takes one."""
-    if scale == 1:
-        return conditional
+    a step. With a weaker model in place of the unconditional prediction it is autoguidance: Karras
+    et al. 2024 (arXiv:2406.02507), (4)."""
 
     def guided(x_t: Tensor, t: Tensor) -> Tensor:
         x_0 = conditional(x_t, t)
@@ -32,6 +41,56 @@ def classifier_free(conditional: Denoise, unconditional: Denoise, scale: float) 
         return without + scale * (x_0 - without)
 
     return guided
+
+
+@GUIDANCES.named("cfg++")
+def classifier_free_plus(conditional: Denoise, unconditional: Denoise, scale: float) -> Denoise:
+    """CFG++: as `cfg`, but x_t is given the noise of the unconditional prediction again.
+
+    Chung et al. 2024 (arXiv:2406.08070), algorithm 2. `renoised` gives the sampler that noise. The
+    scale is the paper's lambda, from 0 to 1; 1 is the conditional prediction."""
+    return classifier_free(conditional, unconditional, scale)
+
+
+@GUIDANCES.named("apg")
+def adaptive_projected(
+    conditional: Denoise,
+    unconditional: Denoise,
+    scale: float,
+    *,
+    eta: float = 0.0,
+    most: float = 0.0,
+) -> Denoise:
+    """Adaptive projected guidance: only what is orthogonal to the conditional prediction.
+
+    Sadat et al. 2024 (arXiv:2410.02416), algorithm 1, without its momentum. eta: the share of the
+    parallel part, which makes images too bright. most: the largest norm of the difference of the
+    two predictions of an image; 0 for no limit."""
+
+    def guided(x_t: Tensor, t: Tensor) -> Tensor:
+        x_0 = conditional(x_t, t)
+        difference = x_0 - unconditional(x_t, t)
+        axes = tuple(range(1, x_t.ndim))
+        if most > 0:
+            norm = difference.square().sum(dim=axes, keepdim=True).sqrt()
+            difference = difference * (most / norm.clamp(min=1e-12)).clamp(max=1)
+        size = x_0.square().sum(dim=axes, keepdim=True).clamp(min=1e-12)
+        parallel = (difference * x_0).sum(dim=axes, keepdim=True) / size * x_0
+        return x_0 + (scale - 1) * (difference - (1 - eta) * parallel)
+
+    return guided
+
+
+def once(denoise: Denoise) -> Denoise:
+    """The denoise function, which is not computed again for the same x_t and t."""
+    last: list[tuple[Tensor, Tensor, Tensor]] = []
+
+    def remembered(x_t: Tensor, t: Tensor) -> Tensor:
+        if not (last and last[0][0] is x_t and torch.equal(last[0][1], t)):
+            last[:] = [(x_t, t, denoise(x_t, t))]
+        return last[0][2]
+
+    return remembered
 
 
 def in_interval(inside: Denoise, outside: Denoise, contains: Callable[[Tensor], bool]) -> Denoise:

@@ -64,7 +64,7 @@ class Step:
 
     denoise: (x_t, t) -> x_0_hat, with guidance and clipping. noise: new standard normal noise.
     at_t, at_s: the noise levels. schedule: t -> (alpha, sigma). steps: of the whole way. history:
-    earlier steps, the last one first."""
+    earlier steps, the last one first. renoise: what eps is derived from, where it is not x_0."""
 
     denoise: Denoise
     noise: NoiseSource
@@ -76,6 +76,7 @@ class Step:
     schedule: Schedule
     steps: int
     history: tuple[Past, ...] = ()
+    renoise: Denoise | None = None
     _x_0: Tensor | None = field(default=None, repr=False)
 
     @property
@@ -88,7 +89,8 @@ class Step:
     @property
     def eps(self) -> Tensor:
         """The noise in x_t if its image is x_0, which may be clipped."""
-        return process.eps_from(self.x_t, self.x_0, self.at_t.alpha, self.at_t.sigma)
+        x_0 = self.x_0 if self.renoise is None else self.renoise(self.x_t, self.t)
+        return process.eps_from(self.x_t, x_0, self.at_t.alpha, self.at_t.sigma)
 
     @property
     def last(self) -> bool:

@@ -50,18 +50,19 @@ def walk(
     *,
     schedule: Schedule,
     noise: Noise,
+    renoise: Denoise | None = None,
 ) -> Iterator[Frame]:
     """Take `x` (B, C, H, W) from times[0] to times[-1]. Yields a frame for each step.
 
     denoise: (x_t, t ()) -> x_0_hat. times: float64 (K + 1,), falling. step_of: a sampler.
     schedule: t -> (alpha, sigma). noise: (number of a step, 0, 1, ... within it) -> standard normal
-    noise like x."""
+    noise like x. renoise: as for `Step`."""
     levels = [noise_level(schedule, t) for t in times]
     steps, history = len(times) - 1, tuple[Past, ...]()
     for index in range(steps):
         step = Step(
             denoise, partial(noise, index), x, times[index], times[index + 1],
-            levels[index], levels[index + 1], schedule, steps, history,
+            levels[index], levels[index + 1], schedule, steps, history, renoise,
         )  # fmt: skip
         with torch.no_grad():
             x_s = step_of(step)

@@ -57,6 +57,7 @@ class Sampled(Strict):
     grid: str
     guidance: Number
     guidance_interval: tuple[Number, Number]
+    guidance_method: str = "cfg"
     clip: bool
     seed: int
     precision: str

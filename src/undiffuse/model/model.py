@@ -1,15 +1,16 @@
-"""`Model`: a network with everything that is needed to use it. It needs no run folder.
+"""`Model`: a network with everything that is needed to use it.
 
 model = Model.load("runs/digits/model.safetensors")
 model.sample(n=8, classes="7")      # uint8 images
 model(x_t, t, classes=[7, 7])       # denoised images
 model.bits(images)                  # bits per dimension
+model.inpaint(image, mask)          # and edit, interpolate, restore, encode, decode
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -20,31 +21,28 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from undiffuse.base.errors import UserError
 from undiffuse.base.files import as_path
-from undiffuse.base.given import as_tensor, as_times, check_numbers, real, two_reals, whole
+from undiffuse.base.given import as_tensor, as_times, check_numbers, whole
 from undiffuse.base.images import as_array
 from undiffuse.base.pixels import from_array, to_float, to_uint8
-from undiffuse.base.process import each_undisturbed, undisturbed
+from undiffuse.base.process import undisturbed
 from undiffuse.base.rng import normal_each
 from undiffuse.base.schema import Side
 from undiffuse.base.tensors import load_tensors, not_finite, save_tensors
 from undiffuse.diffusion.conditioning import Conditioning
 from undiffuse.diffusion.denoiser import Denoiser
+from undiffuse.diffusion.encoding import STEPS
 from undiffuse.diffusion.likelihood import CHAIN, variational_bound
 from undiffuse.diffusion.process import jump
-from undiffuse.diffusion.sampling import (
-    Sampling,
-    network_calls,
-    sample_batches,
-    trajectory,
-    unguidable,
-)
+from undiffuse.diffusion.sampling import Sampling, unguidable
+from undiffuse.model.edits import Editor
+from undiffuse.model.request import BATCH, Request, given_options
 from undiffuse.nets import build_network
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor, nn
 
-    from undiffuse.diffusion.walk import Frame
+    from undiffuse.diffusion.operators import Operator
 
 
 @dataclass(frozen=True)
@@ -188,15 +186,15 @@ class Model:
         condition = self.description.conditioning.sample(numbers, indices, seed)
         return self.denoiser(x_t, t, condition=condition)
 
-    def noisy(self, x_t: Any) -> Tensor:
+    def noisy(self, x_t: Any, name: str = "x_t") -> Tensor:
         """A user's noisy images as float32 (B, C, H, W). Raises UserError for other arrays."""
-        found = as_tensor("x_t", x_t)
+        found = as_tensor(name, x_t)
         if tuple(found.shape[1:]) != self.description.shape or not len(found):
             wanted = ", ".join(map(str, self.description.shape))
-            raise UserError(f"x_t must be (B, {wanted}), not {tuple(found.shape)}")
+            raise UserError(f"{name} must be (B, {wanted}), not {tuple(found.shape)}")
         if not found.is_floating_point():
             raise UserError(
-                f"x_t must be floats, not {str(found.dtype).partition('.')[2]}; `noised` makes "
+                f"{name} must be floats, not {str(found.dtype).partition('.')[2]}; `noised` makes "
                 "them from images"
             )
         return found.float()
@@ -228,23 +226,15 @@ class Model:
 
     @undisturbed()
     def request(
-        self, n: int = 64, classes: Any = None, *, batch_size: int = 256, **sampling: Any
+        self, n: int = 64, classes: Any = None, *, batch_size: int = BATCH, **sampling: Any
     ) -> Request:
         """A request for n images, with all options checked.
 
         classes: numbers or names; the images take them in turn. By default they take all classes in
         turn. batch_size: images that are sampled at once. sampling: fields of `Sampling`; the
         others are the model's own. Raises UserError for options that the model does not support."""
-        given = {name: value for name, value in sampling.items() if value is not None}
-        if unknown := given.keys() - Sampling.__dataclass_fields__.keys():
-            known = ", ".join(Sampling.__dataclass_fields__)
-            raise UserError(f"there is no option '{min(unknown)}'; there are: {known}")
+        given = given_options(sampling)
         n, batch_size = whole("n", n), whole("batch_size", batch_size)
-        given |= {name: whole(name, given[name]) for name in given.keys() & {"steps", "seed"}}
-        if "guidance" in given:
-            given["guidance"] = real("guidance", given["guidance"])
-        if "guidance_interval" in given:
-            given["guidance_interval"] = two_reals("guidance_interval", given["guidance_interval"])
         for name, value in (("n", n), ("batch_size", batch_size)):
             if value < 1:
                 raise UserError(f"{name} must be at least 1, not {value}")
@@ -259,14 +249,15 @@ class Model:
         same = all(given[name] == getattr(own, name) for name in given.keys() - free)
         usual = classes is None and same
         chosen = replace(own, **given).checked(self.denoiser)
-        return Request(self, n, numbers, chosen, batch_size, usual)
+        step = self.description.step
+        return Request(self.denoiser, step, n, numbers, chosen, batch_size, usual)
 
     @undisturbed()
     def sample(self, n: int = 64, classes: Any = None, **options: Any) -> NDArray[np.uint8]:
         """n new images, uint8 (n, H, W), or (n, H, W, 3) in colour. See `request` for the options.
 
         The same seed gives the same images with any batch size."""
-        return as_array(torch.cat(list(self.request(n, classes, **options).batches())))
+        return as_array(self.request(n, classes, **options).images())
 
     @undisturbed()
     def bits(
@@ -297,62 +288,97 @@ class Model:
         bound = variational_bound(self.denoiser, batch, numbers, steps=chain, seed=seed)
         return bound.total.numpy()
 
-
-@dataclass(frozen=True)
-class Request:
-    """A request for n images, ready to be sampled.
-
-    classes: the class number (n,) of each image, or None. batch_size: images that are sampled at
-    once. usual: whether the options are the model's own, apart from seed and precision."""
-
-    model: Model
-    n: int
-    classes: Tensor | None
-    sampling: Sampling
-    batch_size: int = 256
-    usual: bool = True
+    # --- Images to start from ---
 
     @property
-    def steps(self) -> int:
-        """Sampling steps."""
-        assert self.sampling.steps is not None
-        return self.sampling.steps
-
-    @property
-    def calls(self) -> int:
-        """Network calls for each image."""
-        return network_calls(self.model.denoiser, self.sampling, self.steps)
-
-    @property
-    def note(self) -> dict[str, Any]:
-        """The metadata of a picture of these images."""
-        names = ("sampler", "grid", "guidance", "guidance_interval", "clip", "seed", "steps")
-        return {
-            "step": self.model.description.step,
-            "usual": self.usual,
-            **{name: getattr(self.sampling, name) for name in names},
-        }
-
-    def frames(self, first: int, count: int) -> Iterator[Frame]:
-        """The sampling steps of the images first to first + count - 1, as one batch."""
-        own = None if self.classes is None else self.classes[first : first + count]
-        samples = range(first, first + count)
-        steps = trajectory(self.model.denoiser, samples, self.sampling, classes=own)
-        return each_undisturbed(steps)
-
-    def batches(self) -> Iterator[Tensor]:
-        """The images, uint8 (B, C, H, W), a batch at a time."""
-        batches = sample_batches(
-            self.model.denoiser,
-            self.n,
-            self.sampling,
-            classes=self.classes,
-            batch_size=self.batch_size,
-        )
-        yield from each_undisturbed(map(to_uint8, batches))
+    def editor(self) -> Editor:
+        """What makes the requests of the methods below."""
+        return Editor(self.denoiser, self.description.sampling, self.description.step)
 
     @undisturbed()
-    def stages(self, count: int) -> list[Tensor]:
-        """The first `count` images at every time from 1 to 0, uint8 (count, C, H, W) each."""
-        frames = list(self.frames(0, min(count, self.n)))
-        return [to_uint8(x) for x in (frames[0].x_t, *(frame.x_s for frame in frames))]
+    def inpaint(
+        self,
+        image: NDArray[np.uint8] | Tensor,
+        mask: Any,
+        n: int = 16,
+        classes: Any = None,
+        *,
+        method: str = "mmps",
+        **options: Any,
+    ) -> NDArray[np.uint8]:
+        """n images, as `sample` gives them, in which only the pixels under the mask are new.
+
+        image: uint8 (H, W), or (H, W, 3) in colour. mask: (H, W), not 0 where a pixel is new.
+        method: see `diffusion/inverse.py`. options: as for `request`."""
+        return as_array(self.editor.inpaint(image, mask, n, classes, method, options).images())
+
+    @undisturbed()
+    def edit(
+        self,
+        image: NDArray[np.uint8] | Tensor,
+        strength: float = 0.6,
+        n: int = 16,
+        classes: Any = None,
+        **options: Any,
+    ) -> NDArray[np.uint8]:
+        """n variations of an image: noise is added up to time `strength`, and taken away again.
+
+        strength: 0 gives the image itself, 1 a new image. Others: as for `inpaint`."""
+        return as_array(self.editor.edit(image, strength, n, classes, options).images())
+
+    @undisturbed()
+    def interpolate(
+        self, first: Any, second: Any, n: int = 12, classes: Any = None, **options: Any
+    ) -> NDArray[np.uint8]:
+        """n images on the way from `first` to `second`, through their noises.
+
+        first, second: an image, or the seed of a noise. classes: one class, or none. Others: as
+        for `inpaint`; the sampler is Heun's method, without guidance, by default."""
+        return as_array(self.editor.interpolate(first, second, n, classes, options).images())
+
+    @undisturbed()
+    def restore(
+        self,
+        measured: Any,
+        operator: str | Operator,
+        noise: float = 0.05,
+        n: int = 16,
+        classes: Any = None,
+        *,
+        method: str = "mmps",
+        **options: Any,
+    ) -> NDArray[np.uint8]:
+        """n images whose measurement by `operator` may be `measured`.
+
+        measured: uint8 (H', W'), or (H', W', 3) in colour. operator: a spec such as "blur:sigma=2",
+        or an object with apply and transpose (`diffusion/operators.py`). noise: the standard
+        deviation of the measurement's noise; 1 is the distance from black to white. Others: as for
+        `inpaint`."""
+        request = self.editor.restore(measured, operator, noise, n, classes, method, options)
+        return as_array(request.images())
+
+    @undisturbed()
+    def encode(
+        self, images: NDArray[np.uint8] | Tensor, classes: Any = None, *, steps: int = STEPS
+    ) -> Tensor:
+        """The noise (n, C, H, W) of images, by the probability-flow ODE.
+
+        images, classes: as for `bits`. steps: of Heun's method, two network calls each."""
+        x = to_float(from_array(images, self.description.shape))
+        return self.editor.encode(x, self.condition_of(classes, len(x)), steps)
+
+    @undisturbed()
+    def decode(
+        self, noise: Tensor | NDArray[Any], classes: Any = None, *, steps: int = STEPS
+    ) -> NDArray[np.uint8]:
+        """The images of noises (n, C, H, W): the inverse of `encode`, with the same options."""
+        x = self.noisy(noise, "noise")
+        condition = self.condition_of(classes, len(x))
+        return as_array(to_uint8(self.editor.decode(x, condition, steps)))
+
+    def condition_of(self, classes: Any, count: int) -> Tensor | None:
+        """The condition (count,) of each image. Without classes, the unconditional one."""
+        if classes is None:
+            return self.editor.unconditional(count)
+        numbers = self.one_each(classes, count)
+        return self.description.conditioning.sample(numbers, range(count), 0)

@@ -128,6 +128,39 @@ def samplers(source: Source) -> Figure:
     return figure
 
 
+@PICTURES.named("guidance")
+def guidance_compared(source: Source) -> Figure:
+    """The study `guidance`: distance, precision and recall against the strength, by method."""
+    study = source.guided
+    assert study is not None
+    figure = figures.new_figure(7.2, 3.0)
+    axes = figure.subplots(1, 3)
+    methods = dict.fromkeys(row["method"] for row in study["rows"] if row["guidance"] != 1)
+    marks, styles = "osDv^*", ["-", "--", "-.", ":", (0, (5, 1))]
+    none = next((row for row in study["rows"] if row["guidance"] == 1), None)
+    for number, method in enumerate(methods):
+        rows = [row for row in study["rows"] if row["method"] == method]
+        rows = [*([none] if none and "DDIM" not in method else []), *rows]
+        for axis, name in zip(axes, ("frechet", "precision", "recall"), strict=True):
+            axis.plot(
+                [row["guidance"] for row in rows],
+                [row[name] for row in rows],
+                marker=marks[number % len(marks)],
+                markersize=4,
+                linestyle=styles[number % len(styles)],
+                color=figures.LINES[number % len(figures.LINES)],
+                label=method,
+            )
+    for axis, name in zip(axes, ("Fréchet distance", "precision", "recall"), strict=True):
+        axis.set(xlabel="strength", ylabel=name)
+    axes[0].set(yscale="log")
+    figures.in_decimals(axes[0])
+    figure.legend(
+        *axes[0].get_legend_handles_labels(), fontsize=8, loc="outside lower center", ncols=3
+    )
+    return figure
+
+
 def errors_compared(source: Source, name: str) -> Figure:
     """The errors of each training, relative to the smallest error at the same noise level.
 

@@ -21,6 +21,8 @@ SYMBOLS = {
     "approx": r"\approx",
     "infinity": r"\infty",
     "quad": r"\quad",
+    "top": r"\top",
+    "partial": r"\partial",
     "log": r"\log",
     "times": r"\times",
     "RR": r"\mathbb{R}",

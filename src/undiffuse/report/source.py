@@ -20,7 +20,7 @@ from undiffuse.measuring.results import check_results
 from undiffuse.report.words import STUDY_NAMES
 from undiffuse.runs.averages import kept_averages
 from undiffuse.runs.folder import About, Run
-from undiffuse.runs.studies import check_study
+from undiffuse.runs.studies import SHEETS, check_study
 from undiffuse.training.config import Config
 from undiffuse.training.records import Finished, Record, Snapshot, of_kind
 
@@ -37,6 +37,10 @@ PICTURE_FILES = (
     "bits.png",
     "novelty.png",
     "unsure.png",
+    "inpaint.png",
+    "edit.png",
+    "interpolate.png",
+    "restore.png",
 )
 """The pictures of a run folder that a report may show."""
 
@@ -45,7 +49,8 @@ PICTURE_FILES = (
 class Source:
     """What a report reads of a run folder.
 
-    records: of the run, in order. metrics, samplers, progress: None where the run has none.
+    records: of the run, in order. metrics, samplers, progress, guidance, grids, restoration: None
+    where the run has none.
     trainings: the studies of trainings, by name. pictures: the bytes of the pictures that exist, by
     file name. class_lies_in: how samples.png shows classes. "row": each row is a class. "column":
     each column. None: neither."""
@@ -56,6 +61,9 @@ class Source:
     metrics: dict[str, Any] | None
     samplers: dict[str, Any] | None
     progress: dict[str, Any] | None = None
+    guidance: dict[str, Any] | None = None
+    grids: dict[str, Any] | None = None
+    restoration: dict[str, Any] | None = None
     trainings: dict[str, dict[str, Any]] = field(default_factory=dict)
     pictures: dict[str, bytes] = field(default_factory=dict)
     class_lies_in: str | None = None
@@ -121,8 +129,33 @@ class Source:
     @property
     def over_time(self) -> dict[str, Any] | None:
         """The study of quality over time, where it is of this run's end and has rows."""
-        found = self.progress
-        return found if found and found["rows"] and self.is_current(found["step"]) else None
+        return self.current(self.progress)
+
+    @property
+    def guided(self) -> dict[str, Any] | None:
+        """The study of guidance, where it is of the current weights and has rows."""
+        return self.current(self.guidance)
+
+    @property
+    def gridded(self) -> dict[str, Any] | None:
+        """The study of grids, where it is of the current weights and has rows."""
+        return self.current(self.grids)
+
+    @property
+    def restored(self) -> dict[str, Any] | None:
+        """The study of restoration, where it is of the current weights and has rows."""
+        return self.current(self.restoration)
+
+    def current(self, study: dict[str, Any] | None) -> dict[str, Any] | None:
+        """A study, where it is of the current weights and has rows."""
+        return study if study and study["rows"] and self.is_current(study["step"]) else None
+
+    def edited(self, verb: str) -> dict[str, Any] | None:
+        """The note of the picture that a verb such as "inpaint" made, of the current weights."""
+        note = note_of(self.pictures.get(f"{verb}.png", b""))
+        step = note.get("step")
+        usable = note.get("verb") == verb and isinstance(step, int) and self.is_current(step)
+        return note if usable else None
 
     def is_current(self, step: int) -> bool:
         """Whether results at this step describe the run. A finished run has its last step only."""
@@ -144,10 +177,17 @@ def read(run: Run) -> Source:
     for study in filter(None, studies.values()):
         for picture in [row["picture"] for row in study["rows"] if "picture" in row]:
             pictures[f"study-{picture}"] = picture_of(run.path / "study", picture)
-    samplers, progress = studies.pop("samplers", None), studies.pop("progress", None)
+    of_run: dict[str, Any] = {name: studies.pop(name, None) for name in SHEETS}
+    samplers = of_run["samplers"]
     trainings = {name: study for name, study in studies.items() if study}
     source = Source(
-        run, about, tuple(run.records()), metrics, samplers, progress, trainings, pictures
+        run,
+        about,
+        tuple(run.records()),
+        metrics,
+        **of_run,
+        trainings=trainings,
+        pictures=pictures,
     )
     if samplers and source.is_current(samplers["step"]):
         for name in ("denoising.png", "collapse.png"):
@@ -159,7 +199,7 @@ def read(run: Run) -> Source:
 
 def study_files(run: Run) -> list[Path]:
     """The files of a run's studies. Those of STUDY_NAMES come first, in that order."""
-    known = ("samplers", "progress", *STUDY_NAMES)
+    known = (*SHEETS, *STUDY_NAMES)
     found = {path.stem: path for path in (run.path / "study").glob("*.json")}
     others = sorted(name for name in found.keys() - known if re.fullmatch(r"[\w-]+", name))
     return [found[name] for name in (*known, *others) if name in found]

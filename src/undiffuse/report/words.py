@@ -12,6 +12,15 @@ SAMPLER_NAMES = {
     "heun": "Heun",
     "dpmpp-2m": "DPM-Solver++ 2M",
     "dpmpp-2m-sde": "DPM-Solver++ 2M (stochastic)",
+    "exp-ab": "exponential Adams-Bashforth",
+    "dpmpp-3m": "DPM-Solver++ 3M",
+    "dpmpp-3m-sde": "DPM-Solver++ 3M (stochastic)",
+    "unipc": "UniPC",
+    "deis": "DEIS",
+    "lms": "LMS",
+    "pndm": "PNDM",
+    "heun-churn": "Heun with churn",
+    "restart": "restart",
 }
 """The samplers that a study compares, by the names that it gives them."""
 

@@ -36,6 +36,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+COLUMNS = 8
+"""Columns of a grid with images before the others."""
+
 DRAWN = re.compile(r"\d{5,}(_.*)?\.png")
 """The names of the images in a folder: 00012.png, or 00012_CLASS.png."""
 
@@ -127,14 +130,22 @@ def save_images(
     labels: Tensor | None,
     classes: tuple[str, ...],
     note: dict[str, Any] | None = None,
+    *,
+    before: Tensor | None = None,
 ) -> None:
     """Write images uint8 (N, C, H, W) to a destination.
 
     labels: class numbers (N,), or None. classes: the names of all classes. note: the metadata of a
-    grid. Grids and archives are marked as undiffuse's. A file is written completely or not at all.
-    The images of a folder are moved into it when all of them are written; those of an earlier call
-    are removed then, and no other file. Raises UserError where that is not possible."""
-    if to.kind == "png":
+    grid. before: images that a grid shows in its first row, before all others. Grids and archives
+    are marked as undiffuse's. A file is written completely or not at all. The images of a folder
+    are moved into it when all of them are written; those of an earlier call are removed then, and
+    no other file. Raises UserError where that is not possible."""
+    if to.kind == "png" and before is not None:
+        first = torch.zeros(COLUMNS, *images.shape[1:], dtype=torch.uint8)
+        first[: len(before)] = before
+        sheet = image_grid(torch.cat([first, images]), COLUMNS)
+        write_atomic(to.path, png_bytes(sheet, note))
+    elif to.kind == "png":
         rows = classes_in_turn(labels)
         sheet = image_grid(images, rows or columns_for(len(images)), down=rows > 0)
         write_atomic(to.path, png_bytes(sheet, {**(note or {}), "rows": rows}))
@@ -142,11 +153,7 @@ def save_images(
         arrays: dict[str, Any] = {"images": as_array(images)}
         if labels is not None:
             arrays |= {"labels": labels.numpy(), "classes": np.array(classes)}
-        out = io.BytesIO()
-        np.savez_compressed(out, **arrays)
-        with zipfile.ZipFile(out, "a") as archive:
-            archive.comment = NOTE.encode()
-        write_atomic(to.path, out.getvalue())
+        write_archive(to.path, arrays)
     else:
         try:
             to.path.mkdir(parents=True, exist_ok=True)
@@ -165,6 +172,26 @@ def save_images(
                     file.rename(to.path / file.name)
         except OSError as error:
             raise cannot_write(to.path, error) from error
+
+
+def write_archive(path: Path, arrays: dict[str, Any]) -> None:
+    """Write an archive, marked as undiffuse's."""
+    out = io.BytesIO()
+    np.savez_compressed(out, **arrays)
+    with zipfile.ZipFile(out, "a") as archive:
+        archive.comment = NOTE.encode()
+    write_atomic(path, out.getvalue())
+
+
+def save_encoded(to: Destination, image: Tensor, noise: Tensor, seen: Tensor, back: Tensor) -> None:
+    """Write an image's noise (1, C, H, W) and the image after the way back.
+
+    seen: the noise as a picture, for a grid of all three."""
+    if to.kind == "npz":
+        write_archive(to.path, {"noise": noise.numpy(), "images": as_array(back)})
+    else:
+        sheet = image_grid(torch.cat([image, seen, back]), 3)
+        write_atomic(to.path, png_bytes(sheet, {"verb": "encode"}))
 
 
 def check_trajectory(path: Path, images: Destination, *, overwrite: bool = False) -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any, Literal
 
+from undiffuse.base.errors import UserError
 from undiffuse.base.schema import Count, Number, Strict
 
 FORMAT = 7
@@ -69,6 +72,45 @@ class ProgressRow(Distance):
     images_seen: Count
 
 
+class RestorationRow(Strict):
+    """One operator with one method.
+
+    noise: the standard deviation in the measurement; 1 is the distance from black to white. psnr:
+    of one answer, in dB, with its 95% interval; psnr_mean: of the mean of an image's answers.
+    spread: between an image's answers, in 8-bit values. agreement: the share of answers that the
+    classifier gives the image's class. picture: its file name beside the file."""
+
+    operator: str
+    noise: Number
+    method: str
+    psnr: Number
+    psnr_low: Number
+    psnr_high: Number
+    psnr_mean: Number
+    spread: Number
+    seconds_per_image: Number
+    agreement: Number | None = None
+    picture: str
+
+
+class GuidanceRow(Distance):
+    """One method with one strength. calls: network calls for an image."""
+
+    method: str
+    guidance: Number
+    calls: Count
+    precision: Number
+    recall: Number
+
+
+class GridRow(Distance):
+    """One grid with one number of steps. calls: network calls for an image."""
+
+    grid: str
+    calls: Count
+    steps: Count
+
+
 class Sheet(Strict):
     """The part that all studies have."""
 
@@ -122,7 +164,63 @@ class ProgressSheet(Sheet):
     rows: list[ProgressRow]
 
 
-SHEETS: dict[str, type[Sheet]] = {"samplers": SamplerSheet, "progress": ProgressSheet}
+class RestorationSheet(Sheet):
+    """The study of restoration.
+
+    step: training steps of the run. n: images. draws: answers to each. steps: of each answer.
+    real_agreement: the share of the images themselves that the classifier gives their class."""
+
+    seed: Count
+    step: Count
+    n: Count
+    draws: Count
+    steps: Count
+    cases: Count
+    real_agreement: Number | None
+    rows: list[RestorationRow]
+
+
+class GuidanceSheet(Sheet):
+    """The study of guidance.
+
+    step: training steps of the run. n: images of each case. weaker_step: that of the weaker model;
+    None where the run kept none. real_frechet: the distance of n test images, None where there are
+    too few."""
+
+    seed: Count
+    step: Count
+    n: Count
+    cases: Count
+    weaker_step: Count | None
+    real_frechet: Number | None
+    rows: list[GuidanceRow]
+
+
+class GridSheet(Sheet):
+    """The study of grids.
+
+    step: training steps of the run. n: images of each case. fitted: the grid that was found for the
+    run. sampler, guidance: as the run's images are sampled. real_frechet: the distance of n test
+    images, None where there are too few."""
+
+    seed: Count
+    step: Count
+    n: Count
+    cases: Count
+    fitted: str
+    sampler: str
+    guidance: Number
+    real_frechet: Number | None
+    rows: list[GridRow]
+
+
+SHEETS: dict[str, type[Sheet]] = {
+    "samplers": SamplerSheet,
+    "progress": ProgressSheet,
+    "restoration": RestorationSheet,
+    "guidance": GuidanceSheet,
+    "grids": GridSheet,
+}
 """The sheets of the studies of one run. All others are studies that train."""
 
 
@@ -134,3 +232,22 @@ def check_study(name: str, content: Any) -> dict[str, Any]:
         raise ValueError("it holds no study")
     SHEETS.get(name, TrainingSheet).model_validate(content)
     return content
+
+
+def grid_of(run: Path, grid: str | None) -> str | None:
+    """The grid that a user names, for the run in folder `run`.
+
+    "fitted" is the one that the study of grids found. Raises UserError where there is no study."""
+    if grid != "fitted":
+        return grid
+    file = run / "study" / "grids.json"
+    try:
+        return str(check_study("grids", json.loads(file.read_bytes()))["fitted"])
+    except FileNotFoundError:
+        raise UserError(
+            f"no grid has been fitted to {run}; 'undiffuse study grids {run}' does it"
+        ) from None
+    except ValueError as error:
+        raise UserError(
+            f"{file} can't be read ({str(error).splitlines()[0]}); remove it"
+        ) from error

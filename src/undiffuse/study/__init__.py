@@ -2,6 +2,9 @@
 
     samplers     compares samplers on one finished run (samplers.py)
     progress     measures the quality of samples as training went on (progress.py)
+    guidance     measures quality and variety against the strength of guidance (guidance.py)
+    grids        fits the times that sampling visits to the run, and compares them (grids.py)
+    restoration  restores real images that were masked, shrunk, blurred or noised (restoration.py)
     QUESTIONS    compares schedules, predictions, ... with one training for each (questions.py)
 
 A study is kept in RUN/study/NAME.json, with pictures beside it. Each row is written when it is
@@ -19,13 +22,20 @@ from undiffuse.base.lazy import lazy
 from undiffuse.study.questions import QUESTIONS
 
 if TYPE_CHECKING:
-    from undiffuse.study import progress, samplers, trainings
+    from undiffuse.study import grids, guidance, progress, restoration, samplers, trainings
     from undiffuse.study.sheet import Sheet
 else:
     samplers, trainings = lazy("undiffuse.study.samplers"), lazy("undiffuse.study.trainings")
-    progress = lazy("undiffuse.study.progress")
+    grids, guidance = lazy("undiffuse.study.grids"), lazy("undiffuse.study.guidance")
+    progress, restoration = lazy("undiffuse.study.progress"), lazy("undiffuse.study.restoration")
 
-STUDIES = ("samplers", "progress", *QUESTIONS)
+OF_ONE_RUN = {"samplers": 2.0, "progress": 1.0, "guidance": 4.0, "grids": 4.0, "restoration": 3.0}
+"""The studies of a finished run -> the minutes that they take by default."""
+
+MINUTES = 30.0
+"""The minutes that the studies with trainings take by default."""
+
+STUDIES = (*OF_ONE_RUN, *QUESTIONS)
 
 
 class Study(Protocol):
@@ -52,15 +62,22 @@ def make_study(
 ) -> Study:
     """The study called `what` of a run, ready to run.
 
-    minutes: the time that it may take; by default 2 for samplers, 1 for progress, and 30 for the
-    others. seeds: the number of trainings for each value. values: those to compare, all by default.
+    minutes: the time that it may take, by default that of OF_ONE_RUN, or MINUTES. seeds: the number
+    of trainings for each value. values: those to compare, all by default.
+
     Raises UserError where the run cannot be studied."""
-    if what in ("samplers", "progress") and (seeds != 1 or values):
+    if what in OF_ONE_RUN and (seeds != 1 or values):
         raise UserError(f"the study of {what} is of one run; leave --seeds and --values out")
+    if minutes is None:
+        minutes = OF_ONE_RUN.get(what, MINUTES)
     if what == "samplers":
-        return samplers.sampler_study(run, 2.0 if minutes is None else minutes, seed)
+        return samplers.sampler_study(run, minutes, seed)
     if what == "progress":
-        return progress.progress_study(run, 1.0 if minutes is None else minutes, seed)
-    return trainings.training_study(
-        run, what, 30.0 if minutes is None else minutes, seeds, seed, values
-    )
+        return progress.progress_study(run, minutes, seed)
+    if what == "guidance":
+        return guidance.guidance_study(run, minutes, seed)
+    if what == "grids":
+        return grids.grid_study(run, minutes, seed)
+    if what == "restoration":
+        return restoration.restoration_study(run, minutes, seed)
+    return trainings.training_study(run, what, minutes, seeds, seed, values)

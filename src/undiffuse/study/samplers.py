@@ -57,6 +57,16 @@ CALLS = (5, 10, 25)
 """The most network calls for each image. Heun's method takes an odd number: for 10 it takes 9."""
 
 
+LONG = 6.0
+"""The minutes from which on a study compares the further samplers and numbers of calls too."""
+
+FURTHER = (
+    "exp-ab", "dpmpp-3m", "dpmpp-3m-sde", "unipc", "deis", "lms", "pndm", "heun-churn", "restart"
+)  # fmt: skip
+
+MORE_CALLS = (3, 5, 8, 12, 25, 50)
+
+
 FEWEST, MOST = 50, 2000  # the fewest and the most images of a case
 
 
@@ -88,17 +98,19 @@ class Case:
         return f"{self.sampler}-{self.steps}{guided}.png"
 
 
-def cases(denoiser: Denoiser, own: Sampling) -> list[Case]:
+def cases(denoiser: Denoiser, own: Sampling, *, long: bool = False) -> list[Case]:
     """All cases: each sampler with as many steps as each number of network calls allows.
 
     own: the options with which the run's own images are sampled. They are the last case, unless an
-    earlier one is the same."""
-    found = []
-    for sampler in COMPARED:
+    earlier one is the same. long: whether the further samplers and calls are among them."""
+    found: list[Case] = []
+    for sampler in (*COMPARED, *FURTHER) if long else COMPARED:
         sampling = Sampling(sampler)
-        for calls in CALLS:
+        for calls in MORE_CALLS if long else CALLS:
             steps = steps_within(calls, denoiser, sampling)
-            found.append(Case(sampler, steps, network_calls(denoiser, sampling, steps)))
+            case = Case(sampler, steps, network_calls(denoiser, sampling, steps))
+            if case not in found and case.calls <= calls:
+                found.append(case)
     assert own.steps is not None
     calls = network_calls(denoiser, own, own.steps)
     interval = EVERYWHERE if own.guidance == 1 else own.guidance_interval
@@ -255,7 +267,7 @@ def sampler_study(path: Path, minutes: float = 2.0, seed: int = 0) -> SamplerStu
     denoiser = model.denoiser
     quick = replace(denoiser, network=in_precision(denoiser.network, precision))
     own = about.config.sampling(model.description.step, denoiser.conditioning)
-    compared = cases(denoiser, own.checked(denoiser))
+    compared = cases(denoiser, own.checked(denoiser), long=minutes >= LONG)
     calls = sum(case.calls for case in compared)
     per_call = seconds_per_call(quick)
     n = max(FEWEST, min(MOST, int(60 * minutes / (calls * per_call)), len(whole)))
@@ -263,7 +275,7 @@ def sampler_study(path: Path, minutes: float = 2.0, seed: int = 0) -> SamplerStu
     kept = sheet(
         run,
         "samplers",
-        same=("seed", "step"),
+        same=("seed", "step", "cases"),
         seed=seed,
         step=model.description.step,
         n=n,

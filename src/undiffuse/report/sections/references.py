@@ -100,6 +100,10 @@ REFERENCES = {
         "U-Net: Convolutional Networks for Biomedical Image Segmentation",
         "1505.04597",
     ),
+    "Rozet et al. 2024": (
+        "Learning Diffusion Priors from Observations by Expectation Maximization",
+        "2405.13712",
+    ),
     "Salimans & Ho 2022": (
         "Progressive Distillation for Fast Sampling of Diffusion Models",
         "2202.00512",

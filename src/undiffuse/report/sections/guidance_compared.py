@@ -1,0 +1,71 @@
+"""The study of guidance: quality and variety against its strength, by several methods."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from undiffuse.report.blocks import Block, Figure, Heading, Missing, Table, Text, plain
+from undiffuse.report.source import Source
+from undiffuse.report.words import distance, number
+
+
+def section(source: Source) -> Iterator[Block]:
+    study = source.guided
+    if study is None:
+        return
+    rows = study["rows"]
+    yield Heading(1, "Strengths of guidance compared")
+    if len(rows) < study["cases"]:
+        yield Missing(
+            f"The comparison is not whole: {len(rows)} of {study['cases']} cases have been "
+            "sampled.",
+            source.run.command_for("study", "guidance"),
+        )
+    weaker = ""
+    if study["weaker_step"] is not None:
+        weaker = (
+            f" The earlier snapshot is that of step {study['weaker_step']:,}: guidance leads away "
+            "from its prediction for the same condition, in place of the unconditional one."
+        )
+    yield Text(
+        f"{study['n']:,} images each, from the same noise. _Precision_ is the share of images that "
+        "look real, and _recall_ the share of real images that the model can make. Stronger "
+        f"guidance should raise precision and lower recall.{weaker} CFG++ puts the unconditional "
+        "prediction's noise back after each step, which only DDIM among these samplers does, so "
+        "its row of comparison is DDIM without guidance."
+    )
+    yield Table(
+        ("method", "strength", "calls", "Fréchet distance", "95% interval", "precision", "recall"),
+        [
+            (
+                plain(row["method"]),
+                f"{row['guidance']:g}",
+                str(row["calls"]),
+                *distance(row),
+                f"{row['precision']:.3f}",
+                f"{row['recall']:.3f}",
+            )
+            for row in rows
+        ],
+        f"Guidance, {study['n']:,} images each. Real images have the distance "
+        f"{number(study['real_frechet'])}.",
+        tuple(range(1, 7)),
+    )
+    yield Figure(
+        "guidance",
+        "Quality and variety against the strength of guidance.",
+        "Three charts of curves, one for each method: distance, precision and recall.",
+    )
+    best = min(rows, key=lambda row: row["frechet"])
+    none = next((row for row in rows if row["guidance"] == 1), None)
+    if none is not None:
+        apart = best["frechet_high"] < none["frechet_low"]
+        yield Text(
+            f"The smallest distance is that of {plain(best['method'])} with strength "
+            f"{best['guidance']:g}. "
+            + (
+                "It is smaller than without guidance by more than the intervals."
+                if apart
+                else "It does not differ from that without guidance by more than the intervals."
+            )
+        )
