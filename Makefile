@@ -39,8 +39,8 @@ digits: setup
 	@test -f "$(RUN)/samples.png" || $(BIN)/undiffuse sample "$(RUN)" --n 100
 	@test -f "$(RUN)/metrics.json" || $(BIN)/undiffuse evaluate "$(RUN)" --quick
 	@test -f "$(RUN)/report.html" || { \
-	  $(BIN)/undiffuse study samplers "$(RUN)" --minutes 1.5 && \
-	  $(BIN)/undiffuse study progress "$(RUN)" --minutes 0.8 && \
+	  $(BIN)/undiffuse study samplers "$(RUN)" --minutes 1.3 && \
+	  $(BIN)/undiffuse study progress "$(RUN)" --minutes 0.6 && \
 	  $(BIN)/undiffuse study schedules "$(RUN)" --values linear cosine --minutes 2.3 && \
 	  $(BIN)/undiffuse report "$(RUN)"; }
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from undiffuse import Model
+from undiffuse import Model, api
+from undiffuse.base.tensors import load_tensors, save_tensors
 from undiffuse.runs.averages import averaged, kept_averages
 from undiffuse.runs.folder import Run
 from undiffuse.training.averages import (
@@ -101,6 +103,7 @@ def test_the_command(run: Path, tmp_path: Path, command: Command) -> None:
     ("words", "sentence"),
     [
         (["--width", "0.5"], "width must be more than 0 and at most 0.25"),
+        (["--width", "0.1", "0.5"], "width must be more than 0 and at most 0.25"),
         (["--width", "0.2", "0.1", "--out", "a.safetensors"], "takes the model of one width"),
         (["--width", "0.2", "--out", "a.png"], "write FILE.safetensors"),
     ],
@@ -111,3 +114,23 @@ def test_what_cannot_be_is_refused(
     copy = tmp_path / "run"
     shutil.copytree(run, copy)
     assert sentence in command("average", copy, *words)
+
+
+def test_a_run_of_an_earlier_version_goes_on_without_the_wide_average(
+    train: Callable[..., Path], tiny: dict[str, Any], tmp_path: Path
+) -> None:
+    """Its checkpoint has no tensors of it. Its own average goes on to the same bits."""
+    run = tmp_path / "run"
+    api.train(run, **{**tiny, "checkpoint_every": 4})
+    tensors, metadata = load_tensors(run / "checkpoint.safetensors")
+    old = {name: value for name, value in tensors.items() if not name.startswith("wide/")}
+    assert len(old) < len(tensors)
+    longer = tmp_path / "longer"
+    for path in (run / "checkpoint.safetensors", run / "before-decay.safetensors"):
+        found, about = load_tensors(path)
+        kept = {name: value for name, value in found.items() if not name.startswith("wide/")}
+        save_tensors(path, kept, {"step": about["step"]})
+    api.train(longer, longer=run, steps=8)
+    assert kept_averages(Run(longer), "wide") == []
+    assert kept_averages(Run(longer))
+    assert metadata["step"]

@@ -208,6 +208,13 @@ def test_inpainting_keeps_the_image_where_there_is_no_mask() -> None:
     assert (found[:, :, 4:] != image[:, 4:]).any()
 
 
+def test_calls_decide_the_steps_where_they_are_given() -> None:
+    own = model("without")
+    few = own.editor.edit(picture(), 0.5, 2, None, {"calls": 5, "sampler": "ddim"})
+    assert few.steps == 5
+    assert own.editor.edit(picture(), 0.5, 2, None, {}).steps == 50
+
+
 def test_strength_0_is_the_image_and_strength_1_a_new_one() -> None:
     own, image = model(), picture()
     assert (own.edit(image, 0, n=3) == image).all()
@@ -244,6 +251,7 @@ def test_encode_and_decode() -> None:
         assert noise.shape == (2, 1, 8, 8)
         back = own.decode(noise, classes)
         assert np.abs(back.astype(int) - images).mean() < 1
+        assert (own.decode(noise[1:], classes) == back[1:]).all()
 
 
 class Sum:
@@ -276,6 +284,8 @@ SMALL = picture()[:2, :2]
         (lambda m: m.inpaint(picture(), RIGHT, method="dps"), "no method called 'dps'"),
         (lambda m: m.inpaint(picture(), RIGHT, sampler="best"), "no sampler called 'best'"),
         (lambda m: m.inpaint(picture(), RIGHT, n=0), "n must be at least 1, not 0"),
+        (lambda m: m.edit(picture(), batch_size=0), "batch_size must be at least 1, not 0"),
+        (lambda m: m.restore(picture(), "noise", 0.1, method="smc", sampler="ddpm"), "leave the"),
         (lambda m: m.inpaint(picture(), RIGHT, quick=True), "no option 'quick'"),
         (lambda m: m.inpaint(picture(), RIGHT, guidance=2), "guidance is towards a class"),
         (lambda m: m.edit(picture(), 1.01), "strength must be from 0 to 1, not 1.01"),

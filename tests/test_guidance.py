@@ -49,8 +49,17 @@ def guided(spec: str, scale: float) -> Tensor:
     return found
 
 
+def test_cfg_plus_plus_of_1_still_puts_the_other_noise_back() -> None:
+    plus = Sampling("ddim", 3, guidance=1.0, guidance_method="cfg++", clip=False)
+    found = sample(DENOISER, range(3), plus, classes=CLASSES)
+    near = sample(DENOISER, range(3), replace(plus, guidance=0.9999), classes=CLASSES)
+    close(found, near, 1e-3)
+    usual = sample(DENOISER, range(3), replace(plus, guidance_method="cfg"), classes=CLASSES)
+    assert not torch.allclose(found, usual, atol=1e-2)
+
+
 @pytest.mark.parametrize("spec", list(GUIDANCES))
-def test_a_scale_of_1_is_no_guidance(spec: str) -> None:
+def test_a_scale_of_1_gives_the_conditional_prediction(spec: str) -> None:
     close(guided(spec, 1), A, 1e-6)
     assert not torch.allclose(guided(spec, 2), A)
 

@@ -245,7 +245,7 @@ def of_two_modes(method: str, count: int, sampler: str = "ddpm") -> tuple[float,
     """The largest errors of (weights, mean, covariance) of `count` draws given y = 0 +- 0.3."""
     data, std = two_modes(), 0.3
     y = torch.zeros(1, 1, 1, 2, dtype=torch.float64)
-    task = Fit(FIRST, y, std, method)
+    task = Fit(FIRST, y, 0.0 if method == "repaint" else std, method)
 
     def noise(step: int, number: int = 0) -> Tensor:
         return random(count, 1, 1, 2, seed=1 + step + 1000 * number)
@@ -378,6 +378,9 @@ def test_what_is_kept_is_kept_exactly() -> None:
             "needs a mask",
         ),
         (lambda: Fit(FIRST, torch.zeros(1), 0.1, "smc:particles=0"), "at least 1, not 0"),
+        (lambda: Fit(FIRST, torch.zeros(1), 0.1, "mmps:iterations=0"), "at least 1, not 0"),
+        (lambda: Fit(FIRST, torch.zeros(1), 0.0, "repaint:times=-1"), "at least 1, not -1"),
+        (lambda: Fit(FIRST, torch.zeros(1), 0.1, "repaint"), "measurement without noise"),
         (lambda: operator_of("downsample:factor=3", (1, 8, 8)), "must divide"),
         (lambda: operator_of("downsample:factor=0", (1, 8, 8)), "must divide"),
         (lambda: operator_of("blur:sigma=0", (1, 8, 8)), "more than 0 pixels"),

@@ -16,14 +16,15 @@ from undiffuse.base.errors import UserError
 from undiffuse.diffusion.grids import GRIDS
 from undiffuse.diffusion.guidance import GUIDANCES
 from undiffuse.diffusion.inverse import METHODS
+from undiffuse.diffusion.operators import operator_of, pseudo_inverse
 from undiffuse.diffusion.sampling import Sampling
 from undiffuse.report import Report
 from undiffuse.report.blocks import Figure, Heading, Missing, Table
 from undiffuse.runs.evaluation import Parts, evaluate_run
-from undiffuse.runs.studies import grid_of
 from undiffuse.study import STUDIES, make_study
+from undiffuse.study.grids import fitted_to
 from undiffuse.study.guidance import cases as guidance_cases
-from undiffuse.study.restoration import INVERSE, figures
+from undiffuse.study.restoration import INVERSE, control, figures
 
 Command = Callable[..., str]
 FEW = {"guidance": 200, "grids": 500, "restoration": 10}
@@ -78,10 +79,8 @@ def test_the_report_shows_what_there_is(measured: Path) -> None:
 
 
 def test_the_grid_that_was_found_is_used(measured: Path, tmp_path: Path, command: Command) -> None:
-    spec = grid_of(measured, "fitted")
-    assert spec is not None
+    spec = fitted_to(measured)
     assert spec.startswith("fitted:times=1/")
-    assert grid_of(measured, "karras") == "karras"
     words = ["sample", measured, "--n", 2, "--steps", 4]
     command(*words, "--grid", "fitted", "--out", tmp_path / "a.npz")
     command(*words, "--grid", spec, "--out", tmp_path / "b.npz")
@@ -123,6 +122,15 @@ def test_the_figures_of_restoration() -> None:
     assert found["psnr_low"] == pytest.approx(found["psnr"])  # all images are alike
     assert found["psnr_mean"] == pytest.approx(10 * np.log10(1 / 0.05**2))
     assert found["spread"] == pytest.approx(127.5 * 0.6 / 2**0.5)
+
+
+def test_the_control_does_not_restore_the_noise() -> None:
+    """It is nearer to a smooth truth than the pseudo-inverse itself, which fits the noise."""
+    operator = operator_of("blur:sigma=1", (1, 16, 16))
+    truth = operator_of("blur:sigma=3", (1, 16, 16)).apply(torch.rand(4, 1, 16, 16)) - 0.5
+    seen = operator.apply(truth) + 0.1 * torch.randn(4, 1, 16, 16)
+    ours, exact = control(operator, seen, 0.1), pseudo_inverse(operator, seen, 200).clamp(-1, 1)
+    assert (ours - truth).square().mean() < (exact - truth).square().mean() / 2
 
 
 def test_an_unconditional_run_has_no_guidance_to_study(run: Path) -> None:

@@ -12,7 +12,8 @@ from tyro.conf import Positional
 
 from undiffuse.base.errors import UserError
 from undiffuse.base.lazy import lazy
-from undiffuse.cli.output import by_default, say, stdout
+from undiffuse.cli.output import by_default, say
+from undiffuse.cli.verbs import Classes, grid_of, sampled_images
 from undiffuse.diffusion.inverse import METHODS
 from undiffuse.diffusion.operators import OPERATORS
 from undiffuse.training.fields import among
@@ -32,9 +33,6 @@ else:
     one_image, destinations = lazy("undiffuse.data.one_image"), lazy("undiffuse.runs.destinations")
     pixels = lazy("undiffuse.base.pixels")
 
-Classes = Annotated[
-    tuple[str, ...], tyro.conf.arg(aliases=["--class", "--label"]), by_default("none")
-]
 OF_RUN = by_default("the run's")
 
 
@@ -54,6 +52,10 @@ class Steps:
     """the same seed gives the same images"""
     batch_size: int = 256
     """images that are sampled at once"""
+
+    def options(self, run: Path) -> dict[str, Any]:
+        """The options as `Editor` takes them."""
+        return asdict(self) | {"grid": grid_of(run, self.grid)}
 
 
 @dataclass(frozen=True)
@@ -92,7 +94,7 @@ def inpaint(
     Args:
         run: the run folder
         image: a PNG or JPEG file; it is made to fit the model's images
-        mask: a picture of the same size, white where the image is to be new
+        mask: a picture as large as the model's images, white where the image is to be new
         box: LEFT,TOP,RIGHT,BOTTOM in pixels: the part that is to be new; 14,0,28,28 is the right
             half of a digit
         n: number of images
@@ -105,7 +107,7 @@ def inpaint(
     given = one_of(image, model, invert=place.invert)
     shape = model.description.shape
     new = one_image.read_mask(mask, shape) if mask is not None else in_box(box or "", shape)
-    request = model.editor.inpaint(given, new, n, classes or None, method, asdict(sampled))
+    request = model.editor.inpaint(given, new, n, classes or None, method, sampled.options(run))
     hidden = torch.where(new, torch.full_like(given, 128), given)
     finish(to, "inpaint", request, [given, hidden], {"method": method})
 
@@ -131,7 +133,7 @@ def edit(
     model = api.load(run)
     to = place.of(run, "edit.png")
     given = one_of(image, model, invert=place.invert)
-    request = model.editor.edit(given, strength, n, classes or None, asdict(sampled))
+    request = model.editor.edit(given, strength, n, classes or None, sampled.options(run))
     finish(to, "edit", request, [given], {"strength": strength})
 
 
@@ -146,9 +148,11 @@ def interpolate(
 ) -> None:
     """Walk from one image to another, through their noises.
 
+    Without --sampler it takes Heun's method, and without --guidance none.
+
     Args:
         run: the run folder
-        first: FILE.png, or seed:N for the image that sampling with that seed begins with
+        first: FILE.png, or seed:N for the noise with which sampling with that seed begins
         second: the other end, of the same kinds
         n: number of images, the two ends included
         classes: one class for all of them
@@ -156,7 +160,7 @@ def interpolate(
     model = api.load(run)
     to = place.of(run, "interpolate.png")
     ends = end_of(first, model, invert=place.invert), end_of(second, model, invert=place.invert)
-    request = model.editor.interpolate(*ends, n, classes or None, asdict(sampled))
+    request = model.editor.interpolate(*ends, n, classes or None, sampled.options(run))
     files = [end for end in ends if not isinstance(end, int)]
     finish(to, "interpolate", request, files, {"from": first, "to": second})
 
@@ -190,11 +194,11 @@ def restore(
     model = api.load(run)
     to = place.of(run, "restore.png")
     given = one_of(
-        image, model, model.editor.measured_shape(operator, degrade), invert=place.invert
+        image, model, model.editor.measured_shape(operator, degrade=degrade), invert=place.invert
     )
     seen = model.editor.degraded(given, operator, noise, sampled.seed) if degrade else given
     request = model.editor.restore(
-        seen, operator, noise, n, classes or None, method, asdict(sampled)
+        seen, operator, noise, n, classes or None, method, sampled.options(run)
     )
     shown = [given] if degrade else []
     shown.append(enlarged(seen, model.description.shape))
@@ -207,7 +211,9 @@ def encode(
     image: Path,
     classes: Classes = (),
     steps: int = 100,
-    place: Placed = Place(),
+    invert: bool = False,
+    out: Annotated[str | None, by_default("RUN/encode.npz")] = None,
+    overwrite: bool = False,
 ) -> None:
     """Find the noise that the ODE leads to an image, and go back from it. Prints the error.
 
@@ -216,12 +222,15 @@ def encode(
         image: a PNG or JPEG file; it is made to fit the model's images
         classes: one class, by name or number
         steps: steps of Heun's method, of two network calls each
+        invert: exchange light and dark in the image, as for ink on paper
+        out: FILE.npz for the noise and the image after the way back, or FILE.png for a picture
+        overwrite: replace files of that name that undiffuse did not write
     """
     model = api.load(run)
-    to = place.of(run, "encode.npz")
+    to = destinations.destination(out or str(run / "encode.npz"), overwrite=overwrite)
     if to.kind == "folder":
         raise UserError(f"out={to}: write FILE.npz or FILE.png")
-    given = one_of(image, model, invert=place.invert)
+    given = one_of(image, model, invert=invert)
     of_class = classes or None
     noise = model.encode(given[None], of_class, steps=steps)
     back = pixels.from_array(model.decode(noise, of_class, steps=steps), model.description.shape)
@@ -237,11 +246,12 @@ def encode(
 # --- Parts ---
 
 
-def one_of(
-    path: Path, model: Model, shape: tuple[int, int, int] | None = None, *, invert: bool
-) -> Tensor:
-    """The image in a file, uint8 (C, H, W), made to fit. What was changed is printed."""
-    found = one_image.read_image(path, shape or model.description.shape, invert=invert)
+def one_of(path: Path, model: Model, shape: tuple[int, ...] = (), *, invert: bool) -> Tensor:
+    """The image in a file, uint8 (C, H, W), made to fit. What was changed is printed.
+
+    shape: (C, H, W) of the image; by default that of the model's images."""
+    channels, height, width = shape or model.description.shape
+    found = one_image.read_image(path, (channels, height, width), invert=invert)
     for note in found.notes:
         say(note)
     return found.pixels
@@ -284,17 +294,12 @@ def finish(
 ) -> None:
     """Sample a request, write the images, and say where. shown: images before them in a sheet."""
     begin = time.monotonic()
-    images = []
-    with stdout().status(f"sampling {request.n:,} images") as status:
-        for batch in request.batches():
-            images.append(batch)
-            status.update(f"sampled {sum(map(len, images)):,} of {request.n:,}")
+    images = sampled_images(request)
     seconds = time.monotonic() - begin
     names = request.denoiser.conditioning.classes
     before = torch.stack(shown) if shown else None
     note = {"verb": verb, **about, **request.note}
-    destinations.save_images(to, torch.cat(images), request.classes, names, note, before=before)
-    say(
-        f"{to}: {request.n:,} images by {request.sampling.sampler}, {request.steps} steps, in "
-        f"{seconds:.1f} s"
-    )
+    destinations.save_images(to, images, request.classes, names, note, before=before)
+    name = str(about.get("method", "")).partition(":")[0]
+    by = "smc" if name == "smc" else request.sampling.sampler
+    say(f"{to}: {request.n:,} images by {by}, {request.steps} steps, in {seconds:.1f} s")

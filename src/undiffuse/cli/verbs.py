@@ -16,7 +16,6 @@ from undiffuse.base.lazy import lazy
 from undiffuse.base.schema import finite
 from undiffuse.cli.output import by_default, leave, say, stdout
 from undiffuse.diffusion.guidance import GUIDANCES
-from undiffuse.runs.studies import grid_of
 from undiffuse.study import STUDIES, make_study
 from undiffuse.training.fields import among
 
@@ -30,6 +29,7 @@ if TYPE_CHECKING:
     from undiffuse.model import Request
     from undiffuse.report import side_by_side
     from undiffuse.runs import destinations, evaluation, folder, signals, widths
+    from undiffuse.study import grids
 else:
     torch, api = lazy("torch"), lazy("undiffuse.api")
     info_table, results = lazy("undiffuse.console.info"), lazy("undiffuse.console.results")
@@ -37,7 +37,7 @@ else:
     side_by_side = lazy("undiffuse.report.side_by_side")
     destinations, folder = lazy("undiffuse.runs.destinations"), lazy("undiffuse.runs.folder")
     evaluation, signals = lazy("undiffuse.runs.evaluation"), lazy("undiffuse.runs.signals")
-    widths = lazy("undiffuse.runs.widths")
+    widths, grids = lazy("undiffuse.runs.widths"), lazy("undiffuse.study.grids")
 
 
 OF_RUN = by_default("the run's")
@@ -97,7 +97,7 @@ def sample(
     if trajectory is not None:
         destinations.check_trajectory(trajectory, to, overwrite=overwrite)
     begin = time.monotonic()
-    images = sampled(request)
+    images = sampled_images(request)
     seconds = time.monotonic() - begin
     destinations.save_images(
         to, images, request.classes, request.denoiser.conditioning.classes, request.note
@@ -111,7 +111,7 @@ def sample(
         say(f"{trajectory}: the steps from noise to image of the first {min(n, 10)}")
 
 
-def sampled(request: Request) -> torch.Tensor:
+def sampled_images(request: Request) -> torch.Tensor:
     """The images of a request, uint8 (n, C, H, W). The terminal shows how many there are."""
     images: list[torch.Tensor] = []
     with stdout().status(f"sampling {request.n:,} images") as status:
@@ -119,6 +119,11 @@ def sampled(request: Request) -> torch.Tensor:
             images.append(batch)
             status.update(f"sampled {sum(map(len, images)):,} of {request.n:,}")
     return torch.cat(images)
+
+
+def grid_of(run: Path | None, grid: str | None) -> str | None:
+    """The grid that a user names. "fitted" is the one that was found for the run."""
+    return grids.fitted_to(run) if grid == "fitted" and run is not None else grid
 
 
 Precision: TypeAlias = Annotated[
@@ -185,7 +190,7 @@ def evaluate(
     """
     parts = evaluation.Parts(quality, likelihood, novelty)
     of_a_run = given(
-        n=n, sampler=sampler, steps=steps, grid=grid_of(run or Path(), grid), guidance=guidance,
+        n=n, sampler=sampler, steps=steps, grid=grid_of(run, grid), guidance=guidance,
         guidance_interval=guidance_interval, precision=precision, bits_images=bits_images,
         ode_images=ode_images, save=save,
     )  # fmt: skip

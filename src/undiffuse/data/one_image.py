@@ -6,17 +6,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from undiffuse.base.errors import UserError
-from undiffuse.base.images import as_picture
 from undiffuse.base.lazy import lazy
 from undiffuse.data.picture import fitted, is_picture, read_picture
-from undiffuse.data.pictures import read_pictures
+from undiffuse.data.pictures import read_one
 
 if TYPE_CHECKING:
     import numpy as np
     import torch
+    from PIL import Image
     from torch import Tensor
 else:
-    np, torch = lazy("numpy"), lazy("torch")
+    np, torch, Image = lazy("numpy"), lazy("torch"), lazy("PIL.Image")
 
 
 class OneImage(NamedTuple):
@@ -38,9 +38,9 @@ def read_image(path: Path, shape: tuple[int, int, int], *, invert: bool = False)
             f"{path} is a sheet that undiffuse drew; give one image (sample --out FOLDER/ writes "
             "a file for each)"
         )
-    found = read_pictures(path.parent, [path], None)
-    notes = [f"{path.name}: {note}" for note in found.notes]
-    picture, (channels, height, width) = as_picture(found.images[0]), shape
+    pixels, said = read_one(path)
+    notes = [f"{path.name}: {note.partition('; the option background')[0]}" for note in said]
+    picture, (channels, height, width) = Image.fromarray(pixels), shape
     if picture.size != (width, height):
         size = f"{picture.width} x {picture.height}"
         cropped = picture.width * height != picture.height * width
@@ -50,8 +50,8 @@ def read_image(path: Path, shape: tuple[int, int, int], *, invert: bool = False)
     if channels == 1 and picture.mode == "RGB":
         picture = picture.convert("L")
         notes.append(f"{path.name}: its colours are lost, since the model's images are grey")
-    pixels = np.asarray(picture.convert("L" if channels == 1 else "RGB"))
-    image = torch.from_numpy(pixels.reshape(height, width, channels).copy()).movedim(-1, 0)
+    fitting = np.asarray(picture.convert("L" if channels == 1 else "RGB"))
+    image = torch.from_numpy(fitting.reshape(height, width, channels).copy()).movedim(-1, 0)
     return OneImage(255 - image if invert else image, tuple(notes))
 
 

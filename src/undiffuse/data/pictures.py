@@ -73,6 +73,15 @@ def read_pictures(
     return replace(dataset, labels=torch.tensor(labels), classes=classes)
 
 
+def read_one(path: Path) -> tuple[NDArray[np.uint8], list[str]]:
+    """(the pixels (H, W) or (H, W, 3) of one image file; notes), by the rules for data sets."""
+    reading = Reading(path, None, "auto")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # as above
+        pixels = reading.read([path]).pixels[0]
+    return pixels[..., 0] if pixels.shape[2] == 1 else pixels, reading.notes
+
+
 def class_of(folder: Path, path: Path) -> str:
     """The class of a file: the sub-folder of `folder` in which it is. "" for none."""
     return "" if path.parent == folder else readable(path.relative_to(folder).parts[0])

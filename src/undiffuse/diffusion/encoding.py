@@ -94,13 +94,3 @@ def between(a: Tensor, b: Tensor, share: Tensor) -> Tensor:
     size = size_a + share * (size_b - size_a)
     on_a, on_b = ((1 - share) * angle).sin() / angle.sin(), (share * angle).sin() / angle.sin()
     return size * (on_a * a / size_a + on_b * b / size_b)
-
-
-def mixed(first: Denoise, second: Denoise, share: Tensor) -> Denoise:
-    """The denoised images of two denoise functions, mixed. share: (B,), that of the second."""
-
-    def both(x_t: Tensor, t: Tensor) -> Tensor:
-        part = expand(share, x_t)
-        return (1 - part) * first(x_t, t) + part * second(x_t, t)
-
-    return both

@@ -25,7 +25,7 @@ MOST_STEPS = 100_000
 """The most steps of a grid."""
 
 BOUND = 12.0
-"""The largest log-SNR, up or down, that `fitted_times` tells from no noise or from no image."""
+"""Log-SNRs beyond +-12 count as 12 in `fitted_times`."""
 
 GRIDS = Table("time grid")
 

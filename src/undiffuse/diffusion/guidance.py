@@ -47,8 +47,8 @@ def classifier_free(conditional: Denoise, unconditional: Denoise, scale: float) 
 def classifier_free_plus(conditional: Denoise, unconditional: Denoise, scale: float) -> Denoise:
     """CFG++: as `cfg`, but x_t is given the noise of the unconditional prediction again.
 
-    Chung et al. 2024 (arXiv:2406.08070), algorithm 2. `renoised` gives the sampler that noise. The
-    scale is the paper's lambda, from 0 to 1; 1 is the conditional prediction."""
+    Chung et al. 2024 (arXiv:2406.08070), algorithm 2. `Step.renoise` gives the sampler that noise.
+    The scale is the paper's lambda, from 0 to 1; 1 is the conditional prediction."""
     return classifier_free(conditional, unconditional, scale)
 
 

@@ -19,7 +19,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from undiffuse.base.errors import UserError
 from undiffuse.base.lazy import lazy
@@ -95,15 +95,25 @@ class Fit(Task):
         METHODS.check(self.method)
         if not 0 <= self.std < math.inf:
             raise UserError(f"noise must be at least 0, not {self.std / 2:g}")
-        if self.method.startswith("repaint") and not isinstance(self.operator, Mask):
-            raise UserError("the method repaint needs a mask; use mmps for other operators")
-        if self.particles < 1:
-            raise UserError(f"method smc: particles must be at least 1, not {self.particles}")
+        name = self.method.partition(":")[0]
+        if name == "repaint" and not (isinstance(self.operator, Mask) and self.std == 0):
+            raise UserError(
+                "the method repaint needs a mask and a measurement without noise; use mmps for "
+                "other operators, or noise=0"
+            )
+        for option, value in self.options.items():
+            if value < 1:
+                raise UserError(f"method {name}: {option} must be at least 1, not {value:g}")
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The options of the method, with their values."""
+        defaults = METHODS.defaults(self.method.partition(":")[0])
+        return defaults | METHODS.options(self.method)
 
     @property
     def particles(self) -> int:
-        options = METHODS.defaults(self.method.partition(":")[0]) | METHODS.options(self.method)
-        return int(options.get("particles", 1))
+        return int(self.options.get("particles", 1))
 
     @property
     def clips(self) -> bool:
@@ -207,7 +217,8 @@ def repaint(problem: Problem, step_of: Sampler, *, times: int = 10) -> Sampler:
     def replaced(step: Step) -> Tensor:
         noise, denoise, step.history = step.noise, step.denoise, ()
         step.denoise = lambda x_t, t: problem.clipped(denoise(x_t, t))
-        to_s, to_t = step.at_s[:2], step.at_t[:2]
+        t, at_t = step.t, step.at_t  # a sampler may raise the noise of its step
+        to_s, to_t = step.at_s[:2], at_t[:2]
         for turn in range(times):
             step.noise = numbered(noise, turn * TURN)
             x_s = step_of(step)
@@ -216,7 +227,7 @@ def repaint(problem: Problem, step_of: Sampler, *, times: int = 10) -> Sampler:
             if step.last or turn + 1 == times:
                 break
             step.x_t = process.step(x_s, step.noise(TURN // 2 + 1), *to_s, *to_t)
-            step._x_0 = None
+            step.t, step.at_t, step._x_0 = t, at_t, None
         return x_s
 
     return replaced
@@ -333,7 +344,7 @@ class Twisted:
 
     def resampled_at_end(self, step: Step, x_0: Tensor) -> Tensor:
         """Particles of equal weight. The first one of each image is a random one of them."""
-        chosen = self.ancestors(self.uniform(step, 1))
+        chosen = self.ancestors(self.uniform(step, 3))
         turn = (self.uniform(step, 2) * self.particles).long()
         order = (torch.arange(self.particles) + turn[:, None]) % self.particles
         return x_0[self.rows(chosen.gather(1, order))]

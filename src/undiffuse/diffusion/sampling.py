@@ -86,7 +86,7 @@ class Sampling:
         if self.guidance != 1 and not (denoiser.conditioning.guidable or denoiser.weaker):
             raise UserError(unguidable(denoiser))
         GUIDANCES.check(self.guidance_method)
-        if self.guidance_method == "cfg++" and self.sampler.partition(":")[0] not in RENOISING:
+        if self.renoises and self.sampler.partition(":")[0] not in RENOISING:
             raise UserError(
                 f"guidance method cfg++ changes the noise that a sampler puts back, and "
                 f"{self.sampler} computes none; use {' or '.join(RENOISING)}"
@@ -99,6 +99,11 @@ class Sampling:
         assert found.steps is not None
         time_grid(self.grid, denoiser.schedule, found.steps)
         return found
+
+    @property
+    def renoises(self) -> bool:
+        """Whether the noise that a sampler puts back is that of the unconditional prediction."""
+        return self.guidance_method.partition(":")[0] == "cfg++"
 
     def with_steps(self, denoiser: Denoiser) -> Sampling:
         """The same options with the number of steps: as many as `calls` allow, unless it is set."""
@@ -179,7 +184,8 @@ def denoise_functions(
         return clipped(denoise) if sampling.clip else denoise
 
     conditional = quick(denoiser, condition)
-    if sampling.guidance == 1 or (condition is None and denoiser.weaker is None):
+    nothing_to_guide_by = condition is None and denoiser.weaker is None
+    if nothing_to_guide_by or (sampling.guidance == 1 and not sampling.renoises):
         return bounded(conditional), None
     if denoiser.weaker is None:
         away = once(quick(denoiser, None))
@@ -188,7 +194,7 @@ def denoise_functions(
     guide = GUIDANCES[sampling.guidance_method]
     everywhere = guide(conditional, away, sampling.guidance)
     guided = bounded(in_interval(everywhere, conditional, contains))
-    if sampling.guidance_method != "cfg++":
+    if not sampling.renoises:
         return guided, None
     guided = once(guided)
     return guided, in_interval(bounded(away), guided, contains)

@@ -7,6 +7,7 @@ inferred from what is known of the image. Walks and encoding use the uncondition
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +25,7 @@ from undiffuse.diffusion.inverse import Fit
 from undiffuse.diffusion.operators import Identity, Mask, Operator, operator_of
 from undiffuse.diffusion.sampling import Sampling, denoise_function, unguidable
 from undiffuse.diffusion.tasks import FromImage, FromNoise, Task
-from undiffuse.model.request import BATCH, Request, given_options
+from undiffuse.model.request import BATCH, Request, counts, given_options
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -66,7 +67,7 @@ class Editor:
                 "images"
             )
         y = torch.where(new, 0.0, self.one(image))
-        task = Fit(Mask(~new), y, 0.0, method)
+        task = self.fit(Mask(~new), y, 0.0, method, options)
         return self.request(task, n, classes, options, task)
 
     def restore(
@@ -84,10 +85,9 @@ class Editor:
         measured: uint8 (H', W') or (H', W', C), or floats (C, H', W') of an operator of the user's.
         noise: its standard deviation; 1 is the distance from black to white. Raises UserError where
         the measurement is not of the shape that the operator gives."""
-        operator = (
-            operator_of(operator, self.denoiser.shape) if isinstance(operator, str) else operator
-        )
-        wanted = tuple(operator.apply(torch.zeros(1, *self.denoiser.shape)).shape[1:])
+        if isinstance(operator, str):
+            operator = operator_of(operator, self.denoiser.shape)
+        wanted = self.measured_shape(operator, degrade=False)
         found = as_tensor("the measurement", measured)
         if found.is_floating_point():
             y = found.float()[None]
@@ -100,7 +100,7 @@ class Editor:
         if isinstance(operator, Mask):
             y = operator.apply(y)
         noise = real("noise", noise)
-        task = Fit(operator, y, 2 * noise, method)
+        task = self.fit(operator, y, noise, method, options)
         return self.request(task, n, classes, options, task)
 
     def edit(
@@ -143,27 +143,43 @@ class Editor:
     @torch.no_grad()
     def encode(self, x: Tensor, condition: Tensor | None, steps: int = encoding.STEPS) -> Tensor:
         """The noise of images float (n, C, H, W), by the ODE. condition: (n,) or None."""
-        denoise = denoise_function(self.denoiser, condition, Sampling(clip=False))
-        return encoding.encode(denoise, x, self.denoiser.schedule, steps=ode_steps(steps))
+        return self.along(encoding.encode, x, condition, steps)
 
     @torch.no_grad()
     def decode(
         self, noise: Tensor, condition: Tensor | None, steps: int = encoding.STEPS
     ) -> Tensor:
         """The images, float (n, C, H, W), of noises: the inverse of `encode`."""
-        denoise = denoise_function(self.denoiser, condition, Sampling(clip=False))
-        return encoding.decode(denoise, noise, self.denoiser.schedule, steps=ode_steps(steps))
+        return self.along(encoding.decode, noise, condition, steps)
 
-    def measured_shape(self, operator: str | Operator, degrade: bool) -> tuple[int, int, int]:
-        """The shape (C, H', W') that an image for `restore` must have.
+    def along(
+        self, way: Callable[..., Tensor], x: Tensor, condition: Tensor | None, steps: int
+    ) -> Tensor:
+        """The end of the ODE's way for images or noises (n, C, H, W), a batch at a time."""
+        found = []
+        for rows in torch.arange(len(x)).split(BATCH):
+            own = None if condition is None else condition[rows]
+            denoise = denoise_function(self.denoiser, own, Sampling(clip=False))
+            found.append(way(denoise, x[rows], self.denoiser.schedule, steps=ode_steps(steps)))
+        return torch.cat(found)
+
+    def fit(
+        self, operator: Operator, y: Tensor, noise: float, method: str, options: dict[str, Any]
+    ) -> Fit:
+        """The task of fitting y. Raises UserError where a sampler is given that is not used."""
+        if method.partition(":")[0] == "smc" and options.get("sampler") is not None:
+            raise UserError("the method smc takes its own steps; leave the sampler out")
+        return Fit(operator, y, 2 * noise, method)
+
+    def measured_shape(self, operator: str | Operator, *, degrade: bool) -> tuple[int, ...]:
+        """The shape that a measurement for `restore` must have: (C, H', W') for an image.
 
         degrade: whether the operator is still to be applied to it."""
         shape = self.denoiser.shape
         if degrade:
             return shape
         chosen = operator_of(operator, shape) if isinstance(operator, str) else operator
-        channels, height, width = chosen.apply(torch.zeros(1, *shape)).shape[1:]
-        return channels, height, width
+        return tuple(chosen.apply(torch.zeros(1, *shape)).shape[1:])
 
     def degraded(self, image: Tensor, operator: str, noise: float, seed: int) -> Tensor:
         """An image uint8 (C, H, W) after the operator and with noise, as 8-bit values."""
@@ -218,11 +234,11 @@ class Editor:
 
         seen: what is known of the images. Each image's condition is sampled as likely as it is
         then. Without it and without classes, the unconditional prediction is used."""
-        n, batch_size = whole("n", n), whole("batch_size", options.pop("batch_size", BATCH))
-        given = {"steps": STEPS} | given_options(options)
-        if n < 1:
-            raise UserError(f"n must be at least 1, not {n}")
-        check_numbers(n, given.get("seed", 0))
+        options = dict(options)
+        batch_size = options.pop("batch_size", BATCH)
+        given = given_options(options)
+        given = {"steps": None if "calls" in given else STEPS} | given
+        n, batch_size = counts(n, batch_size, given.get("seed", 0))
         numbers = condition = None
         if classes is not None:
             cycle = self.denoiser.conditioning.class_numbers(classes)

@@ -10,66 +10,38 @@ model.inpaint(image, mask)          # and edit, interpolate, restore, encode, de
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from undiffuse.base.errors import UserError
 from undiffuse.base.files import as_path
-from undiffuse.base.given import as_tensor, as_times, check_numbers, whole
+from undiffuse.base.given import as_tensor, as_times, check_numbers
 from undiffuse.base.images import as_array
 from undiffuse.base.pixels import from_array, to_float, to_uint8
 from undiffuse.base.process import undisturbed
 from undiffuse.base.rng import normal_each
-from undiffuse.base.schema import Side
 from undiffuse.base.tensors import load_tensors, not_finite, save_tensors
-from undiffuse.diffusion.conditioning import Conditioning
 from undiffuse.diffusion.denoiser import Denoiser
 from undiffuse.diffusion.encoding import STEPS
 from undiffuse.diffusion.likelihood import CHAIN, variational_bound
 from undiffuse.diffusion.process import jump
-from undiffuse.diffusion.sampling import Sampling, unguidable
+from undiffuse.diffusion.sampling import unguidable
+from undiffuse.model.description import Description
 from undiffuse.model.edits import Editor
-from undiffuse.model.request import BATCH, Request, given_options
-from undiffuse.nets import build_network
+from undiffuse.model.request import BATCH, Request, counts, given_options
+from undiffuse.model.wrap import Level, Wrapped, description_of
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor, nn
 
     from undiffuse.diffusion.operators import Operator
-
-
-@dataclass(frozen=True)
-class Description:
-    """A model without its weights.
-
-    net, schedule, predict: specs such as "unet:heads=4", "cosine" and "v". shape: (C, H, W) of an
-    image. sampling: the default options of sampling. chain: T of the chain that the model was
-    trained on, None for continuous time. step: the number of training steps."""
-
-    __pydantic_config__ = ConfigDict(extra="forbid")
-
-    net: str
-    schedule: str
-    predict: str
-    shape: tuple[Side, Side, Side]
-    conditioning: Conditioning = Conditioning()
-    sampling: Sampling = Sampling()
-    chain: Annotated[int, Field(ge=2)] | None = None
-    step: Annotated[int, Field(ge=0)] = 0
-
-    def build(self, *, seed: int = 0, device: str = "cpu") -> nn.Module:
-        """The network with random weights. On the device "meta" it takes no memory.
-
-        Raises UserError where the network and the prediction do not fit."""
-        count, predict = self.conditioning.count, self.predict
-        return build_network(self.net, self.shape, count, predict=predict, seed=seed, device=device)
 
 
 class Model:
@@ -99,10 +71,36 @@ class Model:
         """The description as plain data."""
         return asdict(self.description)
 
+    @classmethod
+    def wrap(
+        cls,
+        function: Callable[..., Any],
+        shape: Sequence[int],
+        *,
+        schedule: str = "linear",
+        predict: str = "eps",
+        level: Level = "step",
+        steps: int = 1000,
+        classes: Sequence[str] = (),
+    ) -> Model:
+        """A model around any function (noisy images (B, C, H, W), noise level (B,)) -> its output.
+
+        predict: what it returns, such as "x0", "eps" or "v". level: what it is told of the noise:
+        "step", 0 to steps - 1; "t", in (0, 1]; "log-snr"; or "sigma", which is sigma / alpha, and
+        then it gets x_t / alpha. classes: with names of classes it takes class numbers as a third
+        argument, of which len(classes) stands for none. Raises UserError for what cannot be."""
+        found = description_of(shape, schedule, predict, level, classes)
+        network = Wrapped(function, schedule, level, steps, bool(classes))
+        return cls(Description(**found), network)
+
     # --- Files ---
 
     def save(self, path: str | Path) -> None:
-        """Write the weights and the description to one file, FILE.safetensors."""
+        """Write the weights and the description to one file, FILE.safetensors.
+
+        Raises UserError for a wrapped function, which no file can hold."""
+        if isinstance(self.network, Wrapped):
+            raise UserError("a wrapped function cannot be saved; save it in its own way")
         metadata = {
             "step": str(self.description.step),
             "model": json.dumps(self.describe()),
@@ -234,11 +232,7 @@ class Model:
         turn. batch_size: images that are sampled at once. sampling: fields of `Sampling`; the
         others are the model's own. Raises UserError for options that the model does not support."""
         given = given_options(sampling)
-        n, batch_size = whole("n", n), whole("batch_size", batch_size)
-        for name, value in (("n", n), ("batch_size", batch_size)):
-            if value < 1:
-                raise UserError(f"{name} must be at least 1, not {value}")
-        check_numbers(n, given.get("seed", 0))
+        n, batch_size = counts(n, batch_size, given.get("seed", 0))
         conditioning = self.description.conditioning
         cycle = list(range(len(self.classes)))
         if classes is not None:
@@ -381,4 +375,5 @@ class Model:
         if classes is None:
             return self.editor.unconditional(count)
         numbers = self.one_each(classes, count)
-        return self.description.conditioning.sample(numbers, range(count), 0)
+        # One cluster for each class, so that an image's does not depend on its place.
+        return self.description.conditioning.sample(numbers, [0] * count, 0)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from undiffuse.base.errors import UserError
-from undiffuse.base.given import real, two_reals, whole
+from undiffuse.base.given import check_numbers, real, two_reals, whole
 from undiffuse.base.pixels import to_uint8
 from undiffuse.base.process import each_undisturbed, undisturbed
 from undiffuse.diffusion.denoiser import Denoiser
@@ -36,6 +36,16 @@ def given_options(sampling: dict[str, Any]) -> dict[str, Any]:
     if "guidance_interval" in given:
         given["guidance_interval"] = two_reals("guidance_interval", given["guidance_interval"])
     return given
+
+
+def counts(n: Any, batch_size: Any, seed: int) -> tuple[int, int]:
+    """(n, batch_size) as whole numbers. Raises UserError for those that cannot be."""
+    n, batch_size = whole("n", n), whole("batch_size", batch_size)
+    for name, value in (("n", n), ("batch_size", batch_size)):
+        if value < 1:
+            raise UserError(f"{name} must be at least 1, not {value}")
+    check_numbers(n, seed)
+    return n, batch_size
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 from undiffuse.base.errors import UserError
 from undiffuse.base.tensors import save_tensors
 from undiffuse.model import Model
-from undiffuse.training.averages import combination, ema_exponent, wide_exponent
+from undiffuse.training.averages import combination, ema_exponent, wide_exponent, wide_step
+from undiffuse.training.records import Snapshot
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -67,30 +68,49 @@ MOST_ERROR = 0.1
 WIDEST = 0.25
 
 
+class OutOfReach(UserError):
+    """An average that cannot be put together from those that a run kept."""
+
+
+def check_width(width: float) -> None:
+    """Raises UserError for a width that no average has."""
+    if not 0 < width <= WIDEST:
+        raise UserError(f"width must be more than 0 and at most {WIDEST}, not {width:g}")
+
+
+def logged_averages(run: Run, kind: str = "step") -> list[int]:
+    """The steps of `kept_averages` that are in the run's log.
+
+    The others are of a path that training left, after it was stopped."""
+    logged = {record.step for record in run.of(Snapshot)}
+    if kind == "wide":
+        logged = set(map(wide_step, logged))
+    return [step for step in kept_averages(run, kind) if step in logged]
+
+
 def averaged(run: Run, width: float) -> tuple[Model, float]:
-    """(the run's model with weights averaged over another width; the error of its profile).
+    """(the run's model with weights averaged over another width; how far it is from a true one).
 
     width: as a share of the steps. The average is a combination of those that the run kept at its
     snapshots and at its end, of two widths: Karras et al. 2024 (arXiv:2312.02696), section 3.
     Raises UserError for a width that they do not reach."""
-    if not 0 < width <= WIDEST:
-        raise UserError(f"width must be more than 0 and at most {WIDEST}, not {width:g}")
+    check_width(width)
     model, own = run.model(), run.about().config.ema
     end = model.description.step
     exponents = {"step": ema_exponent(own), "wide": wide_exponent(own)}
     kept = [
         (kind, step)
         for kind in exponents
-        for step in kept_averages(run, kind)
+        for step in logged_averages(run, kind)
         if 0 < step <= end and (kind, step) != ("step", end)
     ]
     profiles = [(step, exponents[kind]) for kind, step in kept] + [(end, exponents["step"])]
     weights, error = combination(profiles, end, ema_exponent(width))
     if error > MOST_ERROR:
-        raise UserError(
+        raise OutOfReach(
             f"an average of width {width:g} cannot be put together from the {len(profiles)} that "
-            f"{run.path} kept: its profile would be off by {error:.0%}; take a width nearer to "
-            f"{own:g}"
+            f"{run.path} kept: it would differ from a true one by {error:.0%}; take a width nearer "
+            f"to {own:g}"
         )
     total = {
         name: value.double() * weights[-1] if value.is_floating_point() else value

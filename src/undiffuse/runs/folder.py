@@ -5,6 +5,7 @@
     data.png                 a grid of training images
     samples/step_*.png       grids of samples during training, from the same noise each time
     averages/step_*.safetensors  the averaged weights at these steps, in bfloat16
+    averages/wide_*.safetensors  the same, averaged over about twice as many steps
     checkpoint.safetensors   the state that a session resumes: weights, average, moments
     model.safetensors        the model of a finished run, which `Model.load` reads without the run
     before-decay.safetensors the state before the learning rate fell, for a longer run

@@ -61,6 +61,7 @@ from undiffuse.training.records import (
     Stopped,
     of_kind,
 )
+from undiffuse.training.state import WIDE
 
 if TYPE_CHECKING:
     from undiffuse.measuring.scorer import Scorer
@@ -190,6 +191,8 @@ class Session:
             return
         tensors, step = run.load_tensors(path)
         expected = self.experiment.expected if step else state.tensors()
+        if not any(name.startswith(WIDE) for name in tensors):  # of an earlier version
+            expected = {n: value for n, value in expected.items() if not n.startswith(WIDE)}
         if shapes(tensors) != shapes(expected):
             raise UserError(
                 f"{path} does not fit the network of {run.path}/config.json; bring "
@@ -296,7 +299,7 @@ class Session:
                 columns = columns_for(len(record.images), classes)
                 run.write(record.file, png_bytes(image_grid(record.images, columns)))
                 keep_average(run, dict(state.average.state_dict()), record.step)
-                if wide := wide_step(state.step):
+                if state.wide is not None and (wide := wide_step(state.step)):
                     keep_average(run, dict(state.wide.state_dict()), wide, "wide")
         run.append(record)
         every = self.options.checkpoint_every

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from typing import Any, Literal
 
-from undiffuse.base.errors import UserError
 from undiffuse.base.schema import Count, Number, Strict
 
 FORMAT = 7
@@ -232,22 +229,3 @@ def check_study(name: str, content: Any) -> dict[str, Any]:
         raise ValueError("it holds no study")
     SHEETS.get(name, TrainingSheet).model_validate(content)
     return content
-
-
-def grid_of(run: Path, grid: str | None) -> str | None:
-    """The grid that a user names, for the run in folder `run`.
-
-    "fitted" is the one that the study of grids found. Raises UserError where there is no study."""
-    if grid != "fitted":
-        return grid
-    file = run / "study" / "grids.json"
-    try:
-        return str(check_study("grids", json.loads(file.read_bytes()))["fitted"])
-    except FileNotFoundError:
-        raise UserError(
-            f"no grid has been fitted to {run}; 'undiffuse study grids {run}' does it"
-        ) from None
-    except ValueError as error:
-        raise UserError(
-            f"{file} can't be read ({str(error).splitlines()[0]}); remove it"
-        ) from error

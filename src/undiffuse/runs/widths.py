@@ -7,7 +7,8 @@ from pathlib import Path
 
 from undiffuse.base.errors import UserError
 from undiffuse.base.files import refuse_unwritable
-from undiffuse.runs.averages import averaged
+from undiffuse.runs.averages import OutOfReach, averaged, check_width
+from undiffuse.runs.fitting import trained_on
 from undiffuse.runs.folder import Run
 from undiffuse.training.experiment import load_configured, make_experiment
 from undiffuse.training.probes import validate
@@ -34,12 +35,16 @@ def of_run(
         if out.exists() and not overwrite:
             raise UserError(f"out={out}: there is a file of that name; use overwrite=True")
         refuse_unwritable(out)
+    for width in widths:
+        check_width(width)
     config = run.about().config
-    experiment = make_experiment(config, load_configured(config, run.data_place()))
+    whole = load_configured(config, run.data_place())
+    trained_on(run, whole)
+    experiment = make_experiment(config, whole)
     for width in widths:
         try:
             model, error = averaged(run, width)
-        except UserError as impossible:
+        except OutOfReach as impossible:
             if len(widths) == 1:
                 raise
             yield str(impossible)
@@ -48,7 +53,7 @@ def of_run(
         if experiment.held_out:
             found = validate(experiment, model.denoiser, model.description.step, 0.0)
             loss = f"held-out loss {found.loss:.5f}, "
-        yield f"width {width:g}: {loss}profile off by {error:.1%}"
+        yield f"width {width:g}: {loss}differs from a true average of that width by {error:.1%}"
         if out is not None:
             model.save(out)
             yield f"{out}: the model, for undiffuse.Model.load"

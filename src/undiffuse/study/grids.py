@@ -6,6 +6,7 @@ grids, from the same noise, with the run's own sampler and guidance.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
@@ -25,11 +26,12 @@ from undiffuse.diffusion.sampling import (
     trajectory,
 )
 from undiffuse.diffusion.schedule import SCHEDULES
-from undiffuse.measuring.scorer import Scorer, scorer_for
+from undiffuse.measuring.scorer import Scorer
 from undiffuse.runs.folder import Run
+from undiffuse.runs.studies import check_study
 from undiffuse.study.guidance import fastest
 from undiffuse.study.samplers import real_distance, seconds_per_call
-from undiffuse.study.sheet import Sheet, check_minutes, data_of, distance_of, sheet
+from undiffuse.study.sheet import Sheet, check_minutes, data_of, distance_of, scorer_of, sheet
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -134,12 +136,7 @@ def grid_study(path: Path, minutes: float = 4.0, seed: int = 0) -> GridStudy:
     run = Run(path)
     model, whole = run.model(), data_of(run)
     end = model.description.step
-    scorer = scorer_for(whole)
-    if scorer is None:
-        raise UserError(
-            f"the quality of {run.path} cannot be measured without a classifier of its data; "
-            f"where these have classes, {run.command_for('evaluate')} trains one"
-        )
+    scorer = scorer_of(run, whole)
     denoiser = fastest(model.denoiser)
     own = run.about().config.sampling(end, denoiser.conditioning).checked(denoiser)
     own = replace(own, seed=seed)
@@ -171,3 +168,21 @@ def grid_study(path: Path, minutes: float = 4.0, seed: int = 0) -> GridStudy:
     left = total - sum(row["calls"] for row in kept.rows)
     classes = None if labels is None else labels[:n]
     return GridStudy(kept, denoiser, own, scorer, classes, cases, n * left * per_call)
+
+
+def fitted_to(path: Path) -> str:
+    """The grid that the study found for the run in folder `path`.
+
+    Raises UserError where there is no study, or where the run was trained further since."""
+    run, what = Run(path), f"'undiffuse study grids {path}' does it"
+    try:
+        found = check_study("grids", json.loads((path / "study" / "grids.json").read_bytes()))
+    except FileNotFoundError:
+        raise UserError(f"no grid has been fitted to {path}; {what}") from None
+    except ValueError as error:
+        raise UserError(
+            f"{path}/study/grids.json can't be read ({str(error).splitlines()[0]}); remove it"
+        ) from error
+    if found["step"] != run.model().description.step:
+        raise UserError(f"the grid of {path} was fitted before its last steps; {what} again")
+    return str(found["fitted"])

@@ -26,11 +26,11 @@ from undiffuse.diffusion.sampling import (
     unguidable,
 )
 from undiffuse.measuring import distances
-from undiffuse.measuring.scorer import Scorer, scorer_for
-from undiffuse.runs.averages import kept_averages, model_at
+from undiffuse.measuring.scorer import Scorer
+from undiffuse.runs.averages import logged_averages, model_at
 from undiffuse.runs.folder import Run
 from undiffuse.study.samplers import real_distance, seconds_per_call
-from undiffuse.study.sheet import Sheet, check_minutes, data_of, distance_of, sheet
+from undiffuse.study.sheet import Sheet, check_minutes, data_of, distance_of, scorer_of, sheet
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -45,8 +45,8 @@ FEWEST, MOST = 200, 2000
 SCALES = (1.2, 1.5, 2.0, 3.0)
 """The strengths of guidance by classes or by a weaker model."""
 
-PLUS = (1.2, 1.5, 2.0)
-"""Those of CFG++, whose strength counts from the conditional prediction too."""
+PLUS = (0.2, 0.4, 0.6, 0.8, 1.0)
+"""Those of CFG++, from the unconditional prediction to the conditional one."""
 
 
 @dataclass(frozen=True)
@@ -140,7 +140,7 @@ class GuidanceStudy:
 
 def weaker_step(run: Run, end: int) -> int | None:
     """The step, of the kept averages, that is nearest to a quarter of the training; or None."""
-    steps = [step for step in kept_averages(run) if 0 < step < end]
+    steps = [step for step in logged_averages(run) if 0 < step < end]
     return min(steps, key=lambda step: abs(step - end / 4), default=None)
 
 
@@ -154,12 +154,7 @@ def guidance_study(path: Path, minutes: float = 4.0, seed: int = 0) -> GuidanceS
     end = model.description.step
     if not model.denoiser.conditioning.guidable:
         raise UserError(unguidable(model.denoiser))
-    scorer = scorer_for(whole)
-    if scorer is None:
-        raise UserError(
-            f"the quality of {run.path} cannot be measured without a classifier of its data; "
-            f"where these have classes, {run.command_for('evaluate')} trains one"
-        )
+    scorer = scorer_of(run, whole)
     step = weaker_step(run, end)
     earlier = None if step is None else fastest(model_at(run, step).denoiser)
     own = run.about().config.sampling(end, model.denoiser.conditioning).checked(model.denoiser)

@@ -20,11 +20,11 @@ from undiffuse.base.pixels import to_uint8
 from undiffuse.data.dataset import Dataset
 from undiffuse.data.splits import random_labels
 from undiffuse.diffusion.sampling import Sampling, network_calls, sample_batches
-from undiffuse.measuring.scorer import Scorer, scorer_for
-from undiffuse.runs.averages import kept_averages, model_at
+from undiffuse.measuring.scorer import Scorer
+from undiffuse.runs.averages import logged_averages, model_at
 from undiffuse.runs.folder import Run
 from undiffuse.study.samplers import real_distance, seconds_per_call
-from undiffuse.study.sheet import Sheet, check_minutes, data_of, distance_of, sheet
+from undiffuse.study.sheet import Sheet, check_minutes, data_of, distance_of, scorer_of, sheet
 from undiffuse.training.records import Snapshot
 
 if TYPE_CHECKING:
@@ -94,19 +94,13 @@ def progress_study(path: Path, minutes: float = 1.0, seed: int = 0) -> ProgressS
     run = Run(path)
     model, whole = run.model(), data_of(run)
     end, about = model.description.step, run.about()
-    logged = {record.step for record in run.of(Snapshot)}
-    steps = [step for step in kept_averages(run) if 0 < step <= end and step in logged]
+    steps = [step for step in logged_averages(run) if 0 < step <= end]
     if not steps:
         raise UserError(
             f"{run.path} kept no averaged weights of its snapshots, so its quality over time "
             "cannot be measured; train a new run"
         )
-    scorer = scorer_for(whole)
-    if scorer is None:
-        raise UserError(
-            f"the quality of {run.path} cannot be measured without a classifier of its data; "
-            f"where these have classes, {run.command_for('evaluate')} trains one"
-        )
+    scorer = scorer_of(run, whole)
     own = about.config.sampling(end, model.denoiser.conditioning).checked(model.denoiser)
     own = replace(own, seed=seed)
     assert own.steps is not None

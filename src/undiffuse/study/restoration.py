@@ -2,7 +2,7 @@
 
 Images that the run was not trained on are measured by an operator, with noise. Each method then
 samples several answers to each measurement. The pseudo-inverse, which knows no images, is the
-control.
+control; its iterations stop where it would fit the noise.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from undiffuse.base import rng
+from undiffuse.base.errors import UserError
 from undiffuse.base.images import image_grid, png_bytes
 from undiffuse.base.pixels import to_float, to_uint8
 from undiffuse.data.splits import random_part
@@ -120,7 +121,6 @@ class RestorationStudy:
 
     def measured(self, case: Case) -> dict[str, Any]:
         """The row of a case. Its picture is written to a file."""
-        begin = time.monotonic()
         operator = operator_of(case.operator, self.denoiser.shape)
         truth = to_float(self.images.images)
         seen = operator.apply(truth)
@@ -129,6 +129,9 @@ class RestorationStudy:
         seen = seen + 2 * case.noise * fresh
         if isinstance(operator, Mask):
             seen = operator.apply(seen)
+        if case.method != INVERSE:
+            self.conditions(case, operator, seen, seed)  # before the time is taken
+        begin = time.monotonic()
         draws = self.answers(case, operator, seen, seed)  # (images, draws, C, H, W)
         seconds = (time.monotonic() - begin) / draws[:, :, 0, 0, 0].numel()
         row = {**case.row, **figures(draws, truth), "seconds_per_image": seconds}
@@ -146,7 +149,7 @@ class RestorationStudy:
     def answers(self, case: Case, operator: Operator, seen: Tensor, seed: int) -> Tensor:
         """The answers (images, draws, C, H, W) to measurements."""
         if case.method == INVERSE:
-            return pseudo_inverse(operator, seen).clamp(-1, 1)[:, None]
+            return control(operator, seen, 2 * case.noise)[:, None]
         y = seen.repeat_interleave(DRAWS, dim=0)
         task = Fit(operator, y, 2 * case.noise, case.method)
         sampling = replace(self.editor.usual, steps=STEPS, guidance=1.0, seed=seed)
@@ -165,6 +168,18 @@ class RestorationStudy:
             found = [conditions for conditions in each if conditions is not None]
             self.inferred[key] = torch.cat(found) if found else None
         return self.inferred[key]
+
+
+def control(operator: Operator, seen: Tensor, std: float) -> Tensor:
+    """The pseudo-inverse of measurements, (images, C, H, W), with so many iterations as pay.
+
+    With more, an image fits the measurement better than its noise of standard deviation `std`
+    allows: then it is the noise that is restored (Morozov's discrepancy principle)."""
+    for iterations in (*range(1, 20), 200):
+        x = pseudo_inverse(operator, seen, iterations)
+        if (operator.apply(x) - seen).square().mean().sqrt() <= std:
+            break
+    return x.clamp(-1, 1)
 
 
 def figures(draws: Tensor, truth: Tensor) -> dict[str, float]:
@@ -201,8 +216,11 @@ def restoration_study(path: Path, minutes: float = 3.0, seed: int = 0) -> Restor
     config, editor = run.about().config, model.editor
     test = real_test_set(run.data_place(), config.size, config.background)
     if test is None:
-        training, held_out, _ = prepare_data(config, whole)
-        test = held_out if len(held_out) else training
+        _, test, _ = prepare_data(config, whole)
+        if not len(test):
+            raise UserError(
+                f"{run.path} was trained on all its images, so none is left to be restored"
+            )
     every = cases(model.description.shape)
     inferring = 6 * model.denoiser.conditioning.count * len({case.operator for case in every})
     cost = sum(COST[case.method] for case in every) * STEPS * DRAWS + inferring

@@ -11,6 +11,7 @@ from undiffuse.base import engine
 from undiffuse.base.errors import UserError
 from undiffuse.base.files import write_atomic
 from undiffuse.measuring import distances
+from undiffuse.measuring.scorer import scorer_for
 from undiffuse.runs.fitting import trained_on
 from undiffuse.runs.studies import FORMAT, check_study
 from undiffuse.training.experiment import load_configured
@@ -114,6 +115,17 @@ def data_of(run: Run) -> Dataset:
     whole = load_configured(run.about().config, run.data_place())
     trained_on(run, whole)
     return whole
+
+
+def scorer_of(run: Run, whole: Dataset) -> Scorer:
+    """What measures the quality of samples. Raises UserError where the data have no classifier."""
+    scorer = scorer_for(whole)
+    if scorer is None:
+        raise UserError(
+            f"the quality of {run.path} cannot be measured without a classifier of its data; "
+            f"where these have classes, {run.command_for('evaluate')} trains one"
+        )
+    return scorer
 
 
 def distance_of(x: Tensor, scorer: Scorer, seed: int) -> dict[str, float]:

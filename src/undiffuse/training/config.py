@@ -111,15 +111,15 @@ class Config(BaseModel):
         "clusters of similar images, found by k-means, on which the network is conditioned; they "
         "divide the classes where the run is conditional; 0 for none",
         "measured in three minutes without classes: 64 clusters lower the Frechet distance from "
-        "4.26 to 1.38, and 200 are better than 64",
+        "4.26 to 1.38; with guidance 200 have 0.356, and 64 have 0.460",
         ge=0,
         le=1000,
     )
     condition_dropout: float = hyper(
         0.1,
         "share of the training images whose condition is hidden",
-        "guidance needs the unconditional prediction too (Ho & Salimans 2022); measured: 0.05 and "
-        "0.2 are no better",
+        "guidance needs the unconditional prediction too (Ho & Salimans 2022); measured on a "
+        "ten-minute recipe: held-out loss 0.0731, as with 0.05; with 0.2 it is 0.0734",
         ge=0,
         lt=1,
     )
@@ -175,7 +175,7 @@ class Config(BaseModel):
     batch_size: int = hyper(
         64,
         "images a step",
-        "measured in 2.2 minutes: a lower held-out loss than with 32 or 128",
+        "measured in 2.2 minutes: held-out loss 0.1076, against 0.1101 with 32 and 0.1102 with 128",
         ge=1,
         le=65_536,
     )
@@ -188,7 +188,8 @@ class Config(BaseModel):
     lr: float = hyper(
         4e-3,
         "peak learning rate",
-        "measured in 2.2 minutes: a lower held-out loss than with 2e-3 or 8e-3",
+        "measured in 2.2 minutes: held-out loss 0.1076, against 0.1102 with 2e-3 and 0.1089 with "
+        "8e-3",
         gt=0,
     )
     beta_1: float = hyper(
@@ -208,7 +209,8 @@ class Config(BaseModel):
     weight_decay: float = hyper(
         0.01,
         "decoupled weight decay, for each step and unit of learning rate",
-        "measured: 0 and 0.1 give the same held-out loss, so a small value stays",
+        "measured on a ten-minute recipe: held-out loss 0.0731 with this and with 0.1, where seeds "
+        "differ by 0.0002",
         ge=0,
     )
     grad_clip: float = hyper(
@@ -220,20 +222,22 @@ class Config(BaseModel):
     warmup: int = hyper(
         20,
         "steps in which the learning rate rises from 0",
-        "measured in 2.2 minutes: a lower held-out loss than with 100",
+        "measured in 2.2 minutes with batches of 128: held-out loss 0.1145, against 0.1174 with "
+        "100",
         ge=0,
     )
     decay: float = hyper(
         0.4,
         "share of the run, at its end, in which the learning rate falls to 0",
-        "measured: 0.7 gives the same held-out loss, so the shorter fall is taken",
+        "measured on a ten-minute recipe: held-out loss 0.0731, as with 0.7; with 1 it is 0.0732",
         ge=0,
         le=1,
     )
     ema: float = hyper(
         0.05,
         "width of the average of the weights, as a share of the steps so far (Karras et al. 2024)",
-        "measured: 0.025 and 0.1 give the same held-out loss, so the middle is taken",
+        "measured on a ten-minute recipe: held-out loss 0.0731, as with 0.025; with 0.1 it is "
+        "0.0732, where seeds differ by 0.0002",
         gt=0,
         le=0.25,
     )
@@ -277,14 +281,16 @@ class Config(BaseModel):
         14,
         "network calls for an image, which decide the number of sampling steps; a guided step "
         "takes two calls",
-        "measured on a ten-minute run: no nearer to real digits with 24 calls",
+        "measured on a ten-minute run with 10,000 samples: 3.6 times the distance of real digits "
+        "(2.0 to 5.1), and 3.7 (2.2 to 5.2) with 24 calls",
         ge=1,
         le=10_000,
     )
     grid: str = hyper(
         "uniform",
         among("grid", "times of the sampling steps: "),
-        "measured on a ten-minute run: log-snr and karras are no better",
+        "measured on a ten-minute run with 12 guided steps and 2,000 samples: unbiased Frechet "
+        "distance 0.049, against 0.066 with log-snr and 0.046 with karras",
     )
     guidance: float | None = hyper(
         None,
@@ -292,20 +298,23 @@ class Config(BaseModel):
         "1 + w (60,000 / images seen)^(3/4), where w is "
         f"{TOWARDS['sub-class cluster']} towards a cluster within a class, {TOWARDS['class']} "
         f"towards a class, {TOWARDS['cluster']} towards another cluster",
-        "fitted on MNIST; too little gives malformed digits, too much gives less variety",
+        "fitted on MNIST runs of 1 to 60 minutes; too little gives malformed digits, too much "
+        "gives less variety",
         ge=0,
         le=MOST_GUIDANCE,
     )
     guidance_interval: tuple[float, float] = hyper(
         (-3.0, 15.0),
         "log-SNRs from and to which guidance is used; elsewhere a step takes one network call",
-        "measured on a ten-minute run: as near to real digits in 8 steps of 14 calls as in 12 "
-        "steps that are all guided, of 24 calls (Kynkäänniemi et al. 2024)",
+        "measured on a ten-minute run with 10,000 samples: 3.6 times the distance of real digits "
+        "in 8 steps of 14 calls, and 3.7 in 12 steps that are all guided, of 24 calls "
+        "(Kynkäänniemi et al. 2024)",
     )
     guidance_limit: Annotated[float, Field(ge=1, le=MOST_GUIDANCE)] | Literal["auto"] = hyper(
         AUTO,
         "largest default guidance, or auto: by the training images",
-        "guidance narrows images that vary in many fine details",
+        "guidance narrows images that vary in many fine details; measured in three minutes on "
+        "images of textures: Frechet distance 2.6 without it, 3.5 with 1.2",
     )
 
     def sampling(self, step: int, conditioning: Conditioning) -> Sampling:

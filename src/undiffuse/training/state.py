@@ -18,16 +18,20 @@ if TYPE_CHECKING:
     from undiffuse.training.config import Config
 
 
+WIDE = "wide/"
+"""How the names of the wide average's tensors begin. Checkpoints of earlier versions have none."""
+
+
 @dataclass
 class State:
     """What training changes: the network, its average over the steps, and the optimiser.
 
-    wide: the average of about twice the width, over every WIDE_EVERY-th step. step: the number of
-    steps taken."""
+    wide: the average of about twice the width, over every WIDE_EVERY-th step; None in a run that an
+    earlier version began. step: the number of steps taken."""
 
     network: nn.Module
     average: nn.Module
-    wide: nn.Module
+    wide: nn.Module | None
     optimizer: torch.optim.Optimizer
     step: int = 0
 
@@ -35,7 +39,8 @@ class State:
         """The tensors of a checkpoint, by name: weights, averaged weights and the moments."""
         found = {f"weights/{name}": value for name, value in self.network.state_dict().items()}
         found |= {f"ema/{name}": value for name, value in self.average.state_dict().items()}
-        found |= {f"wide/{name}": value for name, value in self.wide.named_parameters()}
+        if self.wide is not None:
+            found |= {f"{WIDE}{name}": value for name, value in self.wide.named_parameters()}
         for name, parameter in self.network.named_parameters():
             moments = self.optimizer.state.get(parameter, {})
             found |= {f"optimizer/{name}/{key}": value for key, value in moments.items()}
@@ -53,7 +58,11 @@ class State:
 
         self.network.load_state_dict(part("weights/"))
         self.average.load_state_dict(part("ema/"))
-        self.wide.load_state_dict(part("ema/") | part("wide/"))
+        wide = part(WIDE)
+        if self.wide is None or not wide:
+            self.wide = None
+        else:
+            self.wide.load_state_dict(part("ema/") | wide)
         self.optimizer.state.clear()
         moments = part("optimizer/")
         for name, parameter in self.network.named_parameters():
@@ -76,7 +85,7 @@ class State:
         """Whether all weights, averaged weights and moments are finite."""
         # The wide average is one of weights that were looked at before.
         found = self.tensors().items()
-        tensors = [value for name, value in found if not name.startswith("wide/")]
+        tensors = [value for name, value in found if not name.startswith(WIDE)]
         norms = side_by_side(torch._foreach_norm, (tensors[::2], tensors[1::2]))
         return bool(torch.stack([*itertools.chain(*norms)]).isfinite().all())
 

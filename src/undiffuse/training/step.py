@@ -72,7 +72,7 @@ class Gradient:
 def widen(state: State, parameters: list[Tensor], width: float) -> None:
     """Take the step of the wide average, where one is due. width: that of the other average."""
     parts, left = divmod(state.step + 1, WIDE_EVERY)
-    if not left:
+    if not left and state.wide is not None:
         decay = ema_decay(parts, wide_exponent(width))  # of WIDE_EVERY steps at once
         torch._foreach_lerp_(list(state.wide.parameters()), parameters, 1 - decay)
 

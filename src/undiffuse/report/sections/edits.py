@@ -21,7 +21,8 @@ def section(source: Source) -> Iterator[Block]:
     if study is None and not any(notes.values()):
         return
     yield Heading(1, "Images that start from images")
-    yield from method()
+    if study or notes["inpaint"] or notes["restore"]:
+        yield from method()
     for verb, note in notes.items():
         if note is not None:
             yield Figure(verb, CAPTIONS[verb](note), ALT[verb])
@@ -64,8 +65,8 @@ def varied(note: Note) -> str:
 
 def walked(note: Note) -> str:
     return (
-        f"A walk from {coded(note['from'])} to {coded(note['to'])} through the noises: the "
-        "probability-flow ODE leads from each noise to its image."
+        f"A walk from {coded(note['from'])} to {coded(note['to'])} through the noises, each of "
+        f"which leads to its image by {coded(note['sampler'])} in {note['steps']} steps."
     )
 
 

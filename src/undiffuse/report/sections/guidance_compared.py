@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 from undiffuse.report.blocks import Block, Figure, Heading, Missing, Table, Text, plain
 from undiffuse.report.source import Source
@@ -56,16 +57,22 @@ def section(source: Source) -> Iterator[Block]:
         "Quality and variety against the strength of guidance.",
         "Three charts of curves, one for each method: distance, precision and recall.",
     )
-    best = min(rows, key=lambda row: row["frechet"])
-    none = next((row for row in rows if row["guidance"] == 1), None)
-    if none is not None:
-        apart = best["frechet_high"] < none["frechet_low"]
-        yield Text(
-            f"The smallest distance is that of {plain(best['method'])} with strength "
-            f"{best['guidance']:g}. "
-            + (
-                "It is smaller than without guidance by more than the intervals."
-                if apart
-                else "It does not differ from that without guidance by more than the intervals."
-            )
+    yield Text(verdict(rows))
+
+
+def verdict(rows: list[dict[str, Any]]) -> str:
+    """Which row has the smallest distance, and whether that is by more than chance."""
+    best = min(rows, key=lambda row: float(row["frechet"]))
+    none = next((row for row in rows if row["guidance"] == 1), best)
+    if best is none:
+        return "The smallest distance is that without guidance."
+    apart = best["frechet_high"] < none["frechet_low"]
+    return (
+        f"The smallest distance is that of {plain(best['method'])} with strength "
+        f"{best['guidance']:g}. "
+        + (
+            "It is smaller than without guidance by more than the intervals."
+            if apart
+            else "It does not differ from that without guidance by more than the intervals."
         )
+    )

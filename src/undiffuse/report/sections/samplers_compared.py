@@ -52,7 +52,7 @@ def section(source: Source) -> Iterator[Block]:
     unguided = [row for row in rows if row["guidance"] == 1]
     if len(unguided) < len({row["sampler"] for row in unguided}) + 1:
         return
-    if scored:
+    if scored and any(row["sampler"] == "ddpm" for row in unguided):
         yield best_by_calls(unguided)
     yield Heading(2, "Advantages and disadvantages")
     yield methods(unguided, scored)
