@@ -250,7 +250,8 @@ def test_reasons_are_the_presets_or_the_defaults_or_the_users(preset: str) -> No
     assert found["lr"] == found["seed"] == "chosen for this run"
     assert (
         found["weight_decay"]
-        == "measured: 0 and 0.1 give the same held-out loss, so a small value stays"
+        == "measured on a ten-minute recipe: held-out loss 0.0731 with this and with 0.1, where "
+        "seeds differ by 0.0002"
     )
 
 

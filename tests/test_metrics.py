@@ -185,7 +185,7 @@ def test_frechet_intervals_hold_the_expected_distance(shift: float) -> None:
     assert found > 0.90
     assert found < 0.995 or not shift
     spread = spread_of(distance_of(sample(s), real) for s in range(150))
-    most = 1.2 if shift else 1.5  # wider where the distance is all noise
+    most = 1.2 if shift else 1.7  # wider where the distance is all noise
     assert width_of(intervals) < most * normal_width(spread)
 
 

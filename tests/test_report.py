@@ -230,6 +230,8 @@ class Essence(ast.NodeTransformer):
         self.generic_visit(node)
         tables = (
             "GRIDS",
+            "GUIDANCES",
+            "METHODS",
             "SCHEDULES",
             "TIMES",
             "WEIGHTINGS",

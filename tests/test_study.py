@@ -78,7 +78,7 @@ def test_it_goes_on_where_it_was_interrupted(
     list(islice(sampler_study(run, minutes=1e-6).rows(), 5))
     half = json.loads((run / "study" / "samplers.json").read_text())
     assert len(half["rows"]) in (4, 5)
-    again = sampler_study(run, minutes=100)  # the number of images is that of before
+    again = sampler_study(run, minutes=5)  # the number of images is that of before
     assert again.n == samplers.FEWEST
     list(again.rows())
     whole = json.loads((run / "study" / "samplers.json").read_text())

@@ -27,6 +27,7 @@ from undiffuse.report.blocks import Figure, Missing, Table, Text
 from undiffuse.report.sections.trainings_compared import best_of
 from undiffuse.runs.folder import Run
 from undiffuse.runs.studies import FORMAT
+from undiffuse.study import OF_ONE_RUN
 from undiffuse.study.questions import QUESTIONS, Question
 from undiffuse.study.trainings import LEVELS, errors, training_study
 
@@ -47,7 +48,7 @@ def copy(run: Path, to: Path) -> Path:
 
 def test_the_command_knows_the_studies() -> None:
     what = get_type_hints(cli.study)["what"]
-    assert sorted(get_args(what)) == sorted(("samplers", "progress", *QUESTIONS))
+    assert sorted(get_args(what)) == sorted((*OF_ONE_RUN, *QUESTIONS))
 
 
 def test_errors_are_those_of_the_perfect_denoiser() -> None:

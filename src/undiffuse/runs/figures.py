@@ -177,12 +177,12 @@ def timeline(run: Run, each: int = 10) -> None:
         if not (run.path / event.file).is_file():
             continue  # a removed picture must not keep the run from finishing
         with Image.open(run.path / event.file) as sheet:
-            rows.append((event, tiles(sheet, height, width)[:each]))
+            rows.append((event.step, tiles(sheet, height, width)[:each]))
     if not rows:
         return
-    drawn = new_figure(0.5 * each + 1.5, 0.5 * len(rows) + 0.5)
+    drawn = new_figure(0.5 * each + 1.2, 0.5 * len(rows) + 0.5)
     axes = drawn.subplots(len(rows), each, squeeze=False)
-    for row, (event, shown) in zip(axes, rows, strict=True):
+    for row, (step, shown) in zip(axes, rows, strict=True):
         for axis in row:
             axis.set_axis_off()
         for axis, tile in zip(row, shown, strict=False):
@@ -190,10 +190,10 @@ def timeline(run: Run, each: int = 10) -> None:
         row[0].text(
             -0.15,
             0.5,
-            f"step {event.step:,}\n{event.time / 60:.1f} min",
+            f"step {step:,}",
             ha="right",
             va="center",
-            fontsize=8,
+            fontsize=10,
             transform=row[0].transAxes,
         )
     drawn.suptitle("The same noise, as training goes on", fontsize=11)

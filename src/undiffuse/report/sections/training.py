@@ -13,6 +13,7 @@ from undiffuse.training.records import (
     Projection,
     Quality,
     Rollback,
+    Snapshot,
     Validation,
 )
 
@@ -72,7 +73,7 @@ def figures(source: Source) -> Iterator[Block]:
         yield Figure(
             "timeline",
             "Samples from the same noise at different steps of training, those of the untrained "
-            f"network first.{given_means(source)}{guided(source)}",
+            f"network first.{minutes_of(source)}{given_means(source)}{guided(source)}",
             "Rows of images, from noise at the top to clear images at the bottom.",
             0.66,
         )
@@ -111,6 +112,14 @@ def quality(study: dict[str, Any]) -> Iterator[Block]:
         "A falling curve with error bars against the step, the epochs and the minutes.",
         0.75,
     )
+
+
+def minutes_of(source: Source) -> str:
+    """After how many minutes the rows of the timeline were sampled, in a sentence."""
+    times = [f"{record.time / 60:.1f}" for record in source.of(Snapshot)]
+    if len(times) < 2:
+        return ""
+    return f" The rows are of {', '.join(times[:-1])} and {times[-1]} minutes of training."
 
 
 def given_means(source: Source) -> str:
