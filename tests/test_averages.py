@@ -22,7 +22,6 @@ from undiffuse.training.averages import (
     ema_exponent,
     overlap,
     wide_exponent,
-    wide_step,
 )
 
 Command = Callable[..., str]
@@ -50,7 +49,8 @@ def average_of(
             decay = ema_decay(step / every, gamma)
             mean = decay * mean + (1 - decay) * value
         if step in steps:
-            found[step] = mean
+            decay = ema_decay(step / (step % every), gamma) if step % every else 1.0
+            found[step] = decay * mean + (1 - decay) * value
     return found
 
 
@@ -62,7 +62,7 @@ def test_another_width_is_put_together(width: float) -> None:
     narrow, wide, wanted = ema_exponent(0.05), wide_exponent(0.05), ema_exponent(width)
     one, two = average_of(values, narrow, steps), average_of(values, wide, steps, WIDE_EVERY)
     profiles = [(step, narrow) for step in steps]
-    profiles += [(wide_step(step), wide) for step in steps]
+    profiles += [(step, wide) for step in steps]
     weights, error = combination(profiles, 3000, wanted)
     found = weights @ np.array([*one.values(), *two.values()])
     exact = average_of(values, wanted, [3000])[3000]

@@ -122,7 +122,7 @@ def copy(run: Path, tmp_path: Path) -> Path:
 def test_a_run_leaves_these_files_and_no_others(run: Path) -> None:
     assert list(files(run)) == [
         *(f"averages/step_{step:06d}.safetensors" for step in (0, 2, 6, 12)),
-        "averages/wide_000008.safetensors",
+        *(f"averages/wide_{step:06d}.safetensors" for step in (0, 2, 6, 12)),
         "before-decay.safetensors",
         "checkpoint.safetensors",
         "config.json",

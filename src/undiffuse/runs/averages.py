@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from undiffuse.base.errors import UserError
 from undiffuse.base.tensors import save_tensors
 from undiffuse.model import Model
-from undiffuse.training.averages import combination, ema_exponent, wide_exponent, wide_step
+from undiffuse.training.averages import combination, ema_exponent, wide_exponent
 from undiffuse.training.records import Snapshot
 
 if TYPE_CHECKING:
@@ -83,8 +83,6 @@ def logged_averages(run: Run, kind: str = "step") -> list[int]:
 
     The others are of a path that training left, after it was stopped."""
     logged = {record.step for record in run.of(Snapshot)}
-    if kind == "wide":
-        logged = set(map(wide_step, logged))
     return [step for step in kept_averages(run, kind) if step in logged]
 
 

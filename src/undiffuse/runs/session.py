@@ -36,7 +36,6 @@ from undiffuse.runs.fitting import (
 from undiffuse.runs.folder import Run
 from undiffuse.runs.longer import BEFORE_DECAY, START, copy_start
 from undiffuse.runs.signals import Interrupted, Signals
-from undiffuse.training.averages import wide_step
 from undiffuse.training.clock import Clock
 from undiffuse.training.config import Config
 from undiffuse.training.experiment import (
@@ -299,8 +298,8 @@ class Session:
                 columns = columns_for(len(record.images), classes)
                 run.write(record.file, png_bytes(image_grid(record.images, columns)))
                 keep_average(run, dict(state.average.state_dict()), record.step)
-                if state.wide is not None and (wide := wide_step(state.step)):
-                    keep_average(run, dict(state.wide.state_dict()), wide, "wide")
+                if (wide := state.wide_average(self.experiment.config.ema)) is not None:
+                    keep_average(run, wide, record.step, "wide")
         run.append(record)
         every = self.options.checkpoint_every
         due = time.monotonic() - self.saved > SAVE_SECONDS

@@ -35,9 +35,9 @@ def wide_exponent(width: float) -> float:
     return ema_exponent(min(2 * width, 0.28))  # the width of gamma = 0 is 0.289
 
 
-def wide_step(step: int) -> int:
-    """The step of the wide average after `step` steps: the last one that it took, or 0."""
-    return step - step % WIDE_EVERY
+def wide_decay(step: int, since: int, width: float) -> float:
+    """The share of the wide average that its step at `step` keeps, `since` steps after its last."""
+    return ema_decay(step / since, wide_exponent(width)) if since else 1.0
 
 
 def ema_decay(step: float, gamma: float) -> float:

@@ -88,7 +88,7 @@ def times(config: Config, measured: Measured) -> tuple[str, str]:
     spec = f"logit-normal:mean={(noisy + clean) / 2:.1f},std={(noisy - clean) / 2:.1f}"
     if like_digits:
         return spec, (
-            "fitted to MNIST; the principal components of these images are hidden by as much noise"
+            "fitted to MNIST; what varies in these images is decided at as much noise as there"
         )
     why = (
         f"log-SNRs of {mean:.1f} with a spread of {spread:.1f}, at which the principal components "
@@ -109,9 +109,9 @@ def guidance_limit(config: Config, measured: Measured) -> tuple[float, str]:
     limit = 1 + (usual - 1) * (1 - LESS * (mean - DIGITS[0]))
     limit = round(min(max(limit, LIMITS[0]), LIMITS[1]), 1)
     return limit, (
-        "fitted on four data sets: the finer what varies in the images, the less guidance; noise "
-        "hides the principal components of these images at a mean log-SNR of "
-        f"{mean:.1f}, and those of MNIST at {DIGITS[0]:.1f}, where {usual:g} was best"
+        "fitted on four data sets: the finer what varies in the images, the less guidance; what "
+        f"varies in these is decided at a mean log-SNR of {mean:.1f}; for MNIST that is "
+        f"{DIGITS[0]:.1f}, and {usual:g} was best"
     )
 
 

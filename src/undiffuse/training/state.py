@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from undiffuse.base.team import side_by_side
+from undiffuse.training.averages import WIDE_EVERY, wide_decay
 from undiffuse.training.optimizers import OPTIMIZERS
 
 if TYPE_CHECKING:
@@ -45,6 +46,19 @@ class State:
             moments = self.optimizer.state.get(parameter, {})
             found |= {f"optimizer/{name}/{key}": value for key, value in moments.items()}
         return {name: value.detach() for name, value in found.items()}
+
+    def wide_average(self, width: float) -> dict[str, Tensor] | None:
+        """The wide average at this step, with the steps since its last one; None without one.
+
+        width: that of the other average."""
+        if self.wide is None:
+            return None
+        decay = wide_decay(self.step, self.step % WIDE_EVERY, width)
+        now = dict(self.network.named_parameters())
+        return {
+            name: value.lerp(now[name].detach(), 1 - decay) if name in now else value
+            for name, value in self.wide.state_dict().items()
+        }
 
     def restore(self, tensors: dict[str, Tensor], step: int) -> None:
         """The inverse of `tensors`. tensors: those of the same network. step: their step."""

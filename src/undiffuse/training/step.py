@@ -11,7 +11,7 @@ from undiffuse.base import rng
 from undiffuse.base.process import own_randomness
 from undiffuse.base.team import side_by_side
 from undiffuse.diffusion.objectives import part_of
-from undiffuse.training.averages import WIDE_EVERY, ema_decay, ema_exponent, wide_exponent
+from undiffuse.training.averages import WIDE_EVERY, ema_decay, ema_exponent, wide_decay
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -71,9 +71,9 @@ class Gradient:
 
 def widen(state: State, parameters: list[Tensor], width: float) -> None:
     """Take the step of the wide average, where one is due. width: that of the other average."""
-    parts, left = divmod(state.step + 1, WIDE_EVERY)
-    if not left and state.wide is not None:
-        decay = ema_decay(parts, wide_exponent(width))  # of WIDE_EVERY steps at once
+    step = state.step + 1
+    if step % WIDE_EVERY == 0 and state.wide is not None:
+        decay = wide_decay(step, WIDE_EVERY, width)
         torch._foreach_lerp_(list(state.wide.parameters()), parameters, 1 - decay)
 
 

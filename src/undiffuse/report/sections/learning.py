@@ -94,16 +94,27 @@ def optimizer(source: Source) -> Iterator[Block]:
         return
     yield Text(explained(OPTIMIZERS, config.optimizer))
     if name == "muon":
+        a, b, c = muon.NEWTON_SCHULZ
         yield Text(
             "Why this helps: the gradient of a weight matrix has a few large directions and many "
             "small ones. AdamW follows the large ones. An orthogonal matrix stretches no direction "
-            "more than another, so the rare directions are learned too. The orthogonal matrix is "
-            f"found by {muon.ITERATIONS} steps of an iteration that needs only products of "
-            "matrices:"
+            "more than another, so the rare directions are learned too. It is approached by "
+            f"{muon.ITERATIONS} steps of the Newton-Schulz iteration $X arrow.r a X + b (X X^top) "
+            f"X + c (X X^top)^2 X$ with $a = {a}$, $b = {b}$, $c = {c}$, which needs only products "
+            f"of matrices. They bring a singular value of 0.05 to {enlarged(0.05):.2f}, and one of "
+            f"0.001 to {enlarged(0.001):.2f}: the smallest directions stay small."
         )
         yield from code(muon.Muon.update, muon.orthogonal)
     else:
         yield from code(OPTIMIZERS.function(name))
+
+
+def enlarged(value: float) -> float:
+    """What Muon's iteration makes of a singular value."""
+    a, b, c = muon.NEWTON_SCHULZ
+    for _ in range(muon.ITERATIONS):
+        value = a * value + b * value**3 + c * value**5
+    return value
 
 
 def learning_rate(source: Source) -> Iterator[Block]:

@@ -26,9 +26,19 @@ def section(source: Source) -> Iterator[Block]:
 def posterior() -> Iterator[Block]:
     yield Heading(2, "The posterior")
     yield Text(
-        "If the image were known, the step back would be known too. By Bayes' rule "
-        "$q(x_(t-1) | x_t, x_0)$ is normal, its mean a weighted sum of where one is and where one "
-        "is going:"
+        "If the image were known, the step back would be known too. By Bayes' rule $q(x_(t-1) | "
+        "x_t, x_0)$ is proportional to $q(x_t | x_(t-1)) q(x_(t-1) | x_0)$. With (1) and (3) its "
+        "logarithm is, but for constants, $-1 slash 2$ of"
+    )
+    yield Equation(
+        "frac((x_t - sqrt(alpha_t) x_(t-1))^2, 1 - alpha_t) + "
+        "frac((x_(t-1) - sqrt(macron(alpha)_(t-1)) x_0)^2, 1 - macron(alpha)_(t-1))"
+    )
+    yield Text(
+        "That is a square in $x_(t-1)$, so the posterior is normal. The coefficient of "
+        "$x_(t-1)^2$ is one over the variance, $alpha_t slash (1 - alpha_t) + 1 slash (1 - "
+        "macron(alpha)_(t-1))$. The linear terms, times the variance, are the mean: a weighted sum "
+        "of where one is and where one is going:"
     )
     yield Equation(
         "mu_q (x_t, x_0, t) = frac(sqrt(alpha_t) (1 - macron(alpha)_(t-1)) x_t + "
@@ -50,8 +60,19 @@ def posterior() -> Iterator[Block]:
 def loss(config: Config) -> Iterator[Block]:
     yield Heading(2, "The loss")
     yield Text(
-        "The model is good where its step back is near the posterior's, and that is where the "
-        "denoised image is near the image. So what is minimised is, for each image,"
+        "A good model gives the images a high probability. $-log p_theta (x_0)$ is at most a sum "
+        "(Ho et al. 2020), in which each step but the last has the term "
+        "$K L(q(x_(t-1) | x_t, x_0) || p_theta (x_(t-1) | x_t))$. Both are normal with the same "
+        "variance $sigma_q^2 (t)$, that of (4). So the term is $norm(mu_q - mu_theta)^2 slash (2 "
+        "sigma_q^2 (t))$, and with (4) and (5)"
+    )
+    yield Equation(
+        'K L = frac(1, 2) ("SNR"(t - 1) - "SNR"(t)) norm(hat(x)_theta (x_t, t) - x_0)^2, quad '
+        '"SNR"(t) = frac(macron(alpha)_t, 1 - macron(alpha)_t)'
+    )
+    yield Text(
+        "The factor does not depend on the network. The handout drops it, so all times count "
+        "alike. What is minimised then is, for each image,"
     )
     yield Equation(
         'EE_(t tilde.op "Uniform"{2..T}) EE_(x_t tilde.op q(x_t | x_0)) '
@@ -59,8 +80,8 @@ def loss(config: Config) -> Iterator[Block]:
         "6",
     )
     yield Text(
-        "averaged over the data set. The handout leaves $t = 1$ out: at the last step back, (4) is "
-        "the denoised image itself."
+        "averaged over the data set. The handout leaves $t = 1$ out: there the variance of (4) is "
+        "0, and the step back is the denoised image itself."
     )
     yield from weighting(config)
     yield from times_of(config)

@@ -70,8 +70,10 @@ def one_step() -> Iterator[Block]:
 def jump(source: Source) -> Iterator[Block]:
     yield Heading(2, "The jump")
     yield Text(
-        "Sums of independent normal variables are normal, so all steps up to $t$ make one jump. "
-        "With the "
+        "Two steps of (2) make $x_t = sqrt(alpha_t alpha_(t-1)) x_(t-2) + sqrt(alpha_t (1 - "
+        "alpha_(t-1))) epsilon' + sqrt(1 - alpha_t) epsilon$. The two noises are independent, so "
+        "their sum is normal, and the variances add: $alpha_t (1 - alpha_(t-1)) + 1 - alpha_t = 1 "
+        "- alpha_t alpha_(t-1)$. Step by step, all of them make one jump. With the "
         "product $macron(alpha)_t = alpha_1 alpha_2 dots.h.c alpha_t$ it is"
     )
     yield Equation("x_t = sqrt(macron(alpha)_t) x_0 + sqrt(1 - macron(alpha)_t) epsilon_0", "3")

@@ -69,9 +69,14 @@ def handout() -> Iterator[Block]:
 def ddim() -> Iterator[Block]:
     yield Text(
         'The handout calls the two ways "DDIM and DDPM sampling". (8) is DDPM (Ho et al. 2020). '
-        "(7) is _not_ DDIM (Song et al. 2021). The posterior's mean, repeated, shrinks the noise "
-        "faster than the chain does, and the samples collapse onto few shapes. DDIM keeps the "
-        "noise that is in $x_t$, and scales it down to the amount that $x_(t-1)$ must have:"
+        "(7) is _not_ DDIM (Song et al. 2021). Write $x_t = sqrt(macron(alpha)_t) hat(x)_theta + "
+        "sqrt(1 - macron(alpha)_t) hat(epsilon)$. Then (7) leaves $sqrt(alpha_t) (1 - "
+        "macron(alpha)_(t-1)) slash sqrt(1 - macron(alpha)_t)$ times $hat(epsilon)$, and $x_(t-1)$ "
+        "must have $sqrt(1 - macron(alpha)_(t-1))$ times it. The ratio of the two is the root of "
+        "$alpha_t (1 - macron(alpha)_(t-1)) slash (1 - macron(alpha)_t)$. It is below 1, because "
+        "the denominator is larger by $1 - alpha_t$. These ratios multiply from step to step: the "
+        "noise vanishes too soon, and the samples collapse onto few shapes. DDIM keeps the noise "
+        "that is in $x_t$, and scales it to the amount that $x_(t-1)$ must have:"
     )
     yield Equation(
         "x_(t-1) = sqrt(macron(alpha)_(t-1)) hat(x)_theta + "
@@ -81,6 +86,9 @@ def ddim() -> Iterator[Block]:
         "DDIM",
     )
     yield from code(samplers.ddim)
+    yield Text(
+        "The option `eta` puts a part of that noise anew: with 0 it is DDIM, and with 1 it is (8)."
+    )
 
 
 def solvers(source: Source) -> Iterator[Block]:
@@ -91,10 +99,13 @@ def solvers(source: Source) -> Iterator[Block]:
     )
     yield Equation("dif (x_t / alpha(t)) = hat(epsilon) dif (sigma(t) / alpha(t))", "", "ODE")
     yield Text(
-        "A step of DDIM is Euler's method for it. Heun's method (Karras et al. 2022) and "
-        "DPM-Solver++ 2M (Lu et al. 2022) are of second order: with half of the step size their "
-        "error is a quarter, where steps are small enough. Heun's method takes Euler's step, looks "
-        "at the direction at its end, and then goes along the mean of both directions:"
+        "Where a schedule ends in pure noise, $alpha(1) = 0$ and both quotients are infinite. With "
+        "$y = x_t slash (alpha + sigma)$ and $tau = sigma slash (alpha + sigma)$ the same equation "
+        "is $dif y = (hat(epsilon) - hat(x)_theta) dif tau$, which is finite everywhere. The code "
+        "uses this form. A step of DDIM is Euler's method for both. Heun's method (Karras et al. "
+        "2022) and DPM-Solver++ 2M (Lu et al. 2022) are of second order: with half of the step "
+        "size their error is a quarter, where steps are small enough. Heun's method takes Euler's "
+        "step, looks at the direction at its end, and then goes along the mean of both directions:"
     )
     yield from code(samplers.euler, samplers.heun)
     yield Text(
