@@ -13,7 +13,7 @@ from tyro.conf import Positional
 from undiffuse.base.errors import UserError
 from undiffuse.base.lazy import lazy
 from undiffuse.cli.output import by_default, say
-from undiffuse.cli.verbs import Classes, grid_of, sampled_images
+from undiffuse.cli.verbs import grid_of, sampled_images
 from undiffuse.diffusion.inverse import METHODS
 from undiffuse.diffusion.operators import OPERATORS
 from undiffuse.training.fields import among
@@ -34,6 +34,9 @@ else:
     pixels = lazy("undiffuse.base.pixels")
 
 OF_RUN = by_default("the run's")
+CLASS_FLAGS = tyro.conf.arg(aliases=["--class", "--label"])
+Classes = Annotated[tuple[str, ...], CLASS_FLAGS, by_default("inferred from the image")]
+OneClass = Annotated[tuple[str, ...], CLASS_FLAGS, by_default("none")]
 
 
 @dataclass(frozen=True)
@@ -142,7 +145,7 @@ def interpolate(
     first: Annotated[str, tyro.conf.arg(name="from")],
     second: Annotated[str, tyro.conf.arg(name="to")],
     n: int = 12,
-    classes: Classes = (),
+    classes: OneClass = (),
     sampled: Sampled = Steps(),
     place: Placed = Place(),
 ) -> None:
@@ -209,7 +212,7 @@ def restore(
 def encode(
     run: Positional[Path],
     image: Path,
-    classes: Classes = (),
+    classes: OneClass = (),
     steps: int = 100,
     invert: bool = False,
     out: Annotated[str | None, by_default("RUN/encode.npz")] = None,
