@@ -271,7 +271,7 @@ def test_sequential_monte_carlo_is_exact_for_a_mixture() -> None:
 @pytest.mark.parametrize("method", ["mmps", "pigdm", "repaint"])
 def test_the_other_methods_are_near_for_a_mixture(method: str) -> None:
     errors = of_two_modes(method, 20_000, "dpmpp-2m-sde")
-    assert max(errors) < 0.35, errors
+    assert 1e-2 < max(errors) < 0.2, errors  # and not exact: mathematics.md says so
 
 
 def test_every_method_is_tested() -> None:
