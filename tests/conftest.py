@@ -87,6 +87,16 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def shades(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same for 2,400 images, enough for a classifier and for figures of quality."""
+    rng = np.random.default_rng(0)
+    labels = np.arange(2400) % 10
+    images = rng.integers(0, 120, (2400, 8, 8)) + 15 * labels[:, None, None]
+    folder = tmp_path_factory.mktemp("data") / "shades"
+    return write_idx(folder, images.astype(np.uint8), labels.tolist())
+
+
+@pytest.fixture(scope="session")
 def tiny(digits: Path) -> dict[str, Any]:
     """Fields of a run that trains in about a second. With dropout, so that all randomness is used.
 

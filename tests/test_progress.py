@@ -8,11 +8,9 @@ from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
-from conftest import write_idx
 from undiffuse.base.errors import UserError
 from undiffuse.base.pixels import to_uint8
 from undiffuse.diffusion.sampling import sample_batches
@@ -28,16 +26,9 @@ from undiffuse.training.records import Snapshot
 
 
 @pytest.fixture(scope="module")
-def measured(
-    train: Callable[..., Path], short_classifiers: None, tmp_path_factory: pytest.TempPathFactory
-) -> Path:
+def measured(train: Callable[..., Path], short_classifiers: None, shades: Path) -> Path:
     """A run whose data has a classifier, with the first row of the study."""
-    random = np.random.default_rng(0)
-    labels = np.arange(2400) % 10
-    images = random.integers(0, 120, (2400, 8, 8)) + 15 * labels[:, None, None]
-    folder = tmp_path_factory.mktemp("data") / "shades"
-    data = write_idx(folder, images.astype(np.uint8), labels.tolist())
-    run = train(data=str(data), conditional=True)
+    run = train(data=str(shades), conditional=True)
     evaluate_run(run, 100, parts=Parts(likelihood=False, novelty=False))
     list(islice(progress_study(run, minutes=1e-6).rows(), 1))
     return run

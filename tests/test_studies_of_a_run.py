@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 
-from conftest import write_idx
 from undiffuse.base.errors import UserError
 from undiffuse.diffusion.grids import GRIDS
 from undiffuse.diffusion.guidance import GUIDANCES
@@ -32,16 +31,9 @@ FEW = {"guidance": 200, "grids": 500, "restoration": 10}
 
 
 @pytest.fixture(scope="module")
-def measured(
-    train: Callable[..., Path], short_classifiers: None, tmp_path_factory: pytest.TempPathFactory
-) -> Path:
+def measured(train: Callable[..., Path], short_classifiers: None, shades: Path) -> Path:
     """A run whose data has a classifier, with the first rows of each study."""
-    random = np.random.default_rng(1)
-    labels = np.arange(2400) % 10
-    images = random.integers(0, 120, (2400, 8, 8)) + 15 * labels[:, None, None]
-    folder = tmp_path_factory.mktemp("data") / "shades"
-    data = write_idx(folder, images.astype(np.uint8), labels.tolist())
-    run = train(data=str(data), conditional=True)
+    run = train(data=str(shades), conditional=True)
     evaluate_run(run, 100, parts=Parts(likelihood=False, novelty=False))
     for what in FEW:
         list(islice(make_study(what, run, minutes=1e-6).rows(), 2))

@@ -15,13 +15,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from undiffuse.base.errors import UserError
-from undiffuse.base.pixels import to_uint8
 from undiffuse.data.splits import random_labels
 from undiffuse.diffusion.grids import GRIDS, fitted_times
 from undiffuse.diffusion.sampling import (
     Sampling,
     network_calls,
-    sample_batches,
     steps_within,
     trajectory,
 )
@@ -29,8 +27,13 @@ from undiffuse.diffusion.schedule import SCHEDULES
 from undiffuse.measuring.scorer import Scorer
 from undiffuse.runs.folder import Run
 from undiffuse.runs.studies import check_study
-from undiffuse.study.guidance import fastest
-from undiffuse.study.samplers import real_distance, seconds_per_call
+from undiffuse.study.samplers import (
+    fastest,
+    features_of_samples,
+    images_within,
+    real_distance,
+    seconds_per_call,
+)
 from undiffuse.study.sheet import Sheet, check_minutes, data_of, distance_of, scorer_of, sheet
 
 if TYPE_CHECKING:
@@ -79,14 +82,12 @@ class GridStudy:
     @property
     def n(self) -> int:
         """The number of images of each case."""
-        return int(self.sheet.facts["n"])
+        return self.sheet.n
 
     def plan(self) -> str:
         """What is left to do, in one sentence."""
-        return (
-            f"grids: {self.n:,} images of each of {len(self.cases)} cases, about "
-            f"{self.seconds / 60:.1f} minutes; the fitted grid is {self.sheet.facts['fitted']}"
-        )
+        left = self.sheet.plan(f"{len(self.cases)} cases", self.seconds)
+        return f"{left}; the fitted grid is {self.sheet.facts['fitted']}"
 
     def rows(self) -> Iterator[tuple[str, float, dict[str, Any]]]:
         """(what was done, the share of the study that is done, its row). See `Study`."""
@@ -98,8 +99,7 @@ class GridStudy:
     def measured(self, case: Case) -> dict[str, Any]:
         """The row of a case."""
         sampling = replace(self.own, grid=case.grid, steps=case.steps)
-        batches = sample_batches(self.denoiser, self.n, sampling, classes=self.classes)
-        x, _ = self.scorer.network(to_uint8(torch.cat(list(batches))))
+        x = features_of_samples(self.denoiser, self.n, sampling, self.classes, self.scorer)
         return {
             **case.row,
             "steps": case.steps,
@@ -150,7 +150,7 @@ def grid_study(path: Path, minutes: float = 4.0, seed: int = 0) -> GridStudy:
             cases.append(Case(name, network_calls(denoiser, usual, steps), steps))
     total = sum(case.calls for case in cases)
     per_call = seconds_per_call(denoiser)
-    n = max(FEWEST, min(MOST, int(60 * minutes / (total * per_call)), len(whole)))
+    n = images_within(minutes, total, per_call, (FEWEST, MOST), whole)
     kept = sheet(
         run,
         "grids",

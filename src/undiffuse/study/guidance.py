@@ -11,25 +11,25 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import torch
-
-from undiffuse.base import engine
-from undiffuse.base.engine import in_precision
 from undiffuse.base.errors import UserError
-from undiffuse.base.pixels import to_uint8
 from undiffuse.data.splits import random_labels, random_part
 from undiffuse.diffusion.sampling import (
     EVERYWHERE,
     Sampling,
     network_calls,
-    sample_batches,
     unguidable,
 )
 from undiffuse.measuring import distances
 from undiffuse.measuring.scorer import Scorer
 from undiffuse.runs.averages import logged_averages, model_at
 from undiffuse.runs.folder import Run
-from undiffuse.study.samplers import real_distance, seconds_per_call
+from undiffuse.study.samplers import (
+    fastest,
+    features_of_samples,
+    images_within,
+    real_distance,
+    seconds_per_call,
+)
 from undiffuse.study.sheet import Sheet, check_minutes, data_of, distance_of, scorer_of, sheet
 
 if TYPE_CHECKING:
@@ -106,14 +106,11 @@ class GuidanceStudy:
     @property
     def n(self) -> int:
         """The number of images of each case."""
-        return int(self.sheet.facts["n"])
+        return self.sheet.n
 
     def plan(self) -> str:
         """What is left to do, in one sentence."""
-        return (
-            f"guidance: {self.n:,} images of each of {len(self.cases)} cases, about "
-            f"{self.seconds / 60:.1f} minutes"
-        )
+        return self.sheet.plan(f"{len(self.cases)} cases", self.seconds)
 
     def rows(self) -> Iterator[tuple[str, float, dict[str, Any]]]:
         """(what was done, the share of the study that is done, its row). See `Study`."""
@@ -126,8 +123,7 @@ class GuidanceStudy:
     def measured(self, case: Case, calls: int) -> dict[str, Any]:
         """The row of a case."""
         denoiser = replace(self.denoiser, weaker=self.earlier) if case.weaker else self.denoiser
-        batches = sample_batches(denoiser, self.n, case.sampling, classes=self.classes)
-        x, _ = self.scorer.network(to_uint8(torch.cat(list(batches))))
+        x = features_of_samples(denoiser, self.n, case.sampling, self.classes, self.scorer)
         found = distances.manifold(x, self.real, seed=case.sampling.seed, count=2)
         return {
             **case.row,
@@ -162,7 +158,7 @@ def guidance_study(path: Path, minutes: float = 4.0, seed: int = 0) -> GuidanceS
     denoiser = fastest(model.denoiser)
     calls = [calls_of(case, denoiser, earlier) for case in every]
     per_call = seconds_per_call(denoiser)
-    n = max(FEWEST, min(MOST, int(60 * minutes / (sum(calls) * per_call)), len(whole)))
+    n = images_within(minutes, sum(calls), per_call, (FEWEST, MOST), whole)
     kept = sheet(
         run,
         "guidance",
@@ -181,11 +177,6 @@ def guidance_study(path: Path, minutes: float = 4.0, seed: int = 0) -> GuidanceS
     return GuidanceStudy(
         kept, denoiser, earlier, scorer, real, classes, every, calls, n * left * per_call
     )
-
-
-def fastest(denoiser: Denoiser) -> Denoiser:
-    """The denoiser in the precision that is fastest here."""
-    return replace(denoiser, network=in_precision(denoiser.network, engine.fastest()))
 
 
 def calls_of(case: Case, denoiser: Denoiser, earlier: Denoiser | None) -> int:

@@ -11,19 +11,20 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import torch
-
-from undiffuse.base import engine
-from undiffuse.base.engine import in_precision
 from undiffuse.base.errors import UserError
-from undiffuse.base.pixels import to_uint8
 from undiffuse.data.dataset import Dataset
 from undiffuse.data.splits import random_labels
-from undiffuse.diffusion.sampling import Sampling, network_calls, sample_batches
+from undiffuse.diffusion.sampling import Sampling, network_calls
 from undiffuse.measuring.scorer import Scorer
 from undiffuse.runs.averages import logged_averages, model_at
 from undiffuse.runs.folder import Run
-from undiffuse.study.samplers import real_distance, seconds_per_call
+from undiffuse.study.samplers import (
+    fastest,
+    features_of_samples,
+    images_within,
+    real_distance,
+    seconds_per_call,
+)
 from undiffuse.study.sheet import Sheet, check_minutes, data_of, distance_of, scorer_of, sheet
 from undiffuse.training.records import Snapshot
 
@@ -54,14 +55,11 @@ class ProgressStudy:
     @property
     def n(self) -> int:
         """The number of images of each step."""
-        return int(self.sheet.facts["n"])
+        return self.sheet.n
 
     def plan(self) -> str:
         """What is left to do, in one sentence."""
-        return (
-            f"progress: {self.n:,} images of each of {len(self.steps)} steps, about "
-            f"{self.seconds / 60:.1f} minutes"
-        )
+        return self.sheet.plan(f"{len(self.steps)} steps", self.seconds)
 
     def rows(self) -> Iterator[tuple[str, float, dict[str, Any]]]:
         """(what was done, the share of the study that is done, its row). See `Study`."""
@@ -72,10 +70,8 @@ class ProgressStudy:
     def measured(self, step: int) -> dict[str, Any]:
         """The row of a step."""
         run = self.sheet.run
-        denoiser = model_at(run, step).denoiser
-        quick = replace(denoiser, network=in_precision(denoiser.network, engine.fastest()))
-        batches = sample_batches(quick, self.n, self.sampling, classes=self.classes)
-        features, _ = self.scorer.network(to_uint8(torch.cat(list(batches))))
+        denoiser = fastest(model_at(run, step).denoiser)
+        features = features_of_samples(denoiser, self.n, self.sampling, self.classes, self.scorer)
         time = next(record.time for record in run.of(Snapshot) if record.step == step)
         return {
             "step": step,
@@ -105,9 +101,8 @@ def progress_study(path: Path, minutes: float = 1.0, seed: int = 0) -> ProgressS
     own = replace(own, seed=seed)
     assert own.steps is not None
     calls = network_calls(model.denoiser, own, own.steps)
-    fastest = in_precision(model.denoiser.network, engine.fastest())
-    per_call = seconds_per_call(replace(model.denoiser, network=fastest))
-    n = max(FEWEST, min(MOST, int(60 * minutes / (len(steps) * calls * per_call)), len(whole)))
+    per_call = seconds_per_call(fastest(model.denoiser))
+    n = images_within(minutes, len(steps) * calls, per_call, (FEWEST, MOST), whole)
     kept = sheet(
         run,
         "progress",

@@ -136,7 +136,7 @@ class SamplerStudy:
     @property
     def n(self) -> int:
         """The number of images of each case."""
-        return int(self.sheet.facts["n"])
+        return self.sheet.n
 
     @property
     def seed(self) -> int:
@@ -144,10 +144,7 @@ class SamplerStudy:
 
     def plan(self) -> str:
         """What is left to do, in one sentence."""
-        return (
-            f"samplers: {self.n:,} images of each of {len(self.cases)} cases, about "
-            f"{self.seconds / 60:.1f} minutes"
-        )
+        return self.sheet.plan(f"{len(self.cases)} cases", self.seconds)
 
     def rows(self) -> Iterator[tuple[str, float, dict[str, Any]]]:
         """(what was done, the share of the study that is done, its row). See `Study`."""
@@ -263,14 +260,13 @@ def sampler_study(path: Path, minutes: float = 2.0, seed: int = 0) -> SamplerStu
     model = run.model()
     whole = data_of(run)
     about = run.about()
-    precision = engine.fastest()
     denoiser = model.denoiser
-    quick = replace(denoiser, network=in_precision(denoiser.network, precision))
+    quick = fastest(denoiser)
     own = about.config.sampling(model.description.step, denoiser.conditioning)
     compared = cases(denoiser, own.checked(denoiser), long=minutes >= LONG)
     calls = sum(case.calls for case in compared)
     per_call = seconds_per_call(quick)
-    n = max(FEWEST, min(MOST, int(60 * minutes / (calls * per_call)), len(whole)))
+    n = images_within(minutes, calls, per_call, (FEWEST, MOST), whole)
     scorer = scorer_for(whole)
     kept = sheet(
         run,
@@ -307,6 +303,30 @@ def real_spread(config: Config, whole: Dataset, n: int) -> float:
     rows = random_rows_of(len(training), n, config.seed)
     images = training.read(rows)
     return spread(images, None if conditions is None else conditions[rows])
+
+
+def fastest(denoiser: Denoiser) -> Denoiser:
+    """The denoiser in the precision that is fastest here."""
+    return replace(denoiser, network=in_precision(denoiser.network, engine.fastest()))
+
+
+def features_of_samples(
+    denoiser: Denoiser, n: int, sampling: Sampling, classes: Tensor | None, scorer: Scorer
+) -> Tensor:
+    """The features (n, D) of n samples. classes: (n,), or None."""
+    batches = sample_batches(denoiser, n, sampling, classes=classes)
+    features, _ = scorer.network(to_uint8(torch.cat(list(batches))))
+    return features
+
+
+def images_within(
+    minutes: float, calls: float, per_call: float, bounds: tuple[int, int], whole: Dataset
+) -> int:
+    """How many images of each case the minutes allow, within bounds and the size of the data set.
+
+    calls: network calls of an image of each case, all together. per_call: seconds of a call."""
+    fewest, most = bounds
+    return max(fewest, min(most, int(60 * minutes / (calls * per_call)), len(whole)))
 
 
 def seconds_per_call(denoiser: Denoiser) -> float:

@@ -43,6 +43,17 @@ class Sheet:
         return self.run.path / "study" / f"{self.name}.json"
 
     @property
+    def n(self) -> int:
+        """The number of images of each case."""
+        return int(self.facts["n"])
+
+    def plan(self, cases: str, seconds: float) -> str:
+        """What is left to do, in one sentence. cases: how many, such as "12 cases"."""
+        return (
+            f"{self.name}: {self.n:,} images of each of {cases}, about {seconds / 60:.1f} minutes"
+        )
+
+    @property
     def all_of_it(self) -> str:
         """The file and the folder to remove so that the study starts again."""
         return f"{self.path} and {self.path.with_suffix('')}"

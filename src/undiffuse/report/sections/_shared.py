@@ -15,6 +15,20 @@ def code(*functions: Callable[..., Any]) -> Iterator[Code]:
     yield from map(listing, functions)
 
 
+def unfinished(
+    study: dict[str, Any], name: str, what: str, done: str, source: Source
+) -> Iterator[Missing]:
+    """What a study still lacks, and the command that goes on with it; nothing for a whole study.
+
+    name: of the study. what: the study, as the sentence begins. done: with its cases."""
+    have, cases = len(study["rows"]), study["cases"]
+    if have < cases:
+        yield Missing(
+            f"{what} is not whole: {have} of {cases} cases have been {done}.",
+            source.run.command_for("study", name),
+        )
+
+
 def with_examples(source: Source, figure: Figure) -> Iterator[Block]:
     """A figure that shows training images, if the run folder has some."""
     if "data.png" in source.pictures:

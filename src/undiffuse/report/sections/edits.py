@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from undiffuse.diffusion import inverse
-from undiffuse.report.blocks import Block, Equation, Figure, Heading, Missing, Table, Text, coded
-from undiffuse.report.sections._shared import code
+from undiffuse.report.blocks import Block, Equation, Figure, Heading, Table, Text, coded
+from undiffuse.report.sections._shared import code, unfinished
 from undiffuse.report.source import Source
 from undiffuse.report.words import interval, number
 
@@ -96,12 +96,7 @@ ALT = {
 
 def restoration(study: dict[str, Any], source: Source) -> Iterator[Block]:
     rows = study["rows"]
-    if len(rows) < study["cases"]:
-        yield Missing(
-            f"The study of restoration is not whole: {len(rows)} of {study['cases']} cases have "
-            "been measured.",
-            source.run.command_for("study", "restoration"),
-        )
+    yield from unfinished(study, "restoration", "The study of restoration", "measured", source)
     yield Text(
         f"{study['n']:,} images that the run was not trained on were measured, and each was "
         f"restored {study['draws']} times by each method, in {study['steps']} steps. The "

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from undiffuse.report.blocks import Block, Heading, Missing, Table, Text, plain
+from undiffuse.report.blocks import Block, Heading, Table, Text, plain
+from undiffuse.report.sections._shared import unfinished
 from undiffuse.report.source import Source
 from undiffuse.report.words import distance, number
 
@@ -15,12 +16,7 @@ def section(source: Source) -> Iterator[Block]:
         return
     rows = study["rows"]
     yield Heading(1, "Times of the steps compared")
-    if len(rows) < study["cases"]:
-        yield Missing(
-            f"The comparison is not whole: {len(rows)} of {study['cases']} cases have been "
-            "sampled.",
-            source.run.command_for("study", "grids"),
-        )
+    yield from unfinished(study, "grids", "The comparison", "sampled", source)
     yield Text(
         f"{study['n']:,} images each, from the same noise, by {plain(study['sampler'])} with "
         f"guidance {number(study['guidance'])}. The grid _fitted_ was found for this model: its "

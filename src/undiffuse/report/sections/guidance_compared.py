@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from undiffuse.report.blocks import Block, Figure, Heading, Missing, Table, Text, plain
+from undiffuse.report.blocks import Block, Figure, Heading, Table, Text, plain
+from undiffuse.report.sections._shared import unfinished
 from undiffuse.report.source import Source
 from undiffuse.report.words import distance, number
 
@@ -16,12 +17,7 @@ def section(source: Source) -> Iterator[Block]:
         return
     rows = study["rows"]
     yield Heading(1, "Strengths of guidance compared")
-    if len(rows) < study["cases"]:
-        yield Missing(
-            f"The comparison is not whole: {len(rows)} of {study['cases']} cases have been "
-            "sampled.",
-            source.run.command_for("study", "guidance"),
-        )
+    yield from unfinished(study, "guidance", "The comparison", "sampled", source)
     weaker = ""
     if study["weaker_step"] is not None:
         weaker = (

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from undiffuse.report.blocks import Block, Figure, Heading, Missing, Table, Text, plain
+from undiffuse.report.blocks import Block, Figure, Heading, Table, Text, plain
+from undiffuse.report.sections._shared import unfinished
 from undiffuse.report.source import Source
 from undiffuse.report.words import distance, number, sampler_name
 
@@ -18,12 +19,7 @@ def section(source: Source) -> Iterator[Block]:
         return
     yield Heading(1, "Samplers compared")
     rows = study["rows"]
-    if len(rows) < study["cases"]:
-        yield Missing(
-            f"The comparison is not whole: {len(rows)} of {study['cases']} cases have been "
-            "sampled.",
-            source.run.command_for("study", "samplers"),
-        )
+    yield from unfinished(study, "samplers", "The comparison", "sampled", source)
     scored = all("frechet" in row for row in rows)
     yield introduction(study, source)
     yield table(study, scored)
